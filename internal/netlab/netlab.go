@@ -1,0 +1,119 @@
+// Package netlab makes a small network for tests and demonstrations: two network namespaces joined by a veth pair. The
+// engine's side has a bare interface, for an AF_XDP socket; the peer's side has an address and the kernel's own stack.
+//
+//	Engine namespace            Peer namespace
+//	xa0 (no address)  ───────── xb0 10.77.0.1/24
+//
+// Without a name the namespaces are anonymous: nothing but file descriptors of this process keeps them, so that a crash
+// leaves nothing behind. With a name they appear in /run/netns, as those of ip-netns(8) do. IPv6 is off on the
+// interfaces, so that no router solicitation is on the wire. Needs root.
+package netlab
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+)
+
+// ErrNoVLAN reports a kernel without 802.1Q interfaces (CONFIG_VLAN_8021Q).
+var ErrNoVLAN = errors.New("netlab: this kernel has no VLAN interfaces (CONFIG_VLAN_8021Q)")
+
+// Options says what to make. The zero value is good: one queue, MTU 1500, real checksums on the wire.
+type Options struct {
+	Queues     int      // RX and TX queues of both ends; 0 means 1
+	MTU        int      // of both ends, in bytes; 0 means 1500
+	VLANs      []uint16 // IDs of the peer's VLAN sub-interfaces
+	TxOffload  bool     // the peer leaves TCP and UDP checksums partial, as veth does unless told otherwise
+	KernelAddr bool     // the engine's interface gets EngineAddr (and its VLANs): its kernel answers too
+	Name       string   // /run/netns/NAME-a and NAME-b; "" means anonymous
+}
+
+// VLAN is one tagged network over the pair, with the peer's addresses 10.77.1.1/24, 10.77.2.1/24 and on, in the order of
+// Options.VLANs; the engine's end in .2.
+type VLAN struct {
+	ID         uint16
+	PeerDev    string // "xb0.ID"
+	EngineAddr netip.Addr
+	PeerAddr   netip.Addr
+	Subnet     netip.Prefix
+}
+
+// Lab is a network that runs.
+type Lab struct {
+	Engine, Peer         *NS
+	EngineDev, PeerDev   string
+	EngineAddr, PeerAddr netip.Addr
+	Subnet               netip.Prefix
+	VLANs                []VLAN
+}
+
+// New makes the network. Leftovers of an earlier network of the same name are removed first. On error nothing is left.
+func New(o Options) (_ *Lab, err error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	l := &Lab{EngineDev: "xa0", PeerDev: "xb0"}
+	l.EngineAddr, l.PeerAddr, l.Subnet = addresses(0)
+	for i, id := range o.VLANs {
+		v := VLAN{ID: id, PeerDev: fmt.Sprintf("%s.%d", l.PeerDev, id)}
+		v.EngineAddr, v.PeerAddr, v.Subnet = addresses(byte(i + 1))
+		l.VLANs = append(l.VLANs, v)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}()
+	if l.Engine, err = newNS(o.Name, "a", l.EngineDev); err != nil {
+		return nil, err
+	}
+	if l.Peer, err = newNS(o.Name, "b", l.PeerDev); err != nil {
+		return nil, err
+	}
+	if err := l.build(o); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// Close removes the pair and lets go of the namespaces. The kernel ends a namespace when the last process and socket in
+// it are gone. A second Close does nothing.
+func (l *Lab) Close() error {
+	return errors.Join(l.Engine.close(), l.Peer.close())
+}
+
+func (o *Options) check() error {
+	if o.Queues == 0 {
+		o.Queues = 1
+	}
+	if o.MTU == 0 {
+		o.MTU = 1500
+	}
+	switch {
+	case o.Queues < 0 || o.Queues > 4096: // ETHTOOL and rtnl refuse more: net/core/rtnetlink.c, rtnl_create_link
+		return fmt.Errorf("netlab: %d queues: not in 1..4096", o.Queues)
+	case o.MTU < 68 || o.MTU > 65535: // drivers/net/veth.c: ETH_MIN_MTU, ETH_MAX_MTU
+		return fmt.Errorf("netlab: MTU %d: not in 68..65535", o.MTU)
+	case len(o.VLANs) > 255:
+		return fmt.Errorf("netlab: %d VLANs: at most 255", len(o.VLANs))
+	case strings.ContainsAny(o.Name, "/\x00"):
+		return fmt.Errorf("netlab: name %q: a slash has no place in it", o.Name)
+	}
+	for _, id := range o.VLANs {
+		if id < 1 || id > 4094 {
+			return fmt.Errorf("netlab: VLAN %d: not in 1..4094", id)
+		}
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("netlab: making network namespaces needs root")
+	}
+	return nil
+}
+
+// addresses returns those of network n: the engine's, the peer's, and the subnet of both.
+func addresses(n byte) (engine, peer netip.Addr, subnet netip.Prefix) {
+	subnet = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 77, n, 0}), 24)
+	return netip.AddrFrom4([4]byte{10, 77, n, 2}), netip.AddrFrom4([4]byte{10, 77, n, 1}), subnet
+}

@@ -1,0 +1,127 @@
+package sockets
+
+import "xdpd/proto"
+
+// Drop says why a frame, or a datagram of several frames, went no further. The first values are proto's faults, so a
+// parser's verdict is a drop reason as it stands.
+type Drop uint8
+
+// Drop reasons beyond the parsers' own.
+const (
+	EthNotOurs Drop = Drop(proto.NFaults) + iota // unicast to another MAC
+	EthVLANID                                    // not the VLAN this host lives on
+	EthType                                      // neither ARP nor IPv4
+	ARPNotOurs                                   // for another address, or from outside the subnet
+	ARPUnsolicited                               // a reply that nobody asked for
+	ARPConflict                                  // somebody else claims our address
+	NeighTableFull
+	NeighQueueFull // too many packets wait for one neighbour
+	NeighFailed    // the neighbour did not answer
+	IPNotOurs
+	IPMartianSource // multicast, broadcast, loopback, reserved or our own address as source
+	IPMartianDest   // loopback or zero-net destination
+	IPLinkBroadcast // unicast IP in a broadcast frame (RFC 1122 3.3.6)
+	IPSourceRoute
+	IPProtocol      // no such transport protocol here
+	FragOverlap     // RFC 5722: the whole datagram goes
+	FragDuplicate   // an exact copy of a fragment that is there
+	FragBad         // lengths that cannot fit together, or too many pieces
+	FragLimit       // evicted, or no room for another datagram
+	FragTimeout
+	ICMPIgnored    // a type or a quote that concerns nobody here
+	ICMPBroadcast  // echo request to a broadcast
+	ICMPRateLimit  // an ICMP error that was not sent
+	UDPNoSocket
+	UDPQueueFull   // the socket's receive limit
+	TCPNoSocket    // answered with RST where the RFC says so
+	TCPBacklogFull // accept or SYN queue at its limit
+	TCPOutOfWindow
+	TCPOutOfOrder
+	TCPDuplicate
+	TCPPAWS
+	TCPNoACK   // a segment without ACK where one is needed
+	TCPBadFlag // SYN+FIN and the like
+	TCPClosed  // data for a socket that no longer reads
+	RxMemLimit // frames held by all sockets at their limit
+	TxNoFrame
+	TxQueueFull
+	TxNoRoute
+	TxTooBig
+	NDrops
+)
+
+var dropNames = [...]string{
+	"eth_not_ours", "eth_vlan_id", "eth_type", "arp_not_ours", "arp_unsolicited", "arp_conflict", "neigh_table_full",
+	"neigh_queue_full", "neigh_failed", "ip_not_ours", "ip_martian_source", "ip_martian_dest", "ip_link_broadcast",
+	"ip_source_route", "ip_protocol", "frag_overlap", "frag_duplicate", "frag_bad", "frag_limit", "frag_timeout",
+	"icmp_ignored", "icmp_broadcast", "icmp_rate_limit", "udp_no_socket", "udp_queue_full", "tcp_no_socket",
+	"tcp_backlog_full", "tcp_out_of_window", "tcp_out_of_order", "tcp_duplicate", "tcp_paws", "tcp_no_ack",
+	"tcp_bad_flag", "tcp_closed", "rx_mem_limit", "tx_no_frame", "tx_queue_full", "tx_no_route", "tx_too_big",
+}
+
+// String is the reason's name in the drop ledger, for example "ip_checksum".
+func (d Drop) String() string {
+	if d < Drop(proto.NFaults) {
+		return proto.Fault(d).String()
+	}
+	if int(d) < int(NDrops) {
+		return dropNames[d-Drop(proto.NFaults)]
+	}
+	return "?"
+}
+
+// Stat numbers the Host's counters of what it took and passed. Drops are counted apart, by reason.
+type Stat uint8
+
+// Counters of packets unless said otherwise.
+const (
+	RxFrames Stat = iota
+	RxBytes
+	RxARP
+	RxICMP
+	RxUDP
+	RxTCP
+	RxFragments
+	Reassembled    // datagrams put together
+	RxPartialSum   // accepted with only the pseudo-header sum: a kernel sender's checksum offload on veth
+	RxDelivered    // datagrams and segments queued on a socket
+	RxCoalesced    // TCP segments compacted into the frame before them
+	TxFrames
+	TxBytes
+	TxARP
+	TxICMP
+	TxUDP
+	TxTCP
+	TxFragments
+	TCPAccepted
+	TCPResets      // RST sent
+	TCPRetransmits // segments sent again
+	TCPTimeouts    // retransmission timer fired
+	TCPChallenges  // challenge ACKs sent (RFC 5961)
+	NStats
+)
+
+var statNames = [...]string{
+	"rx_frames", "rx_bytes", "rx_arp", "rx_icmp", "rx_udp", "rx_tcp", "rx_fragments", "reassembled", "rx_partial_sum",
+	"rx_delivered", "rx_coalesced", "tx_frames", "tx_bytes", "tx_arp", "tx_icmp", "tx_udp", "tx_tcp", "tx_fragments",
+	"tcp_accepted", "tcp_resets", "tcp_retransmits", "tcp_timeouts", "tcp_challenges",
+}
+
+// String is the counter's name.
+func (s Stat) String() string { return statNames[s] }
+
+// Counters is the Host's part of the ledger.
+type Counters struct {
+	Stats [NStats]uint64
+	Drops [NDrops]uint64
+}
+
+// Add sums two hosts' counters.
+func (c *Counters) Add(o *Counters) {
+	for i := range c.Stats {
+		c.Stats[i] += o.Stats[i]
+	}
+	for i := range c.Drops {
+		c.Drops[i] += o.Drops[i]
+	}
+}

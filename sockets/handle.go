@@ -1,0 +1,124 @@
+package sockets
+
+import "syscall"
+
+// Handle names a socket: a kind, an index into the kind's slab, and the generation of that slot, so that a handle of a
+// closed socket is recognised however often its slot was used again. The zero Handle names nothing.
+type Handle uint64
+
+// Kinds of sockets.
+const (
+	kindUDP = iota + 1
+	kindListener
+	kindTCP
+)
+
+func makeHandle(kind uint8, gen uint32, index uint32) Handle {
+	return Handle(kind)<<56 | Handle(gen&0xffffff)<<32 | Handle(index)
+}
+
+func (s Handle) kind() uint8   { return uint8(s >> 56) }
+func (s Handle) gen() uint32   { return uint32(s>>32) & 0xffffff }
+func (s Handle) index() uint32 { return uint32(s) }
+
+// Ready is a set of readiness conditions with the values of epoll(7).
+type Ready uint32
+
+// Readiness conditions.
+const (
+	In    Ready = 0x001  // data, a connection or an end of stream can be read without waiting
+	Out   Ready = 0x004  // there is room to write
+	Err   Ready = 0x008  // an error is pending
+	Hup   Ready = 0x010  // both directions are closed
+	RdHup Ready = 0x2000 // the peer closed its direction
+)
+
+// Event says that a socket became ready in some way; Ready is all that it is ready for at the time of TakeEvents.
+type Event struct {
+	Sock  Handle
+	Ready Ready
+}
+
+// TakeEvents appends the sockets on which something happened since the last call to buf, each once, and forgets them.
+func (h *Host) TakeEvents(buf []Event) []Event {
+	for _, e := range h.events {
+		if m := h.eventMark(e.Sock); m != nil {
+			*m = false
+			buf = append(buf, Event{e.Sock, h.Ready(e.Sock)})
+		}
+	}
+	h.events = h.events[:0]
+	return buf
+}
+
+// PendingEvents reports whether TakeEvents has something to give.
+func (h *Host) PendingEvents() bool { return len(h.events) > 0 }
+
+// notify queues an event for s, once until it is taken: the list is bounded by the number of sockets.
+func (h *Host) notify(s Handle) {
+	if m := h.eventMark(s); m != nil && !*m {
+		*m = true
+		h.events = append(h.events, Event{Sock: s})
+	}
+}
+
+func (h *Host) eventMark(s Handle) *bool {
+	switch s.kind() {
+	case kindUDP:
+		if u := h.udp.get(s); u != nil {
+			return &u.marked
+		}
+	case kindListener:
+		if l := h.tcp.listener(s); l != nil {
+			return &l.marked
+		}
+	case kindTCP:
+		if c := h.tcp.get(s); c != nil {
+			return &c.marked
+		}
+	}
+	return nil
+}
+
+// Ready tells what s is ready for now; Err|Hup for a handle that names nothing.
+func (h *Host) Ready(s Handle) Ready {
+	switch s.kind() {
+	case kindUDP:
+		if u := h.udp.get(s); u != nil {
+			return h.udpReady(u)
+		}
+	case kindListener:
+		if l := h.tcp.listener(s); l != nil {
+			if l.ready.n > 0 {
+				return In
+			}
+			return 0
+		}
+	case kindTCP:
+		if c := h.tcp.get(s); c != nil {
+			return h.tcpReady(c)
+		}
+	}
+	return Err | Hup
+}
+
+// writable is called for a socket that waited for frames to send with.
+func (h *Host) writable(s Handle) {
+	switch s.kind() {
+	case kindUDP:
+		if u := h.udp.get(s); u != nil {
+			u.blocked = false
+			h.notify(s)
+		}
+	case kindTCP:
+		// By index, not get: a connection without an owner still has its data to send.
+		if c := h.tcp.at(s.index()); c.used && c.gen == s.gen() {
+			c.blocked = false
+			h.tcpMark(s.index(), c)
+			h.notify(s)
+		}
+	}
+}
+
+// Errno is a syscall errno; 0 is success. It is what a completion carries, and what the net face turns into an error.
+type Errno = syscall.Errno

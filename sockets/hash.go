@@ -1,0 +1,70 @@
+package sockets
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"math/bits"
+
+	"xdpd/proto"
+)
+
+// flowKey names a flow from our side. A listening or unconnected socket leaves Remote and RPort zero; a wildcard socket
+// leaves Local zero as well.
+type flowKey struct {
+	Local, Remote proto.Addr
+	LPort, RPort  uint16
+}
+
+// secret keys every hash and random choice of a Host, so that a peer cannot aim at one bucket or guess an ISN. It comes
+// from Config.Seed: a test that fixes the seed fixes them all.
+type secret struct {
+	k0, k1 uint64
+	seed   [32]byte
+	rng    uint64
+}
+
+func newSecret(seed [32]byte) secret {
+	d := sha256.Sum256(append([]byte("xdpd hash"), seed[:]...))
+	return secret{
+		k0:   binary.LittleEndian.Uint64(d[0:]),
+		k1:   binary.LittleEndian.Uint64(d[8:]) | 1,
+		seed: sha256.Sum256(append([]byte("xdpd isn"), seed[:]...)),
+		rng:  binary.LittleEndian.Uint64(d[16:]),
+	}
+}
+
+// mix folds a 128-bit product, the core of wyhash: two multiplications a key.
+func mix(a, b uint64) uint64 {
+	hi, lo := bits.Mul64(a, b)
+	return hi ^ lo
+}
+
+func (s *secret) flow(k flowKey) uint64 {
+	a := uint64(k.Local)<<32 | uint64(k.Remote)
+	b := uint64(k.LPort)<<16 | uint64(k.RPort)
+	return mix(mix(a^s.k0, s.k1)^b, s.k0|1)
+}
+
+func (s *secret) addr(a proto.Addr) uint64 { return mix(uint64(a)^s.k0, s.k1) }
+
+// next is SplitMix64 from the secret seed: for IP identifications and jitter, not for anything that must resist a peer
+// who sees the outputs.
+func (s *secret) next() uint64 {
+	s.rng += 0x9e3779b97f4a7c15
+	z := s.rng
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	return z ^ z>>31
+}
+
+// isn is RFC 6528: a 4 µs clock plus a keyed hash of the connection's four-tuple.
+func (s *secret) isn(k flowKey, now int64) uint32 {
+	var b [32 + 12]byte
+	copy(b[:], s.seed[:])
+	binary.BigEndian.PutUint32(b[32:], uint32(k.Local))
+	binary.BigEndian.PutUint32(b[36:], uint32(k.Remote))
+	binary.BigEndian.PutUint16(b[40:], k.LPort)
+	binary.BigEndian.PutUint16(b[42:], k.RPort)
+	d := sha256.Sum256(b[:])
+	return binary.BigEndian.Uint32(d[:]) + uint32(now/4000)
+}

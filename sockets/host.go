@@ -1,0 +1,408 @@
+package sockets
+
+import (
+	"errors"
+	"fmt"
+	"math"
+
+	"xdpd/proto"
+	"xdpd/umem"
+)
+
+// Prefix is an address of ours and the length of its subnet.
+type Prefix struct {
+	Addr proto.Addr
+	Bits int // 0 to 32
+}
+
+// Config describes a Host. The zero value of a limit means its default.
+type Config struct {
+	MAC    proto.MAC
+	MTU    int      // bytes of the IP packet; a frame must hold MTU + 22 behind umem.Headroom
+	VLANs  []uint16 // tags that every frame carries, outermost first; at most two
+	Addrs  []Prefix
+	Routes []Route // beyond the subnets of Addrs
+
+	// KernelNeighbours leaves address resolution to somebody else (share mode): the Host sends and takes no ARP, asks
+	// through PopResolve, and is told through SetNeighbour.
+	KernelNeighbours bool
+
+	// AcceptPartial takes UDP and TCP checksums that hold only the pseudo-header's sum, as a kernel sender on veth and
+	// its like leaves them.
+	AcceptPartial bool
+
+	Seed [32]byte // secret of hashes, ISNs and IP identifications
+
+	FillFrames int // frames that the fill ring needs: never held by sockets (default a quarter of the pool)
+	RcvBuf     int // bytes a socket may queue, counted in whole frames (default 1 MiB)
+	SndBuf     int // bytes a TCP connection may have unacknowledged or unsent (default 256 KiB)
+	Backlog    int // connections waiting for Accept, per listener (default 1024); half-open ones have the same limit
+}
+
+// Host is one reactor's stack. Not safe for concurrent use.
+type Host struct {
+	cfg    Config
+	pool   *umem.Pool
+	sec    secret
+	now    int64 // of the call in progress
+	lead   int   // bytes of the link header: 14 plus 4 a tag
+	timers *wheel
+
+	counters Counters
+	routes   []Route
+	neigh    neighTable
+	frags    fragTable
+	icmp     icmpLimit
+	ipID     [256]uint16
+
+	rxUsed, rxLimit int // frames held for received data
+	txUsed, txLimit int // frames held or in flight to be sent
+
+	txq       []txDesc // ring; len is a power of two
+	txHead    uint32
+	txTail    uint32
+	noTxFrame []Handle // sockets that saw EAGAIN for want of a frame, to be told when there are some
+
+	events []Event
+
+	udp udpTable
+	tcp tcpTable
+}
+
+// txDesc is one frame on its way out: the bytes chunk[off:off+n] of frame f.
+type txDesc struct {
+	f      umem.Frame
+	off, n uint16
+}
+
+// Flags of a Buf while the Host holds its frame.
+const (
+	bufQueued = 1 << iota // in txq or in the device's TX ring
+	bufKept               // in a TCP send queue: its completion does not free it
+	bufSent               // was sent once: no byte may be added to it
+)
+
+const (
+	txqSize      = 4096
+	maxLead      = 22
+	defaultBuf   = 1 << 20
+	defaultSnd   = 256 << 10
+	defaultQueue = 1024
+)
+
+// New makes a Host over the frames of pool. Its errors name the field that is wrong.
+func New(cfg Config, pool *umem.Pool, now int64) (*Host, error) {
+	if len(cfg.VLANs) > 2 {
+		return nil, fmt.Errorf("sockets: %d VLAN tags; a frame carries at most two", len(cfg.VLANs))
+	}
+	for _, id := range cfg.VLANs {
+		if id == 0 || id > 4094 {
+			return nil, fmt.Errorf("sockets: VLAN %d; ids go from 1 to 4094", id)
+		}
+	}
+	room := pool.Region().ChunkSize() - umem.Headroom - maxLead
+	if cfg.MTU < 68 || cfg.MTU > room {
+		return nil, fmt.Errorf("sockets: MTU %d; with frames of %d bytes it must lie between 68 and %d",
+			cfg.MTU, pool.Region().ChunkSize(), room)
+	}
+	if len(cfg.Addrs) == 0 && !cfg.KernelNeighbours {
+		return nil, errors.New("sockets: no address")
+	}
+	for _, a := range cfg.Addrs {
+		if a.Bits < 0 || a.Bits > 32 || badUnicast(a.Addr) {
+			return nil, fmt.Errorf("sockets: %v/%d is not an address a host can have", a.Addr, a.Bits)
+		}
+	}
+	if cfg.FillFrames == 0 {
+		cfg.FillFrames = pool.Total() / 4
+	}
+	for _, d := range []struct {
+		v   *int
+		def int
+	}{{&cfg.RcvBuf, defaultBuf}, {&cfg.SndBuf, defaultSnd}, {&cfg.Backlog, defaultQueue}} {
+		if *d.v == 0 {
+			*d.v = d.def
+		}
+		if *d.v < 0 {
+			return nil, fmt.Errorf("sockets: a limit of %d", *d.v)
+		}
+	}
+	rest := pool.Total() - cfg.FillFrames
+	if rest < 16 {
+		return nil, fmt.Errorf("sockets: %d frames, of which the fill ring takes %d; at least 16 must remain", pool.Total(), cfg.FillFrames)
+	}
+	h := &Host{
+		cfg: cfg, pool: pool, sec: newSecret(cfg.Seed), now: now,
+		lead: 14 + 4*len(cfg.VLANs), timers: newWheel(now),
+		rxLimit: rest / 2, txLimit: rest - rest/2,
+		txq: make([]txDesc, txqSize),
+	}
+	h.neigh.init(h)
+	h.frags.init(h)
+	h.icmp.init(now)
+	h.udp.init(h)
+	h.tcp.init(h)
+	h.SetAddrs(cfg.Addrs, cfg.Routes)
+	return h, nil
+}
+
+// Counters gives the Host's ledger; the caller must not change it.
+func (h *Host) Counters() *Counters { return &h.counters }
+
+// MTU is the largest IP packet that is sent.
+func (h *Host) MTU() int { return h.cfg.MTU }
+
+// Held tells how many frames sockets and queues hold for received and for outgoing data, and the limits.
+func (h *Host) Held() (rx, rxLimit, tx, txLimit int) { return h.rxUsed, h.rxLimit, h.txUsed, h.txLimit }
+
+func (h *Host) count(s Stat) { h.counters.Stats[s]++ }
+
+// isLocal reports whether a is one of our addresses.
+func (h *Host) isLocal(a proto.Addr) bool {
+	for i := range h.cfg.Addrs {
+		if h.cfg.Addrs[i].Addr == a {
+			return true
+		}
+	}
+	return false
+}
+
+// packet is one IP packet on its way in: a frame, or, put together from fragments, a chain of frames.
+type packet struct {
+	f      umem.Frame // the first frame; while held, more follow by Buf.Next
+	held   bool       // charged and owned as umem.Held; else owned as umem.RX
+	n      int        // bytes of IP payload in all frames
+	ipOff  uint16     // of the IP header in the first frame's chunk
+	ip     proto.IPv4
+	srcMAC proto.MAC
+	bcast  bool // the frame was a link-layer broadcast or multicast
+}
+
+// Input takes a received frame: n bytes from off in the chunk of f, which the caller owns as umem.RX. The frame is the
+// Host's from here on.
+func (h *Host) Input(f umem.Frame, off, n int, now int64) {
+	h.now = now
+	h.count(RxFrames)
+	h.counters.Stats[RxBytes] += uint64(n)
+	b := h.pool.Buf(f)
+	*b = umem.Buf{Next: umem.None, Off: uint16(off), Len: uint16(n)}
+	data := h.pool.Data(f)
+	eth, fault := proto.ParseEthernet(data)
+	if fault != proto.OK {
+		h.dropRX(f, Drop(fault))
+		return
+	}
+	if eth.Dst != h.cfg.MAC && !eth.Dst.IsMulticast() {
+		h.dropRX(f, EthNotOurs)
+		return
+	}
+	if !h.ourVLAN(&eth) {
+		h.dropRX(f, EthVLANID)
+		return
+	}
+	switch eth.Type {
+	case proto.EtherARP:
+		h.count(RxARP)
+		h.arpInput(data[eth.Len:], eth.Src, f)
+	case proto.EtherIPv4:
+		b.Off += uint16(eth.Len)
+		b.Len -= uint16(eth.Len)
+		h.ipInput(f, data[eth.Len:], &eth)
+	default:
+		h.dropRX(f, EthType)
+	}
+}
+
+// ourVLAN compares the frame's tags with ours. A tag with id 0 carries only a priority (IEEE 802.1Q 9.6) and does not
+// count.
+func (h *Host) ourVLAN(eth *proto.Ethernet) bool {
+	k := 0
+	for _, tci := range eth.Tags[:eth.NTags] {
+		id := tci & 0xfff
+		if id == 0 {
+			continue
+		}
+		if k == len(h.cfg.VLANs) || h.cfg.VLANs[k] != id {
+			return false
+		}
+		k++
+	}
+	return k == len(h.cfg.VLANs)
+}
+
+// dropRX frees a frame that was just received.
+func (h *Host) dropRX(f umem.Frame, why Drop) {
+	h.counters.Drops[why]++
+	h.pool.Put(f, umem.RX)
+}
+
+// drop frees a packet, whatever it consists of.
+func (h *Host) drop(p *packet, why Drop) {
+	h.counters.Drops[why]++
+	h.discard(p)
+}
+
+// discard frees a packet that was dealt with.
+func (h *Host) discard(p *packet) {
+	if !p.held {
+		h.pool.Put(p.f, umem.RX)
+		return
+	}
+	h.releaseChain(p.f)
+}
+
+// hold charges the packet to the received frames, so that it may be queued. false: the limit is reached and the packet
+// was dropped.
+func (h *Host) hold(p *packet) bool {
+	if p.held {
+		return true
+	}
+	if h.rxUsed >= h.rxLimit {
+		h.drop(p, RxMemLimit)
+		return false
+	}
+	h.rxUsed++
+	h.pool.Move(p.f, umem.RX, umem.Held)
+	p.held = true
+	return true
+}
+
+// release frees one frame held for received data.
+func (h *Host) release(f umem.Frame) {
+	h.rxUsed--
+	h.pool.Put(f, umem.Held)
+}
+
+func (h *Host) releaseChain(f umem.Frame) {
+	for f != umem.None {
+		next := h.pool.Buf(f).Next
+		h.release(f)
+		f = next
+	}
+}
+
+// allocTX takes a frame to send, with Buf.Off at umem.Headroom and no payload. None: the limit is reached; the caller
+// counts what it gives up.
+func (h *Host) allocTX() umem.Frame {
+	if h.txUsed >= h.txLimit {
+		return umem.None
+	}
+	f := h.pool.Get(umem.Held)
+	if f == umem.None {
+		return f
+	}
+	h.txUsed++
+	*h.pool.Buf(f) = umem.Buf{Next: umem.None, Off: umem.Headroom}
+	return f
+}
+
+// freeTX frees a frame that was to be sent.
+func (h *Host) freeTX(f umem.Frame, from umem.Owner) {
+	h.txUsed--
+	h.pool.Put(f, from)
+}
+
+// txRoom is how many frames the output queue still takes.
+func (h *Host) txRoom() int { return len(h.txq) - int(h.txTail-h.txHead) }
+
+// enqueue puts the n bytes from off of frame f on the output queue. false: full, counted, and the frame is still the
+// caller's.
+func (h *Host) enqueue(f umem.Frame, off, n int) bool {
+	if h.txRoom() == 0 {
+		h.counters.Drops[TxQueueFull]++
+		return false
+	}
+	h.pool.Buf(f).Flags |= bufQueued
+	h.txq[h.txTail&(txqSize-1)] = txDesc{f, uint16(off), uint16(n)}
+	h.txTail++
+	h.count(TxFrames)
+	h.counters.Stats[TxBytes] += uint64(n)
+	return true
+}
+
+// TxPending is how many frames wait for PopTX.
+func (h *Host) TxPending() int { return int(h.txTail - h.txHead) }
+
+// PopTX gives the next frame to send: n bytes from off of its chunk. The frame goes from umem.Held to umem.TX, and comes
+// back through Completed. ok is false when there is none.
+func (h *Host) PopTX() (f umem.Frame, off, n int, ok bool) {
+	if h.txHead == h.txTail {
+		return umem.None, 0, 0, false
+	}
+	d := h.txq[h.txHead&(txqSize-1)]
+	h.txHead++
+	h.pool.Move(d.f, umem.Held, umem.TX)
+	return d.f, int(d.off), int(d.n), true
+}
+
+// Completed takes back a frame that the device is done with; the caller owns it as umem.Comp.
+func (h *Host) Completed(f umem.Frame) {
+	b := h.pool.Buf(f)
+	b.Flags &^= bufQueued
+	if b.Flags&bufKept != 0 {
+		h.pool.Move(f, umem.Comp, umem.Held)
+		return
+	}
+	h.freeTX(f, umem.Comp)
+}
+
+// wantTX notes that a socket must be told when there is room to send again.
+func (h *Host) wantTX(s Handle) { h.noTxFrame = append(h.noTxFrame, s) }
+
+// txFree is how many more frames can be sent now: frames, limit and queue all allow it.
+func (h *Host) txFree() int {
+	return min(h.txLimit-h.txUsed, h.txRoom(), h.pool.Avail())
+}
+
+// EndTurn tells sockets that waited for room to send when a fair share of it is there again. The reactor calls it once
+// a turn, after completions were reaped.
+func (h *Host) EndTurn() {
+	if len(h.noTxFrame) == 0 || h.txFree() < min(64, h.txLimit/4) {
+		return
+	}
+	wake := h.noTxFrame
+	h.noTxFrame = h.noTxFrame[:0]
+	for _, s := range wake {
+		h.writable(s)
+	}
+}
+
+// Tick runs the timers that are due at now (ns, monotonic).
+func (h *Host) Tick(now int64) {
+	h.now = now
+	h.timers.advance(now, h.fire)
+}
+
+// NextDeadline is when Tick has work again; math.MaxInt64 when no timer runs.
+func (h *Host) NextDeadline() int64 {
+	if at, ok := h.timers.next(); ok {
+		return at
+	}
+	return math.MaxInt64
+}
+
+// Owners of timers: the kind in the top byte, the index below.
+const (
+	timerNeigh = iota + 1
+	timerFrag
+	timerTCP
+)
+
+func timerOwner(kind, index uint32) uint32 { return kind<<28 | index }
+
+func (h *Host) fire(owner uint32) {
+	index := owner & (1<<28 - 1)
+	switch owner >> 28 {
+	case timerNeigh:
+		h.neighTimer(index)
+	case timerFrag:
+		h.fragTimer(index)
+	case timerTCP:
+		h.tcpTimer(index)
+	}
+}
+
+// badUnicast reports an address that no host can have.
+func badUnicast(a proto.Addr) bool {
+	return a.IsMulticast() || a.IsBroadcast() || a.IsLoopback() || a.IsZeroNet() || a.IsReserved()
+}

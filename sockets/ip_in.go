@@ -1,0 +1,100 @@
+package sockets
+
+import (
+	"xdpd/proto"
+	"xdpd/umem"
+)
+
+// ipInput is ip_rcv: the frame's Buf covers the bytes behind the link header, b are the same bytes.
+func (h *Host) ipInput(f umem.Frame, b []byte, eth *proto.Ethernet) {
+	ip, fault := proto.ParseIPv4(b)
+	if fault != proto.OK {
+		h.dropRX(f, Drop(fault))
+		return
+	}
+	if why := h.ipCheck(&ip, b, eth); why != 0 {
+		h.dropRX(f, why)
+		return
+	}
+	buf := h.pool.Buf(f)
+	p := packet{
+		f: f, n: int(ip.TotalLen) - int(ip.HeaderLen), ipOff: buf.Off,
+		ip: ip, srcMAC: eth.Src, bcast: eth.Dst.IsMulticast(),
+	}
+	buf.Off += uint16(ip.HeaderLen)
+	buf.Len = uint16(p.n) // what lies behind the IP packet is link-layer padding
+	if ip.Fragment() {
+		h.count(RxFragments)
+		if !h.reassemble(&p) {
+			return
+		}
+	}
+	h.ipDeliver(&p)
+}
+
+// ipCheck is the validation of RFC 1122 3.2.1 and RFC 1812 5.3.7 beyond the header's own.
+func (h *Host) ipCheck(ip *proto.IPv4, b []byte, eth *proto.Ethernet) Drop {
+	if badUnicast(ip.Src) || h.isLocal(ip.Src) || h.subnetBroadcast(ip.Src) {
+		return IPMartianSource
+	}
+	if ip.Dst.IsLoopback() || ip.Dst.IsZeroNet() {
+		return IPMartianDest
+	}
+	if !h.isLocal(ip.Dst) {
+		if ip.Proto == proto.ProtoICMP && (ip.Dst.IsMulticast() || ip.Dst.IsBroadcast() || h.subnetBroadcast(ip.Dst)) {
+			return ICMPBroadcast
+		}
+		return IPNotOurs
+	}
+	if eth.Dst.IsMulticast() {
+		return IPLinkBroadcast
+	}
+	if proto.SourceRouted(b[20:ip.HeaderLen]) {
+		return IPSourceRoute
+	}
+	return 0
+}
+
+// ipDeliver is ip_local_deliver_finish.
+func (h *Host) ipDeliver(p *packet) {
+	switch p.ip.Proto {
+	case proto.ProtoICMP:
+		h.count(RxICMP)
+		h.icmpInput(p)
+	case proto.ProtoUDP:
+		h.count(RxUDP)
+		h.udpInput(p)
+	case proto.ProtoTCP:
+		h.count(RxTCP)
+		h.tcpInput(p)
+	default:
+		h.icmpError(p, proto.ICMPUnreachable, proto.UnreachProtocol)
+		h.drop(p, IPProtocol)
+	}
+}
+
+// sum adds up the checksum of a packet's payload. Every fragment but the last has an even length, so the sums chain.
+func (h *Host) sum(p *packet, acc uint64) uint64 {
+	acc = proto.Sum(h.pool.Data(p.f), acc)
+	if p.held {
+		for f := h.pool.Buf(p.f).Next; f != umem.None; f = h.pool.Buf(f).Next {
+			acc = proto.Sum(h.pool.Data(f), acc)
+		}
+	}
+	return acc
+}
+
+// checkL4 verifies the checksum of a UDP or TCP packet, whose header holds field.
+func (h *Host) checkL4(p *packet, field uint16) bool {
+	pseudo := proto.PseudoSum(p.ip.Src, p.ip.Dst, p.ip.Proto, p.n)
+	if proto.Fold(h.sum(p, pseudo)) == 0xffff {
+		return true
+	}
+	// A sender on the other end of a veth leaves the checksum to a device that never sees the packet: the field holds
+	// the sum of the pseudo-header alone (CHECKSUM_PARTIAL, include/linux/skbuff.h).
+	if h.cfg.AcceptPartial && field == proto.Fold(pseudo) {
+		h.count(RxPartialSum)
+		return true
+	}
+	return false
+}

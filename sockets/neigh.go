@@ -1,0 +1,355 @@
+package sockets
+
+import (
+	"xdpd/proto"
+	"xdpd/umem"
+)
+
+// Neighbour states, as in net/core/neighbour.c and RFC 4861 7.3.2.
+type neighState uint8
+
+const (
+	neighUnused     neighState = iota
+	neighIncomplete            // asked by broadcast, nothing known yet; packets wait
+	neighReachable             // confirmed less than reachableNS ago
+	neighStale                 // known, not confirmed lately; used as it is
+	neighDelay                 // used while stale: confirmation is due unless a reply comes first
+	neighProbe                 // asked again, the old address still in use
+)
+
+const (
+	neighMax      = 1024
+	neighQueueMax = 16 // packets waiting for one neighbour
+	neighWaitMax  = 256
+	neighProbes   = 3
+	resolveMax    = 64
+	reachableNS   = 30_000_000_000
+	delayNS       = 5_000_000_000
+	probeNS       = 1_000_000_000
+)
+
+type neighbour struct {
+	addr       proto.Addr
+	mac        proto.MAC
+	state      neighState
+	probes     uint8
+	waiting    uint8
+	head, tail umem.Frame // packets without a link header
+	timer      uint32
+}
+
+// neighTable is the ARP table. A peer can fill it only with entries that are evicted first.
+type neighTable struct {
+	index   *flat[proto.Addr]
+	entries []neighbour
+	free    []uint16
+	hand    int
+	waiting int // packets in all queues
+	resolve []proto.Addr
+}
+
+func (t *neighTable) init(h *Host) {
+	t.index = newFlat(h.sec.addr)
+	t.entries = make([]neighbour, neighMax)
+	t.free = make([]uint16, neighMax)
+	for i := range t.free {
+		t.free[i] = uint16(neighMax - 1 - i)
+	}
+}
+
+func (h *Host) neighGet(a proto.Addr) *neighbour {
+	if i, ok := h.neigh.index.get(a); ok {
+		return &h.neigh.entries[i]
+	}
+	return nil
+}
+
+// neighNew makes an entry for a, evicting a stale one if the table is full; nil when all are in use.
+func (h *Host) neighNew(a proto.Addr) *neighbour {
+	t := &h.neigh
+	if len(t.free) == 0 {
+		// A clock hand that looks at a few entries only: a flood must not buy a scan of the table per packet.
+		for range 16 {
+			t.hand = (t.hand + 1) % neighMax
+			if t.entries[t.hand].state == neighStale {
+				h.neighDelete(&t.entries[t.hand])
+				break
+			}
+		}
+		if len(t.free) == 0 {
+			h.counters.Drops[NeighTableFull]++
+			return nil
+		}
+	}
+	i := t.free[len(t.free)-1]
+	t.free = t.free[:len(t.free)-1]
+	t.index.put(a, uint32(i))
+	e := &t.entries[i]
+	*e = neighbour{addr: a, head: umem.None, tail: umem.None, timer: h.timers.alloc(timerOwner(timerNeigh, uint32(i)))}
+	return e
+}
+
+// neighDelete forgets an entry whose queue is empty.
+func (h *Host) neighDelete(e *neighbour) {
+	i, _ := h.neigh.index.get(e.addr)
+	h.neigh.index.del(e.addr)
+	h.timers.release(e.timer)
+	*e = neighbour{}
+	h.neigh.free = append(h.neigh.free, uint16(i))
+}
+
+// SetNeighbour tells what the kernel knows of a neighbour (share mode). valid false: it is gone.
+func (h *Host) SetNeighbour(a proto.Addr, mac proto.MAC, valid bool, now int64) {
+	h.now = now
+	e := h.neighGet(a)
+	switch {
+	case valid:
+		if e == nil {
+			if e = h.neighNew(a); e == nil {
+				return
+			}
+		}
+		e.mac = mac
+		h.neighReached(e)
+	case e != nil && e.state == neighIncomplete:
+		h.neighFail(e)
+	case e != nil:
+		h.neighDelete(e)
+	}
+}
+
+// PopResolve gives an address that somebody must resolve for this Host (share mode).
+func (h *Host) PopResolve() (proto.Addr, bool) {
+	n := len(h.neigh.resolve)
+	if n == 0 {
+		return 0, false
+	}
+	a := h.neigh.resolve[n-1]
+	h.neigh.resolve = h.neigh.resolve[:n-1]
+	return a, true
+}
+
+// transmit sends the IP packet of n bytes at off in frame f to the neighbour hop, or queues it until hop is resolved.
+// false: it was not taken, the reason is counted, and the frame is still the caller's.
+func (h *Host) transmit(f umem.Frame, off, n int, hop proto.Addr) bool {
+	e := h.neighGet(hop)
+	if e == nil {
+		if e = h.neighNew(hop); e == nil {
+			return false
+		}
+		e.state = neighIncomplete
+		h.neighAsk(e)
+	}
+	if e.state == neighIncomplete {
+		return h.neighWait(e, f, off, n)
+	}
+	if e.state == neighStale && !h.cfg.KernelNeighbours {
+		e.state = neighDelay
+		h.timers.start(e.timer, h.now+delayNS)
+	}
+	return h.emit(f, off, n, e.mac, proto.EtherIPv4)
+}
+
+// emit writes the link header in front of the packet and puts the frame on the output queue.
+func (h *Host) emit(f umem.Frame, off, n int, dst proto.MAC, etherType uint16) bool {
+	off -= h.lead
+	proto.PutEthernetTagged(h.pool.Chunk(f)[off:], dst, h.cfg.MAC, h.cfg.VLANs, etherType)
+	return h.enqueue(f, off, n+h.lead)
+}
+
+func (h *Host) neighWait(e *neighbour, f umem.Frame, off, n int) bool {
+	b := h.pool.Buf(f)
+	// A frame of a TCP send queue is linked there already; the retransmission timer brings it again.
+	if b.Flags&bufKept != 0 || e.waiting >= neighQueueMax || h.neigh.waiting >= neighWaitMax {
+		h.counters.Drops[NeighQueueFull]++
+		return false
+	}
+	b.Off, b.Len, b.Next = uint16(off), uint16(n), umem.None
+	if e.head == umem.None {
+		e.head = f
+	} else {
+		h.pool.Buf(e.tail).Next = f
+	}
+	e.tail = f
+	e.waiting++
+	h.neigh.waiting++
+	return true
+}
+
+// neighTake empties the queue of e and gives its first packet.
+func (h *Host) neighTake(e *neighbour) umem.Frame {
+	f := e.head
+	h.neigh.waiting -= int(e.waiting)
+	e.head, e.tail, e.waiting = umem.None, umem.None, 0
+	return f
+}
+
+// neighReached is called when e.mac was confirmed: what waited goes out.
+func (h *Host) neighReached(e *neighbour) {
+	e.state, e.probes = neighReachable, 0
+	if h.cfg.KernelNeighbours {
+		h.timers.stop(e.timer)
+	} else {
+		h.timers.start(e.timer, h.now+reachableNS)
+	}
+	for f := h.neighTake(e); f != umem.None; {
+		b := h.pool.Buf(f)
+		next := b.Next
+		if !h.emit(f, int(b.Off), int(b.Len), e.mac, proto.EtherIPv4) {
+			h.freeTX(f, umem.Held)
+		}
+		f = next
+	}
+}
+
+// neighFail gives up on e: what waited is dropped, and the sockets it came from learn it as they would from an ICMP
+// host unreachable.
+func (h *Host) neighFail(e *neighbour) {
+	f := h.neighTake(e)
+	h.neighDelete(e)
+	for f != umem.None {
+		next := h.pool.Buf(f).Next
+		h.counters.Drops[NeighFailed]++
+		h.socketError(h.pool.Data(f), EHOSTUNREACH)
+		h.freeTX(f, umem.Held)
+		f = next
+	}
+}
+
+// neighAsk sends the request that e's state calls for and sets the timer for the next.
+func (h *Host) neighAsk(e *neighbour) {
+	e.probes++
+	h.timers.start(e.timer, h.now+probeNS)
+	if h.cfg.KernelNeighbours {
+		if len(h.neigh.resolve) < resolveMax {
+			h.neigh.resolve = append(h.neigh.resolve, e.addr)
+		}
+		return
+	}
+	h.arpSend(proto.Broadcast, &proto.ARP{Op: proto.ARPRequest, SHA: h.cfg.MAC, SPA: h.sourceFor(e.addr), TPA: e.addr})
+}
+
+func (h *Host) neighTimer(i uint32) {
+	e := &h.neigh.entries[i]
+	switch e.state {
+	case neighReachable:
+		e.state = neighStale
+	case neighDelay:
+		e.state, e.probes = neighProbe, 0
+		h.neighAsk(e)
+	case neighIncomplete, neighProbe:
+		if e.probes >= neighProbes {
+			h.neighFail(e)
+			return
+		}
+		h.neighAsk(e)
+	}
+}
+
+// arpInput handles a received ARP packet (RFC 826) and frees its frame. It learns from replies that were asked for and
+// from requests for our own address, nothing else; and what is confirmed is never overwritten by what nobody asked for:
+// the claim only makes us ask the whole link.
+func (h *Host) arpInput(b []byte, linkSrc proto.MAC, f umem.Frame) {
+	a, fault := proto.ParseARP(b)
+	why := Drop(fault)
+	if fault == proto.OK {
+		why = h.arpHandle(&a, linkSrc)
+	}
+	if why != 0 {
+		h.counters.Drops[why]++
+	}
+	h.pool.Put(f, umem.RX)
+}
+
+func (h *Host) arpHandle(a *proto.ARP, linkSrc proto.MAC) Drop {
+	if h.cfg.KernelNeighbours || !h.isLocal(a.TPA) {
+		return ARPNotOurs
+	}
+	// The hardware addresses must be one station's, the same in both headers.
+	if a.SHA.IsMulticast() || a.SHA.IsZero() || a.SHA != linkSrc {
+		return Drop(proto.ARPBad)
+	}
+	if h.isLocal(a.SPA) {
+		return ARPConflict
+	}
+	if a.Op == proto.ARPReply {
+		return h.arpReply(a)
+	}
+	if a.SPA != 0 { // an RFC 5227 probe has no sender address: answered, not learnt
+		if !h.onLink(a.SPA) {
+			return ARPNotOurs
+		}
+		h.arpLearn(a)
+	}
+	h.arpSend(a.SHA, &proto.ARP{Op: proto.ARPReply, SHA: h.cfg.MAC, SPA: a.TPA, THA: a.SHA, TPA: a.SPA})
+	return 0
+}
+
+func (h *Host) arpReply(a *proto.ARP) Drop {
+	e := h.neighGet(a.SPA)
+	if e == nil || e.state == neighReachable || e.state == neighStale {
+		if e != nil && e.mac != a.SHA {
+			h.neighDoubt(e)
+		}
+		return ARPUnsolicited
+	}
+	if e.state == neighDelay && e.mac != a.SHA { // nothing was asked yet
+		h.neighDoubt(e)
+		return ARPUnsolicited
+	}
+	e.mac = a.SHA
+	h.neighReached(e)
+	return 0
+}
+
+// arpLearn takes the sender of a request for our address: it is about to talk to us.
+func (h *Host) arpLearn(a *proto.ARP) {
+	e := h.neighGet(a.SPA)
+	switch {
+	case e == nil:
+		if e = h.neighNew(a.SPA); e != nil {
+			e.mac, e.state = a.SHA, neighStale
+		}
+	case e.state == neighIncomplete:
+		e.mac = a.SHA
+		h.neighReached(e)
+		e.state = neighStale // it can reach us; that we can reach it is not shown yet
+		h.timers.stop(e.timer)
+	case e.mac != a.SHA:
+		h.neighDoubt(e)
+	}
+}
+
+// neighDoubt is called when somebody claims another hardware address for a known neighbour.
+func (h *Host) neighDoubt(e *neighbour) {
+	if e.state != neighProbe {
+		e.state, e.probes = neighProbe, 0
+		h.neighAsk(e)
+	}
+}
+
+// Announce broadcasts a gratuitous ARP for each of our addresses (RFC 5227 section 3), so that peers forget a MAC that
+// had them before.
+func (h *Host) Announce(now int64) {
+	h.now = now
+	if h.cfg.KernelNeighbours {
+		return
+	}
+	for _, p := range h.cfg.Addrs {
+		h.arpSend(proto.Broadcast, &proto.ARP{Op: proto.ARPRequest, SHA: h.cfg.MAC, SPA: p.Addr, TPA: p.Addr})
+	}
+}
+
+func (h *Host) arpSend(dst proto.MAC, a *proto.ARP) {
+	f := h.allocTX()
+	if f == umem.None {
+		h.counters.Drops[TxNoFrame]++
+		return
+	}
+	n := proto.PutARP(h.pool.Chunk(f)[umem.Headroom:], a)
+	if !h.emit(f, umem.Headroom, n, dst, proto.EtherARP) {
+		h.freeTX(f, umem.Held)
+		return
+	}
+	h.count(TxARP)
+}

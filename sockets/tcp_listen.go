@@ -1,0 +1,118 @@
+package sockets
+
+import "xdpd/proto"
+
+// tcpListener is a listening socket; connections that completed their handshake wait in ready.
+type tcpListener struct {
+	key    flowKey
+	gen    uint32
+	used   bool
+	marked bool
+	half   int // connections in SYN-RECEIVED
+	ready  connQueue
+}
+
+// connQueue is a list of connections linked by tcb.next.
+type connQueue struct {
+	head, tail uint32
+	n          int
+}
+
+// TCPListen opens a listener on an address of ours, or on all (zero), and a port, or a free one (zero). Errors:
+// EADDRNOTAVAIL, EADDRINUSE.
+func (h *Host) TCPListen(local proto.Addr, port uint16) (Handle, Errno) {
+	if local != 0 && !h.isLocal(local) {
+		return 0, EADDRNOTAVAIL
+	}
+	t := &h.tcp
+	if port == 0 {
+		if port = h.ephemeral(func(p uint16) bool { return !h.tcpPortUsed(0, p) }); port == 0 {
+			return 0, EADDRINUSE
+		}
+	}
+	if h.tcpPortUsed(local, port) {
+		return 0, EADDRINUSE
+	}
+	i := 0
+	for i < len(t.listeners) && t.listeners[i].used {
+		i++
+	}
+	if i == len(t.listeners) {
+		t.listeners = append(t.listeners, tcpListener{})
+	}
+	l := &t.listeners[i]
+	*l = tcpListener{key: flowKey{Local: local, LPort: port}, gen: l.gen + 1, used: true}
+	t.bound.put(l.key, uint32(i))
+	return makeHandle(kindListener, l.gen, uint32(i)), 0
+}
+
+// tcpPortUsed reports whether a listener stands in the way of one on local:port.
+func (h *Host) tcpPortUsed(local proto.Addr, port uint16) bool {
+	for i := range h.tcp.listeners {
+		l := &h.tcp.listeners[i]
+		if l.used && l.key.LPort == port && (local == 0 || l.key.Local == 0 || l.key.Local == local) {
+			return true
+		}
+	}
+	return false
+}
+
+// TCPAccept takes a connection that completed its handshake. Errors: EAGAIN, EBADF.
+func (h *Host) TCPAccept(s Handle) (Handle, Errno) {
+	l := h.tcp.listener(s)
+	if l == nil {
+		return 0, EBADF
+	}
+	if l.ready.n == 0 {
+		return 0, EAGAIN
+	}
+	i := l.ready.head
+	c := h.tcp.at(i)
+	l.ready.head = c.next
+	l.ready.n--
+	c.embryo = false
+	h.count(TCPAccepted)
+	return h.tcp.handle(i), 0
+}
+
+// acceptPush queues a connection for TCPAccept.
+func (h *Host) acceptPush(l *tcpListener, i uint32) {
+	if l.ready.n == 0 {
+		l.ready.head = i
+	} else {
+		h.tcp.at(l.ready.tail).next = i
+	}
+	l.ready.tail = i
+	l.ready.n++
+}
+
+// tcpCloseListener closes a listener; connections nobody accepted are reset.
+func (h *Host) tcpCloseListener(s Handle) Errno {
+	l := h.tcp.listener(s)
+	if l == nil {
+		return EBADF
+	}
+	h.tcp.bound.del(l.key)
+	for n, i := l.ready.n, l.ready.head; n > 0; n-- {
+		c := h.tcp.at(i)
+		next := c.next
+		c.embryo, c.orphan = false, true
+		h.tcpAbort(i, c)
+		i = next
+	}
+	h.tcp.eachOf(s.index(), func(i uint32, c *tcb) { h.tcpAbort(i, c) })
+	l.used = false
+	return 0
+}
+
+// eachOf calls f for the half-open connections of a listener.
+func (t *tcpTable) eachOf(listener uint32, f func(i uint32, c *tcb)) {
+	for n := range t.chunks {
+		for k := range t.chunks[n] {
+			if c := &t.chunks[n][k]; c.used && c.embryo && c.listener == listener && c.state == tcpSynRcvd {
+				f(uint32(n*tcbChunk+k), c)
+			}
+		}
+	}
+}
+

@@ -1,0 +1,453 @@
+package sockets
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"xdpd/proto"
+	"xdpd/umem"
+)
+
+// MaxUDP is the largest UDP payload in bytes: 65535 less the IP and UDP headers.
+const MaxUDP = 65535 - 20 - 8
+
+// udpSock is a UDP socket. Its queue links datagrams by Buf.Aux of their first frame; a datagram that was reassembled
+// is a chain of frames by Buf.Next.
+type udpSock struct {
+	key        flowKey
+	gen        uint32
+	used       bool
+	connected  bool
+	marked     bool // an event is queued
+	blocked    bool // waits in Host.noTxFrame
+	err        Errno
+	head, tail umem.Frame
+	datagrams  int
+	bytes      int // of whole frames, as Linux counts sk_rmem_alloc by truesize
+	drops      uint64
+}
+
+// udpTable finds sockets: connected ones by four-tuple, others by address and port, wildcard ones by port.
+type udpTable struct {
+	socks     []udpSock
+	free      []uint32
+	flows     *flat[flowKey]
+	ports     map[uint16]int // sockets that use a local port
+	connected int
+}
+
+func (t *udpTable) init(h *Host) {
+	t.flows = newFlat(h.sec.flow)
+	t.ports = make(map[uint16]int)
+}
+
+func (t *udpTable) get(s Handle) *udpSock {
+	if i := s.index(); s.kind() == kindUDP && int(i) < len(t.socks) {
+		if u := &t.socks[i]; u.used && u.gen == s.gen() {
+			return u
+		}
+	}
+	return nil
+}
+
+func (t *udpTable) handle(u *udpSock, i uint32) Handle { return makeHandle(kindUDP, u.gen, i) }
+
+// lookup is __udp4_lib_lookup: the most specific socket wins.
+func (t *udpTable) lookup(k flowKey) (uint32, bool) {
+	if t.connected > 0 {
+		if i, ok := t.flows.get(k); ok {
+			return i, true
+		}
+	}
+	k.Remote, k.RPort = 0, 0
+	if i, ok := t.flows.get(k); ok {
+		return i, true
+	}
+	k.Local = 0
+	return t.flows.get(k)
+}
+
+// Ports for sockets that did not choose one (net.ipv4.ip_local_port_range).
+const (
+	ephemeralFirst = 32768
+	ephemeralCount = 28232
+)
+
+// UDPBind opens a UDP socket on an address of ours, or on all of them (zero), and a port, or a free one (zero). Errors:
+// EADDRNOTAVAIL, EADDRINUSE.
+func (h *Host) UDPBind(local proto.Addr, port uint16) (Handle, Errno) {
+	if local != 0 && !h.isLocal(local) {
+		return 0, EADDRNOTAVAIL
+	}
+	t := &h.udp
+	if port == 0 {
+		if port = h.ephemeral(func(p uint16) bool { return t.ports[p] == 0 }); port == 0 {
+			return 0, EADDRINUSE
+		}
+	}
+	k := flowKey{Local: local, LPort: port}
+	if t.ports[port] > 0 {
+		_, same := t.flows.get(k)
+		_, wild := t.flows.get(flowKey{LPort: port})
+		if local == 0 || same || wild {
+			return 0, EADDRINUSE
+		}
+	}
+	var i uint32
+	if n := len(t.free); n > 0 {
+		i, t.free = t.free[n-1], t.free[:n-1]
+	} else {
+		t.socks = append(t.socks, udpSock{})
+		i = uint32(len(t.socks) - 1)
+	}
+	u := &t.socks[i]
+	*u = udpSock{key: k, gen: u.gen + 1, used: true, head: umem.None, tail: umem.None}
+	t.flows.put(k, i)
+	t.ports[port]++
+	return t.handle(u, i), 0
+}
+
+// ephemeral picks a port at random (RFC 6056 algorithm 1: random start, then upwards) for which free says yes; 0 if
+// there is none.
+func (h *Host) ephemeral(free func(uint16) bool) uint16 {
+	start := int(h.sec.next() % ephemeralCount)
+	for i := range ephemeralCount {
+		if p := uint16(ephemeralFirst + (start+i)%ephemeralCount); free(p) {
+			return p
+		}
+	}
+	return 0
+}
+
+// UDPConnect sets the only peer the socket talks to. Errors: EBADF, EISCONN, ENETUNREACH, EADDRINUSE.
+func (h *Host) UDPConnect(s Handle, remote proto.Addr, port uint16) Errno {
+	u := h.udp.get(s)
+	switch {
+	case u == nil:
+		return EBADF
+	case u.connected:
+		return EISCONN
+	case port == 0:
+		return EINVAL
+	}
+	_, src, ok := h.route(remote)
+	if !ok {
+		return ENETUNREACH
+	}
+	k := flowKey{Local: u.key.Local, LPort: u.key.LPort, Remote: remote, RPort: port}
+	if k.Local == 0 {
+		k.Local = src
+	}
+	if _, taken := h.udp.flows.get(k); taken {
+		return EADDRINUSE
+	}
+	h.udp.flows.del(u.key)
+	h.udp.flows.put(k, s.index())
+	u.key, u.connected = k, true
+	h.udp.connected++
+	return 0
+}
+
+// UDPClose closes the socket; what it holds is freed. EBADF for a closed one.
+func (h *Host) UDPClose(s Handle) Errno {
+	t := &h.udp
+	u := t.get(s)
+	if u == nil {
+		return EBADF
+	}
+	for u.datagrams > 0 {
+		h.udpPop(u)
+	}
+	t.flows.del(u.key)
+	if t.ports[u.key.LPort]--; t.ports[u.key.LPort] == 0 {
+		delete(t.ports, u.key.LPort)
+	}
+	if u.connected {
+		t.connected--
+	}
+	u.used = false
+	t.free = append(t.free, s.index())
+	return 0
+}
+
+// UDPAddr gives the local address and, for a connected socket, the remote one.
+func (h *Host) UDPAddr(s Handle) (local, remote netip.AddrPort) {
+	if u := h.udp.get(s); u != nil {
+		local = netip.AddrPortFrom(u.key.Local.Netip(), u.key.LPort)
+		if u.connected {
+			remote = netip.AddrPortFrom(u.key.Remote.Netip(), u.key.RPort)
+		}
+	}
+	return local, remote
+}
+
+// UDPInfo is what there is to know about a socket for a person.
+type UDPInfo struct {
+	Local, Remote netip.AddrPort
+	Datagrams     int    // queued
+	Bytes         int    // queued, counted in whole frames
+	Drops         uint64 // refused because the queue was full
+}
+
+// UDPSockets lists all UDP sockets.
+func (h *Host) UDPSockets() []UDPInfo {
+	var out []UDPInfo
+	for i := range h.udp.socks {
+		if u := &h.udp.socks[i]; u.used {
+			l, r := h.UDPAddr(h.udp.handle(u, uint32(i)))
+			out = append(out, UDPInfo{Local: l, Remote: r, Datagrams: u.datagrams, Bytes: u.bytes, Drops: u.drops})
+		}
+	}
+	return out
+}
+
+func (h *Host) udpReady(u *udpSock) Ready {
+	var r Ready
+	if u.datagrams > 0 {
+		r |= In
+	}
+	if u.err != 0 {
+		r |= In | Out | Err
+	}
+	if !u.blocked {
+		r |= Out
+	}
+	return r
+}
+
+func (h *Host) udpInput(p *packet) {
+	data := h.pool.Data(p.f)
+	u, fault := proto.ParseUDPIn(data, p.n)
+	if fault != proto.OK {
+		h.drop(p, Drop(fault))
+		return
+	}
+	h.trim(p, int(u.Len))
+	if u.Checksum != 0 && !h.checkL4(p, u.Checksum) {
+		h.drop(p, Drop(proto.UDPChecksum))
+		return
+	}
+	i, ok := h.udp.lookup(flowKey{Local: p.ip.Dst, Remote: p.ip.Src, LPort: u.DstPort, RPort: u.SrcPort})
+	if !ok {
+		h.icmpError(p, proto.ICMPUnreachable, proto.UnreachPort)
+		h.drop(p, UDPNoSocket)
+		return
+	}
+	s := &h.udp.socks[i]
+	size := h.truesize(p)
+	if s.datagrams > 0 && s.bytes+size > h.cfg.RcvBuf {
+		s.drops++
+		h.drop(p, UDPQueueFull)
+		return
+	}
+	if !h.hold(p) {
+		s.drops++
+		return
+	}
+	h.udpPush(s, p, &u, size)
+	h.count(RxDelivered)
+	h.notify(h.udp.handle(s, i))
+}
+
+// trim cuts a packet's payload to n bytes, freeing frames that hold none of them.
+func (h *Host) trim(p *packet, n int) {
+	if n == p.n {
+		return
+	}
+	p.n = n
+	for f := p.f; ; {
+		b := h.pool.Buf(f)
+		if n <= int(b.Len) {
+			b.Len = uint16(n)
+			if p.held {
+				h.releaseChain(b.Next)
+				b.Next = umem.None
+			}
+			return
+		}
+		n -= int(b.Len)
+		f = b.Next
+	}
+}
+
+// truesize is what a packet costs in memory.
+func (h *Host) truesize(p *packet) int {
+	n := h.pool.Region().ChunkSize()
+	if !p.held {
+		return n
+	}
+	size := 0
+	for f := p.f; f != umem.None; f = h.pool.Buf(f).Next {
+		size += n
+	}
+	return size
+}
+
+// udpMeta is where the source of a queued datagram is kept: over its UDP header, which was parsed and is in the cache.
+const udpMeta = 8
+
+// udpPush queues a datagram. Its first frame's Buf covers the payload from here on, and the 8 bytes before it become
+// source address, source port and payload length.
+func (h *Host) udpPush(s *udpSock, p *packet, u *proto.UDP, size int) {
+	b := h.pool.Buf(p.f)
+	b.Off += udpMeta
+	b.Len -= udpMeta
+	b.Aux = uint32(umem.None)
+	meta := h.pool.Chunk(p.f)[b.Off-udpMeta:]
+	binary.NativeEndian.PutUint32(meta, uint32(p.ip.Src))
+	binary.NativeEndian.PutUint16(meta[4:], u.SrcPort)
+	binary.NativeEndian.PutUint16(meta[6:], uint16(p.n-udpMeta))
+	if s.head == umem.None {
+		s.head = p.f
+	} else {
+		h.pool.Buf(s.tail).Aux = uint32(p.f)
+	}
+	s.tail = p.f
+	s.datagrams++
+	s.bytes += size
+}
+
+// udpPop frees the first datagram of the queue.
+func (h *Host) udpPop(s *udpSock) {
+	f := s.head
+	s.head = umem.Frame(h.pool.Buf(f).Aux)
+	s.datagrams--
+	for f != umem.None {
+		next := h.pool.Buf(f).Next
+		s.bytes -= h.pool.Region().ChunkSize()
+		h.release(f)
+		f = next
+	}
+}
+
+// Datagram is the result of UDPRecv.
+type Datagram struct {
+	N    int // bytes copied
+	Size int // bytes of the datagram; more than N: the rest was cut off
+	Src  netip.AddrPort
+}
+
+// UDPRecv copies the next datagram into dst. Errors: EAGAIN when there is none, EBADF, and, once, what an ICMP error
+// brought to a connected socket.
+func (h *Host) UDPRecv(s Handle, dst []byte) (Datagram, Errno) {
+	u := h.udp.get(s)
+	if u == nil {
+		return Datagram{}, EBADF
+	}
+	if u.err != 0 {
+		err := u.err
+		u.err = 0
+		return Datagram{}, err
+	}
+	if u.datagrams == 0 {
+		return Datagram{}, EAGAIN
+	}
+	f := u.head
+	meta := h.pool.Chunk(f)[h.pool.Buf(f).Off-udpMeta:]
+	d := Datagram{
+		Size: int(binary.NativeEndian.Uint16(meta[6:])),
+		Src: netip.AddrPortFrom(proto.Addr(binary.NativeEndian.Uint32(meta)).Netip(),
+			binary.NativeEndian.Uint16(meta[4:])),
+	}
+	for ; f != umem.None && d.N < len(dst); f = h.pool.Buf(f).Next {
+		d.N += copy(dst[d.N:], h.pool.Data(f))
+	}
+	h.udpPop(u)
+	return d, 0
+}
+
+// UDPSend sends one datagram to dst, or with the zero dst to the connected peer. Errors: EAGAIN when there are no
+// frames to send with (the socket reports Out when there are), EMSGSIZE, EDESTADDRREQ, ENETUNREACH, EINVAL, EBADF, and,
+// once, what an ICMP error brought to a connected socket.
+func (h *Host) UDPSend(s Handle, payload []byte, dst netip.AddrPort, now int64) Errno {
+	h.now = now
+	u := h.udp.get(s)
+	switch {
+	case u == nil:
+		return EBADF
+	case u.err != 0:
+		err := u.err
+		u.err = 0
+		return err
+	case len(payload) > MaxUDP:
+		return EMSGSIZE
+	}
+	remote, rport := u.key.Remote, u.key.RPort
+	if dst.IsValid() {
+		a, ok := proto.AddrFrom(dst.Addr())
+		if !ok || dst.Port() == 0 {
+			return EINVAL
+		}
+		remote, rport = a, dst.Port()
+	} else if !u.connected {
+		return EDESTADDRREQ
+	}
+	hop, src, ok := h.route(remote)
+	if !ok {
+		return ENETUNREACH
+	}
+	if u.key.Local != 0 {
+		src = u.key.Local
+	}
+	err := h.udpOutput(payload, flowKey{Local: src, Remote: remote, LPort: u.key.LPort, RPort: rport}, hop)
+	if err == EAGAIN && !u.blocked {
+		u.blocked = true
+		h.wantTX(s)
+	}
+	return err
+}
+
+func (h *Host) udpOutput(payload []byte, k flowKey, hop proto.Addr) Errno {
+	n := len(payload) + 8
+	pseudo := proto.PseudoSum(k.Local, k.Remote, proto.ProtoUDP, n)
+	if n+20 > h.cfg.MTU {
+		g := gather{b: payload, chain: umem.None}
+		proto.PutUDP(g.head[:], k.LPort, k.RPort, n, 0)
+		sum := udpSum(proto.Fold(proto.Sum(payload, proto.Sum(g.head[:], pseudo))))
+		proto.PutUDP(g.head[:], k.LPort, k.RPort, n, sum)
+		err := h.sendMessage(&g, n, k.Local, k.Remote, hop, proto.ProtoUDP)
+		if err == 0 {
+			h.count(TxUDP)
+		}
+		return err
+	}
+	if h.txRoom() == 0 {
+		return EAGAIN
+	}
+	f := h.allocTX()
+	if f == umem.None {
+		return EAGAIN
+	}
+	msg := h.pool.Chunk(f)[umem.Headroom : umem.Headroom+n]
+	copy(msg[8:], payload)
+	proto.PutUDP(msg, k.LPort, k.RPort, n, 0)
+	proto.PutUDP(msg, k.LPort, k.RPort, n, udpSum(proto.Fold(proto.Sum(msg, pseudo))))
+	h.pool.Buf(f).Len = uint16(n)
+	if !h.sendIP(f, k.Local, k.Remote, hop, proto.ProtoUDP) {
+		h.freeTX(f, umem.Held) // counted where it was refused; to the sender it is a datagram lost on the way
+		return 0
+	}
+	h.count(TxUDP)
+	return 0
+}
+
+// udpSum is the checksum for a folded sum: 0 means "none" on the wire, so it is sent as its other representation
+// (RFC 768).
+func udpSum(folded uint16) uint16 {
+	if s := ^folded; s != 0 {
+		return s
+	}
+	return 0xffff
+}
+
+// udpError delivers an ICMP error to the connected socket it concerns.
+func (h *Host) udpError(k flowKey, err Errno) bool {
+	i, ok := h.udp.flows.get(k)
+	if !ok || !h.udp.socks[i].connected {
+		return false
+	}
+	u := &h.udp.socks[i]
+	u.err = err
+	h.notify(h.udp.handle(u, i))
+	return true
+}
