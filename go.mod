@@ -2,16 +2,17 @@ module xdpd
 
 go 1.26.0
 
+tool github.com/cilium/ebpf/cmd/bpf2go
+
 require (
-	github.com/HdrHistogram/hdrhistogram-go v1.4.0
-	github.com/alecthomas/kong v1.17.0
 	github.com/asavie/xdp v0.3.3
 	github.com/cilium/ebpf v0.22.0
-	github.com/google/go-cmp v0.7.0
-	github.com/miekg/dns v1.1.73
-	github.com/pelletier/go-toml/v2 v2.4.3
 	github.com/vishvananda/netlink v1.3.1
 	github.com/vishvananda/netns v0.0.5
-	golang.org/x/net v0.57.0
 	golang.org/x/sys v0.49.0
+)
+
+require (
+	golang.org/x/net v0.57.0 // indirect
+	golang.org/x/sync v0.22.0 // indirect
 )

@@ -93,7 +93,7 @@ func TestSumChains(t *testing.T) {
 func TestFold(t *testing.T) {
 	for acc, want := range map[uint64]uint16{
 		0: 0, 1: 1, 0xffff: 0xffff, 0x10000: 1, 0x1fffe: 0xffff, 0xffff0001: 1,
-		1<<32 - 1: 0xffff, 1 << 32: 1, 1<<64 - 1: 0xffff, 1<<64 - 2: 0xfffe, 0x0001000100010001: 4,
+		0xffffffff00010000: 1, 1<<32 - 1: 0xffff, 1 << 32: 1, 1<<64 - 1: 0xffff, 1<<64 - 2: 0xfffe, 0x0001000100010001: 4,
 	} {
 		if got := Fold(acc); got != want {
 			t.Errorf("Fold(%#x) = %#04x, want %#04x", acc, got, want)

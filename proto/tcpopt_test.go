@@ -34,6 +34,7 @@ func TestParseTCPOptions(t *testing.T) {
 		{"SACK permitted of wrong length", "040300 020405b4", TCPOptions{MSS: 1460}},
 		{"timestamps of wrong length", "0806 00000001 080b 0000000100000002 00 0402", TCPOptions{SACKPermitted: true}},
 		{"SACK twice, the first longer", "0512 00000001 00000002 00000003 00000004 050a 00000005 00000006", TCPOptions{NSACK: 1, SACK: [4][2]uint32{{5, 6}}}},
+		{"SACK, then one without a block", "050a 00000001 00000002 0502", TCPOptions{NSACK: 1, SACK: [4][2]uint32{{1, 2}}}},
 		{"SACK without a block", "0502 0402", TCPOptions{SACKPermitted: true}},
 		{"SACK of seven bytes", "0509 00000000000000 0402", TCPOptions{SACKPermitted: true}},
 		{"SACK of nine bytes", "050b 000000000000000000 0402", TCPOptions{SACKPermitted: true}},

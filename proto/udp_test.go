@@ -31,6 +31,16 @@ func TestParseUDP(t *testing.T) {
 	checkParse(t, ParseUDP, long, UDP{1, 2, 65535, 3}, OK)
 }
 
+// The first of several pieces: the length may reach past it, but not past all of them.
+func TestParseUDPIn(t *testing.T) {
+	first := hx("ac7c 0035 000b 5bad 6f")
+	for total, fault := range map[int]Fault{9: UDPLen, 10: UDPLen, 11: OK, 12: OK, 65515: OK} {
+		in := func(b []byte) (UDP, Fault) { return ParseUDPIn(b, total) }
+		checkParse(t, in, first, UDP{44156, 53, 11, 0x5bad}, fault)
+		checkParse(t, in, first[:7], UDP{}, UDPShort) // a first fragment has 8 bytes at least
+	}
+}
+
 func TestPutUDP(t *testing.T) {
 	b := bytes.Repeat([]byte{0xee}, 9)
 	if n := PutUDP(b, 44156, 53, 11, 0x5bad); n != 8 || !bytes.Equal(b, hx("ac7c 0035 000b 5bad ee")) {

@@ -8,12 +8,12 @@ type Drop uint8
 
 // Drop reasons beyond the parsers' own.
 const (
-	EthNotOurs Drop = Drop(proto.NFaults) + iota // unicast to another MAC
-	EthVLANID                                    // not the VLAN this host lives on
-	EthType                                      // neither ARP nor IPv4
-	ARPNotOurs                                   // for another address, or from outside the subnet
-	ARPUnsolicited                               // a reply that nobody asked for
-	ARPConflict                                  // somebody else claims our address
+	EthNotOurs     Drop = Drop(proto.NFaults) + iota // unicast to another MAC
+	EthVLANID                                        // not the VLAN this host lives on
+	EthType                                          // neither ARP nor IPv4
+	ARPNotOurs                                       // for another address, or from outside the subnet
+	ARPUnsolicited                                   // a reply that nobody asked for
+	ARPConflict                                      // somebody else claims our address
 	NeighTableFull
 	NeighQueueFull // too many packets wait for one neighbour
 	NeighFailed    // the neighbour did not answer
@@ -22,15 +22,15 @@ const (
 	IPMartianDest   // loopback or zero-net destination
 	IPLinkBroadcast // unicast IP in a broadcast frame (RFC 1122 3.3.6)
 	IPSourceRoute
-	IPProtocol      // no such transport protocol here
-	FragOverlap     // RFC 5722: the whole datagram goes
-	FragDuplicate   // an exact copy of a fragment that is there
-	FragBad         // lengths that cannot fit together, or too many pieces
-	FragLimit       // evicted, or no room for another datagram
+	IPProtocol    // no such transport protocol here
+	FragOverlap   // RFC 5722: the whole datagram goes
+	FragDuplicate // an exact copy of a fragment that is there
+	FragBad       // lengths that cannot fit together, or too many pieces
+	FragLimit     // evicted, or no room for another datagram
 	FragTimeout
-	ICMPIgnored    // a type or a quote that concerns nobody here
-	ICMPBroadcast  // echo request to a broadcast
-	ICMPRateLimit  // an ICMP error that was not sent
+	ICMPIgnored   // a type or a quote that concerns nobody here
+	ICMPBroadcast // echo request to a broadcast
+	ICMPRateLimit // an ICMP error that was not sent
 	UDPNoSocket
 	UDPQueueFull   // the socket's receive limit
 	TCPNoSocket    // answered with RST where the RFC says so
@@ -82,10 +82,10 @@ const (
 	RxUDP
 	RxTCP
 	RxFragments
-	Reassembled    // datagrams put together
-	RxPartialSum   // accepted with only the pseudo-header sum: a kernel sender's checksum offload on veth
-	RxDelivered    // datagrams and segments queued on a socket
-	RxCoalesced    // TCP segments compacted into the frame before them
+	Reassembled  // datagrams put together
+	RxPartialSum // accepted with only the pseudo-header sum: a kernel sender's checksum offload on veth
+	RxDelivered  // datagrams and segments queued on a socket
+	RxCoalesced  // TCP segments compacted into the frame before them
 	TxFrames
 	TxBytes
 	TxARP

@@ -89,3 +89,14 @@ func (t *flat[K]) del(k K) bool {
 	t.slots[i] = flatSlot[K]{}
 	return true
 }
+
+// all gives the values, in no order.
+func (t *flat[K]) all() []uint32 {
+	out := make([]uint32, 0, t.n)
+	for i := range t.slots {
+		if t.slots[i].used {
+			out = append(out, t.slots[i].val)
+		}
+	}
+	return out
+}

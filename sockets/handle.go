@@ -102,6 +102,9 @@ func (h *Host) Ready(s Handle) Ready {
 	return Err | Hup
 }
 
+// Open reports whether s names a socket that its owner did not close.
+func (h *Host) Open(s Handle) bool { return h.eventMark(s) != nil }
+
 // writable is called for a socket that waited for frames to send with.
 func (h *Host) writable(s Handle) {
 	switch s.kind() {

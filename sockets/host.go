@@ -354,6 +354,26 @@ func (h *Host) txFree() int {
 	return min(h.txLimit-h.txUsed, h.txRoom(), h.pool.Avail())
 }
 
+// Busy reports whether there is output that Flush and PopTX would give, or an event for TakeEvents.
+func (h *Host) Busy() bool { return len(h.tcp.dirty) > 0 || h.TxPending() > 0 || len(h.events) > 0 }
+
+// Blocked reports whether a socket waits for frames to send with.
+func (h *Host) Blocked() bool { return len(h.noTxFrame) > 0 }
+
+// Unsent reports whether something that was written has not left, or was not acknowledged.
+func (h *Host) Unsent() bool {
+	if h.Busy() {
+		return true
+	}
+	for _, i := range h.tcp.flows.all() {
+		c := h.tcp.at(i)
+		if c.sndBytes > 0 || c.wantFIN && c.state != tcpTimeWait && c.state != tcpFinWait2 {
+			return true
+		}
+	}
+	return false
+}
+
 // EndTurn tells sockets that waited for room to send when a fair share of it is there again. The reactor calls it once
 // a turn, after completions were reaped.
 func (h *Host) EndTurn() {

@@ -59,10 +59,10 @@ type tcb struct {
 	sndWnd, sndWl1, sndWl2       uint32
 	maxWnd                       uint32 // largest window the peer ever offered
 	cwnd, ssthresh               uint32
-	sndBytes                     uint32 // in the send queue: unacknowledged and unsent, without SYN and FIN
+	sndBytes                     uint32     // in the send queue: unacknowledged and unsent, without SYN and FIN
 	sndHead, sndTail, sndNext    umem.Frame // sndNext starts at sndNxt; None: nothing unsent
 	rttSeq                       uint32
-	srtt, rttvar, rto, rttAt     int64 // ns
+	srtt, rttvar, rto, rttAt     int64  // ns
 	irs, rcvNxt, rcvAdv, lastAck uint32 // rcvAdv: right edge of the advertised window; lastAck: last ACK sent
 	rcvBytes                     uint32
 	rcvHead, rcvTail             umem.Frame
@@ -381,9 +381,9 @@ func (h *Host) tcpAbort(i uint32, c *tcb) {
 type TCPInfo struct {
 	Local, Remote netip.AddrPort
 	State         string
-	SendQueue     int // bytes unacknowledged or unsent
-	RecvQueue     int // bytes nobody read yet
-	Cwnd          int // bytes
+	SendQueue     int   // bytes unacknowledged or unsent
+	RecvQueue     int   // bytes nobody read yet
+	Cwnd          int   // bytes
 	RTT           int64 // smoothed, ns; 0: not known
 }
 

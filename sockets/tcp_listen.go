@@ -115,4 +115,3 @@ func (t *tcpTable) eachOf(listener uint32, f func(i uint32, c *tcb)) {
 		}
 	}
 }
-

@@ -325,6 +325,7 @@ type Datagram struct {
 	N    int // bytes copied
 	Size int // bytes of the datagram; more than N: the rest was cut off
 	Src  netip.AddrPort
+	More bool // another one waits
 }
 
 // UDPRecv copies the next datagram into dst. Errors: EAGAIN when there is none, EBADF, and, once, what an ICMP error
@@ -353,6 +354,7 @@ func (h *Host) UDPRecv(s Handle, dst []byte) (Datagram, Errno) {
 		d.N += copy(dst[d.N:], h.pool.Data(f))
 	}
 	h.udpPop(u)
+	d.More = u.datagrams > 0
 	return d, 0
 }
 

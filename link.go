@@ -1,0 +1,97 @@
+package xdpd
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"xdpd/internal/krnet"
+	"xdpd/proto"
+	"xdpd/sockets"
+)
+
+// watch follows the interface: one that is deleted ends the engine with a clear error; in share mode the kernel's
+// neighbours, routes and addresses are the engine's.
+func (s *Stack) watch(ctx context.Context) {
+	err := s.kernel.Watch(ctx, s.kernelEvent)
+	if err != nil {
+		s.fail(fmt.Errorf("xdpd: watch interface %s: %w", s.cfg.Interface, err))
+		return
+	}
+	s.resync() // what changed between Open's look and the subscription
+}
+
+func (s *Stack) kernelEvent(e krnet.Event) {
+	switch e := e.(type) {
+	case krnet.LinkChange:
+		if e.Deleted {
+			s.fail(fmt.Errorf("xdpd: interface %s was removed: %w", s.cfg.Interface, unix.ENODEV))
+		}
+	case krnet.NeighChange:
+		if s.cfg.Share {
+			s.setNeighbours([]krnet.Neigh{e.Neigh})
+		}
+	case krnet.AddrChange, krnet.RouteChange, krnet.Resync:
+		s.resync()
+	}
+}
+
+// resync takes the kernel's whole state (share mode).
+func (s *Stack) resync() {
+	if !s.cfg.Share {
+		return
+	}
+	state, err := s.kernel.Snapshot()
+	if err != nil {
+		return // the interface is going away, which has an event of its own
+	}
+	for _, q := range s.queues {
+		if h, _, ok := q.reactor.Enter(); ok {
+			h.SetAddrs(prefixes(state.Addrs), kernelRoutes(state.Routes))
+		}
+		q.reactor.Leave()
+	}
+	s.setNeighbours(state.Neighs)
+}
+
+func (s *Stack) setNeighbours(list []krnet.Neigh) {
+	for _, q := range s.queues {
+		h, now, ok := q.reactor.Enter()
+		for _, n := range list {
+			if a, v4 := proto.AddrFrom(n.Addr); ok && v4 {
+				h.SetNeighbour(a, n.MAC, n.Valid, now)
+			}
+		}
+		q.reactor.Leave()
+	}
+}
+
+// resolve has the kernel ask for a neighbour. It is called on a reactor, which must not wait for netlink.
+func (s *Stack) resolve(a proto.Addr) {
+	go func() {
+		// An error means that the kernel cannot ask; the packets that wait are dropped when their time is over.
+		_ = s.kernel.Resolve(a.Netip())
+	}()
+}
+
+// kernelRoutes converts the kernel's routes; of equal ones the smallest metric comes first, which is the one used.
+func kernelRoutes(routes []krnet.Route) []sockets.Route {
+	routes = slices.Clone(routes)
+	slices.SortStableFunc(routes, func(a, b krnet.Route) int { return a.Metric - b.Metric })
+	addr := func(a netip.Addr) proto.Addr {
+		v, _ := proto.AddrFrom(a)
+		return v
+	}
+	var out []sockets.Route
+	for _, r := range routes {
+		if r.Dst.Addr().Is4() {
+			out = append(out, sockets.Route{
+				Dst: addr(r.Dst.Addr()), Bits: r.Dst.Bits(), Gateway: addr(r.Gateway), Src: addr(r.Src),
+			})
+		}
+	}
+	return out
+}

@@ -1,0 +1,269 @@
+package xdpd
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"xdpd/internal/krnet"
+	"xdpd/proto"
+	"xdpd/reactor"
+	"xdpd/rings"
+	"xdpd/sockets"
+	"xdpd/umem"
+	"xdpd/xdpprog"
+)
+
+// Open takes over the interface's queues and starts their reactors. The caller needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF
+// and, for more packet memory than RLIMIT_MEMLOCK, CAP_IPC_LOCK. Errors name the operation, the interface and the cure;
+// after one nothing is left behind.
+func Open(cfg Config) (*Stack, error) {
+	if err := cfg.defaults(); err != nil {
+		return nil, err
+	}
+	s := &Stack{cfg: cfg, done: make(chan struct{})}
+	err := inNamespace(cfg.NetNS, s.open)
+	if err != nil {
+		s.release()
+		return nil, err
+	}
+	s.start()
+	return s, nil
+}
+
+// inNamespace runs f on a thread in the namespace. A thread that cannot be brought back is left to die with its
+// goroutine.
+func inNamespace(name string, f func() error) error {
+	if name == "" {
+		return f()
+	}
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		home, err := netns.Get()
+		if err != nil {
+			result <- fmt.Errorf("xdpd: own network namespace: %w", err)
+			return
+		}
+		defer home.Close()
+		if !strings.Contains(name, "/") {
+			name = "/run/netns/" + name
+		}
+		ns, err := netns.GetFromPath(name)
+		if err != nil {
+			result <- fmt.Errorf("xdpd: network namespace %s: %w", name, err)
+			return
+		}
+		defer ns.Close()
+		if err := netns.Set(ns); err != nil {
+			result <- fmt.Errorf("xdpd: enter network namespace %s (needs CAP_SYS_ADMIN): %w", name, err)
+			return
+		}
+		err = f()
+		if netns.Set(home) == nil {
+			runtime.UnlockOSThread()
+		}
+		result <- err
+	}()
+	return <-result
+}
+
+// device is what Open learns about the interface.
+type device struct {
+	index  int
+	mtu    int
+	mac    proto.MAC
+	queues int
+	driver string
+}
+
+func findDevice(name string) (device, error) {
+	link, err := netlink.LinkByName(name)
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) {
+		return device{}, fmt.Errorf("xdpd: there is no interface %s in this network namespace: %w", name, unix.ENODEV)
+	}
+	if err != nil {
+		return device{}, fmt.Errorf("xdpd: interface %s: %w", name, err)
+	}
+	a := link.Attrs()
+	if len(a.HardwareAddr) != 6 || a.RawFlags&unix.IFF_LOOPBACK != 0 {
+		return device{}, fmt.Errorf("xdpd: interface %s is no Ethernet device", name)
+	}
+	d := device{index: a.Index, mtu: a.MTU, mac: proto.MAC(a.HardwareAddr), queues: max(1, rings.QueueCount(name, a.Index))}
+	if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
+		if info, err := unix.IoctlGetEthtoolDrvinfo(fd, name); err == nil {
+			d.driver = unix.ByteSliceToString(info.Driver[:])
+		}
+		unix.Close(fd)
+	}
+	return d, nil
+}
+
+// leavesPartial reports drivers whose frames may carry only the pseudo-header's checksum: their other end is a kernel
+// that believed in a checksum offload.
+func (d *device) leavesPartial() bool {
+	switch d.driver {
+	case "veth", "virtio_net", "tun", "bridge":
+		return true
+	}
+	return false
+}
+
+// open builds everything up to, but not including, the running reactors.
+func (s *Stack) open() error {
+	dev, err := findDevice(s.cfg.Interface)
+	if err != nil {
+		return err
+	}
+	s.dev = dev
+	if s.kernel, err = krnet.Open(dev.index); err != nil {
+		return fmt.Errorf("xdpd: %w", err)
+	}
+	if s.cfg.Queues == nil {
+		for q := range dev.queues {
+			s.cfg.Queues = append(s.cfg.Queues, q)
+		}
+	}
+	if n := len(s.cfg.CPUs); n > 0 && n != len(s.cfg.Queues) {
+		return fmt.Errorf("xdpd: %d CPUs for the %d queues of %s", n, len(s.cfg.Queues), s.cfg.Interface)
+	}
+	chunk, err := s.cfg.chunkFor(dev.mtu)
+	if err != nil {
+		return err
+	}
+	frames := s.cfg.Frames * len(s.cfg.Queues)
+	if s.region, err = umem.New(umem.Options{Frames: frames, ChunkSize: chunk, HugePages: s.cfg.HugePages}); err != nil {
+		return err
+	}
+	if s.cfg.Ledger {
+		s.ledger = umem.NewLedger(frames)
+	}
+	hostCfg, err := s.hostConfig()
+	if err != nil {
+		return err
+	}
+	for i, q := range s.cfg.Queues {
+		if err := s.openQueue(i, q, hostCfg); err != nil {
+			return err
+		}
+	}
+	return s.attach()
+}
+
+// hostConfig is what all reactors' Hosts have in common.
+func (s *Stack) hostConfig() (sockets.Config, error) {
+	cfg := sockets.Config{
+		MAC: s.dev.mac, MTU: s.dev.mtu, VLANs: s.cfg.VLANs, Addrs: prefixes(s.cfg.Addrs),
+		KernelNeighbours: s.cfg.Share, AcceptPartial: s.dev.leavesPartial(),
+		RcvBuf: s.cfg.RcvBuf, SndBuf: s.cfg.SndBuf,
+	}
+	if g, ok := proto.AddrFrom(s.cfg.Gateway); ok {
+		cfg.Routes = []sockets.Route{{Gateway: g}}
+	}
+	if _, err := rand.Read(cfg.Seed[:]); err != nil {
+		return cfg, fmt.Errorf("xdpd: random seed: %w", err)
+	}
+	if !s.cfg.Share {
+		return cfg, nil
+	}
+	state, err := s.kernel.Snapshot()
+	if err != nil {
+		return cfg, fmt.Errorf("xdpd: %w", err)
+	}
+	if len(state.Addrs) == 0 {
+		return cfg, fmt.Errorf("xdpd: interface %s has no IPv4 address to share: ip addr add ADDR/LEN dev %s",
+			s.cfg.Interface, s.cfg.Interface)
+	}
+	s.state = state
+	cfg.Addrs, cfg.Routes = prefixes(state.Addrs), kernelRoutes(state.Routes)
+	return cfg, nil
+}
+
+// openQueue makes the socket, the stack and the reactor of one queue.
+func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
+	opts := rings.SocketOptions{Interface: s.cfg.Interface, Ifindex: s.dev.index, Queue: q, Mode: s.cfg.Mode}
+	if i > 0 {
+		opts.Shared = s.queues[0].sock
+	}
+	sock, err := rings.OpenSocket(s.region, opts)
+	if err != nil {
+		return err
+	}
+	pool := umem.NewPool(s.region, umem.Frame(i*s.cfg.Frames), s.cfg.Frames, s.ledger)
+	queue := &queue{id: q, sock: sock, pool: pool}
+	s.queues = append(s.queues, queue)
+	fill := min(int(sock.Port().Fill.Size()), s.cfg.Frames/4)
+	hostCfg.FillFrames = fill
+	if queue.host, err = sockets.New(hostCfg, pool, reactor.Monotonic()); err != nil {
+		return err
+	}
+	rc := reactor.Config{
+		Port: sock.Port(), Pool: pool, Host: queue.host, FillFrames: fill, MaxSpin: s.cfg.MaxSpin,
+		Pin: len(s.cfg.CPUs) > 0, Resolve: s.resolve,
+	}
+	if rc.Pin {
+		rc.CPU = s.cfg.CPUs[i]
+	}
+	queue.reactor, err = reactor.New(rc)
+	return err
+}
+
+// attach loads the steering program and gives it the sockets: from here on frames arrive.
+func (s *Stack) attach() error {
+	cfg := xdpprog.Config{
+		Interface: s.cfg.Interface, Ifindex: s.dev.index, Steer: xdpprog.Own,
+		Queues: max(s.dev.queues, maxOf(s.cfg.Queues)+1), Attach: s.cfg.Attach,
+	}
+	addrs := s.cfg.Addrs
+	if s.cfg.Share {
+		cfg.Steer, addrs = xdpprog.Share, s.state.Addrs
+	}
+	for _, p := range addrs {
+		cfg.Addrs = append(cfg.Addrs, p.Addr())
+	}
+	var err error
+	if s.program, err = xdpprog.Load(cfg); err != nil {
+		return err
+	}
+	for _, q := range s.queues {
+		if err := s.program.SetSocket(q.id, q.sock.FD()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func maxOf(v []int) int {
+	m := 0
+	for _, x := range v {
+		m = max(m, x)
+	}
+	return m
+}
+
+// start runs the reactors and watches the interface.
+func (s *Stack) start() {
+	ctx, cancel := context.WithCancel(context.Background())
+	s.cancel = cancel
+	for _, q := range s.queues {
+		s.running.Go(func() {
+			if err := q.reactor.Run(ctx); err != nil {
+				s.fail(err)
+			}
+		})
+		if h, now, ok := q.reactor.Enter(); ok {
+			h.Announce(now)
+		}
+		q.reactor.Leave()
+	}
+	s.watch(ctx)
+}
+

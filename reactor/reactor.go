@@ -1,0 +1,235 @@
+package reactor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"xdpd/proto"
+	"xdpd/rings"
+	"xdpd/sockets"
+	"xdpd/umem"
+)
+
+// Config describes a Reactor. Host, Pool and Port belong to it alone from New on.
+type Config struct {
+	Port       *rings.Port
+	Pool       *umem.Pool
+	Host       *sockets.Host
+	FillFrames int           // frames kept in the fill ring (default its size, or a quarter of the pool)
+	MaxSpin    time.Duration // longest spin before a sleep (default 50 µs); negative: never sleep
+	Pin        bool          // lock the reactor to its thread and the thread to CPU
+	CPU        int
+	Clock      func() int64 // ns, monotonic (default CLOCK_MONOTONIC)
+
+	// Resolve is asked to resolve addresses for a Host with KernelNeighbours. It must not block.
+	Resolve func(proto.Addr)
+}
+
+// Sink is told when a socket became ready for something. It is called with the reactor's lock held, on the reactor's
+// goroutine or on one inside Leave, and must not block. It reports whether it made a goroutine runnable.
+type Sink interface {
+	Ready(s sockets.Handle, r sockets.Ready) (woke bool)
+}
+
+// Reactor runs one device queue.
+type Reactor struct {
+	cfg  Config
+	port *rings.Port
+	pool *umem.Pool
+	host *sockets.Host
+	wake eventFD
+	now  func() int64
+
+	mu      sync.Mutex
+	asleep  bool  // in ppoll, or about to be: guarded by mu
+	until   int64 // when a sleeping reactor wakes by itself: guarded by mu
+	stopped bool
+	err     error
+	sinks   map[sockets.Handle]Sink
+	pollers []*Poller
+	events  []sockets.Event
+
+	poked atomic.Bool // somebody left work for an awake reactor
+
+	inFill    int
+	rxSkip    bool // in the middle of a packet of several frames, which is dropped whole
+	downUntil int64
+	woke      bool // a goroutine was made runnable in this turn
+	scratch   [batch]umem.Frame
+
+	spinNS   int64
+	counters Counters
+}
+
+const (
+	batch        = 64        // NAPI_POLL_WEIGHT
+	budget       = 256       // packets a turn (net.core.netdev_budget is 300)
+	turnNS       = 2_000_000 // net.core.netdev_budget_usecs
+	minSpinNS    = 10_000
+	maxSpinNS    = 50_000
+	downRetryNS  = 10_000_000
+	blockedNS    = 1_000_000
+	foreverNS    = int64(1)<<62 - 1
+	defaultSleep = 3600_000_000_000
+)
+
+// New makes a Reactor; Run runs it.
+func New(cfg Config) (*Reactor, error) {
+	wake, err := newEventFD()
+	if err != nil {
+		return nil, fmt.Errorf("reactor: %w", err)
+	}
+	if cfg.FillFrames == 0 {
+		cfg.FillFrames = min(int(cfg.Port.Fill.Size()), cfg.Pool.Total()/4)
+	}
+	if cfg.MaxSpin == 0 {
+		cfg.MaxSpin = maxSpinNS
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = Monotonic
+	}
+	return &Reactor{
+		cfg: cfg, port: cfg.Port, pool: cfg.Pool, host: cfg.Host, wake: wake, now: cfg.Clock,
+		sinks: make(map[sockets.Handle]Sink), spinNS: firstSpin(cfg.MaxSpin),
+	}, nil
+}
+
+func firstSpin(limit time.Duration) int64 {
+	if limit < 0 {
+		return maxSpinNS
+	}
+	return min(maxSpinNS, int64(limit))
+}
+
+// ErrStopped is what calls on a stopped reactor return.
+var ErrStopped = errors.New("reactor: stopped")
+
+// Run runs the reactor until Stop, Fail, or the end of ctx. It returns nil after Stop or a cancelled ctx, else what
+// ended it.
+func (r *Reactor) Run(ctx context.Context) error {
+	if r.cfg.Pin {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		if err := pinThread(r.cfg.CPU); err != nil {
+			return fmt.Errorf("reactor: pin to CPU %d: %w", r.cfg.CPU, err)
+		}
+	}
+	defer context.AfterFunc(ctx, r.Stop)()
+	for idleSince := int64(0); ; {
+		worked, deadline, stop := r.turn()
+		if stop {
+			return r.finish()
+		}
+		if r.woke {
+			runtime.Gosched()
+		}
+		if worked || r.woke {
+			idleSince = 0
+			continue
+		}
+		now := r.now()
+		if idleSince == 0 {
+			idleSince = now
+		}
+		if r.spin(idleSince, deadline) {
+			continue
+		}
+		r.sleep()
+		idleSince = 0
+	}
+}
+
+// spin polls without a lock until there is work (true) or the spin time is over. Each round yields, so that goroutines
+// get their turn on a single P as well.
+func (r *Reactor) spin(since, deadline int64) bool {
+	for {
+		runtime.Gosched()
+		if r.poked.Load() || r.port.RX.Avail() > 0 || r.port.Comp.Avail() > batch {
+			return true
+		}
+		now := r.now()
+		if now >= deadline {
+			return true
+		}
+		if now-since >= r.spinNS {
+			return r.cfg.MaxSpin < 0 // one that never sleeps does a turn now and then
+		}
+	}
+}
+
+// finish marks the reactor as gone and wakes all who wait on it.
+func (r *Reactor) finish() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stopped = true
+	for s, sink := range r.sinks {
+		sink.Ready(s, sockets.Err|sockets.Hup|sockets.In|sockets.Out)
+	}
+	for _, p := range r.pollers {
+		p.close()
+	}
+	return r.err
+}
+
+// Stop ends Run after the turn in progress. Safe from any goroutine, any number of times.
+func (r *Reactor) Stop() { r.Fail(nil) }
+
+// Fail ends Run with err: the device is gone.
+func (r *Reactor) Fail(err error) {
+	r.mu.Lock()
+	if !r.stopped {
+		r.stopped, r.err = true, err
+	}
+	r.mu.Unlock()
+	r.wake.signal()
+}
+
+// Close gives back what New took. Run must have returned.
+func (r *Reactor) Close() error { return r.wake.close() }
+
+// Enter locks the reactor and gives its Host and the time, for calls from any goroutine. Every Enter needs a Leave. ok
+// is false when the reactor ended: its packet memory may be gone, so the Host must not be touched.
+func (r *Reactor) Enter() (h *sockets.Host, now int64, ok bool) {
+	r.mu.Lock()
+	return r.host, r.now(), !r.stopped
+}
+
+// Leave sends what the caller produced, if the reactor sleeps, or leaves it to the reactor's next turn, and unlocks.
+func (r *Reactor) Leave() {
+	if r.stopped {
+		r.mu.Unlock()
+		return
+	}
+	if !r.asleep {
+		if r.host.Busy() {
+			r.poked.Store(true)
+		}
+		r.mu.Unlock()
+		return
+	}
+	// The sender's own thread does the sleeping reactor's work: waking another core would take longer than sending.
+	now := r.now()
+	r.deliver()
+	r.host.Flush(now)
+	r.transmit(now)
+	r.resolve()
+	early := r.deadline(now) < r.until
+	r.mu.Unlock()
+	if early {
+		r.wake.signal()
+	}
+}
+
+// Watch has sink told about events of s. The caller holds the lock (Enter). A nil sink ends it.
+func (r *Reactor) Watch(s sockets.Handle, sink Sink) {
+	if sink == nil {
+		delete(r.sinks, s)
+		return
+	}
+	r.sinks[s] = sink
+}

@@ -1,0 +1,277 @@
+package reactor
+
+import (
+	"errors"
+
+	"xdpd/rings"
+	"xdpd/umem"
+)
+
+// Counters is the reactor's part of the ledger: what happened between the rings and the Host.
+type Counters struct {
+	Turns          uint64
+	RxFrames       uint64
+	RxBadDesc      uint64 // descriptors that point nowhere: dropped, their frame cannot be known
+	RxMultiBuffer  uint64 // packets of several frames, dropped whole
+	TxFrames       uint64
+	Completions    uint64
+	BadCompletions uint64 // addresses that are no frame of ours
+	FillStarved    uint64 // turns that found no free frame for the fill ring
+	TxRingFull     uint64 // turns that ended with frames for which the TX ring had no slot
+	Kicks          uint64 // system calls to make the device send
+	WakeRX         uint64 // system calls to make the device look at the fill ring
+	Sleeps         uint64 // ppoll(2) calls
+	Signals        uint64 // eventfd writes to wake the reactor
+	DeviceDown     uint64 // times a system call said that the device is down
+}
+
+// Add sums two reactors' counters.
+func (c *Counters) Add(o *Counters) {
+	c.Turns += o.Turns
+	c.RxFrames += o.RxFrames
+	c.RxBadDesc += o.RxBadDesc
+	c.RxMultiBuffer += o.RxMultiBuffer
+	c.TxFrames += o.TxFrames
+	c.Completions += o.Completions
+	c.BadCompletions += o.BadCompletions
+	c.FillStarved += o.FillStarved
+	c.TxRingFull += o.TxRingFull
+	c.Kicks += o.Kicks
+	c.WakeRX += o.WakeRX
+	c.Sleeps += o.Sleeps
+	c.Signals += o.Signals
+	c.DeviceDown += o.DeviceDown
+}
+
+// Syscalls is how many system calls the data path made.
+func (c *Counters) Syscalls() uint64 { return c.Kicks + c.WakeRX + c.Sleeps + c.Signals }
+
+// Counters gives the counters. The caller holds the lock (Enter).
+func (r *Reactor) Counters() Counters {
+	c := r.counters
+	c.Signals = r.wake.writes.Load()
+	return c
+}
+
+// turn does one turn. worked: there was something to do; deadline: when the next timer wants a turn.
+func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.stopped {
+		return false, 0, true
+	}
+	r.counters.Turns++
+	r.woke = false
+	start := r.now()
+	worked = r.poked.Swap(false)
+	worked = r.reap() || worked
+	r.host.EndTurn()
+	r.refill()
+	worked = r.receive(start) || worked
+	now := r.now()
+	if now >= r.host.NextDeadline() {
+		r.host.Tick(now)
+	}
+	worked = r.deliver() || worked
+	r.host.Flush(now)
+	worked = r.transmit(now) || worked
+	r.resolve()
+	return worked, r.deadline(now), false
+}
+
+// Turn does one turn on the calling goroutine, for those who run a reactor themselves, without Run.
+func (r *Reactor) Turn() (worked bool, deadline int64) {
+	worked, deadline, _ = r.turn()
+	return worked, deadline
+}
+
+func (r *Reactor) deadline(now int64) int64 {
+	d := min(r.host.NextDeadline(), foreverNS)
+	if r.host.Blocked() { // completions free frames without a wake-up
+		d = min(d, now+blockedNS)
+	}
+	if r.port.TX.Pending() > 0 || r.host.TxPending() > 0 {
+		if r.downUntil > now {
+			d = min(d, r.downUntil)
+		} else {
+			d = min(d, now+minSpinNS) // the device was busy: come again
+		}
+	}
+	return d
+}
+
+// reap takes completions.
+func (r *Reactor) reap() bool {
+	any := false
+	for range 2 * budget / batch {
+		idx, n := r.port.Comp.Peek(batch)
+		if n == 0 {
+			break
+		}
+		any = true
+		for i := range n {
+			f, ok := r.frame(r.port.Comp.Read(idx + i))
+			if !ok {
+				r.counters.BadCompletions++
+				continue
+			}
+			r.pool.Move(f, umem.TX, umem.Comp)
+			r.host.Completed(f)
+		}
+		r.port.Comp.Release(n)
+		r.counters.Completions += uint64(n)
+	}
+	return any
+}
+
+// frame is the frame at addr, if it is one of this reactor's.
+func (r *Reactor) frame(addr uint64) (umem.Frame, bool) {
+	f, ok := r.pool.Region().FrameOf(addr)
+	return f, ok && r.pool.Owns(f)
+}
+
+// refill gives free frames to the device, in batches.
+func (r *Reactor) refill() {
+	for r.inFill < r.cfg.FillFrames {
+		want := min(batch, r.cfg.FillFrames-r.inFill, int(r.port.Fill.Free()))
+		if want == 0 || want < batch && r.inFill > r.cfg.FillFrames/2 {
+			break
+		}
+		n := r.pool.GetN(r.scratch[:want], umem.Fill)
+		if n == 0 {
+			r.counters.FillStarved++
+			break
+		}
+		idx, _ := r.port.Fill.Reserve(uint32(n))
+		for i, f := range r.scratch[:n] {
+			*r.port.Fill.Slot(idx + uint32(i)) = r.pool.Region().Addr(f)
+		}
+		r.port.Fill.Submit(uint32(n))
+		r.inFill += n
+	}
+	if r.port.Fill.NeedWakeup() && r.now() >= r.downUntil {
+		r.counters.WakeRX++
+		r.device(r.port.Dev.WakeRX())
+	}
+}
+
+// receive hands frames to the Host, at most a budget of them and no longer than a turn may last.
+func (r *Reactor) receive(start int64) bool {
+	now := start
+	for done := 0; done < budget && now-start < turnNS; {
+		idx, n := r.port.RX.Peek(batch)
+		if n == 0 {
+			return done > 0
+		}
+		for i := range n {
+			r.receiveOne(r.port.RX.Read(idx+i), now)
+		}
+		r.port.RX.Release(n)
+		r.counters.RxFrames += uint64(n)
+		done += int(n)
+		r.refill()
+		now = r.now()
+	}
+	return true
+}
+
+func (r *Reactor) receiveOne(d rings.Desc, now int64) {
+	r.inFill--
+	f, ok := r.frame(d.Addr)
+	if !ok {
+		r.counters.RxBadDesc++
+		return
+	}
+	r.pool.Move(f, umem.Fill, umem.RX)
+	chunk := r.pool.Region().ChunkSize()
+	off := int(d.Addr - r.pool.Region().Addr(f))
+	more := d.Options&rings.DescContinued != 0
+	if more || r.rxSkip {
+		if !r.rxSkip {
+			r.counters.RxMultiBuffer++
+		}
+		r.rxSkip = more
+		r.pool.Put(f, umem.RX)
+		return
+	}
+	// The Host writes headers in front of what it answers in the same frame: Headroom must be there.
+	if off < umem.Headroom || int(d.Len) > chunk-off {
+		r.counters.RxBadDesc++
+		r.pool.Put(f, umem.RX)
+		return
+	}
+	r.host.Input(f, off, int(d.Len), now)
+}
+
+// deliver tells sinks, and runs the handlers that live on the reactor.
+func (r *Reactor) deliver() bool {
+	worked := false
+	if r.host.PendingEvents() {
+		r.events = r.host.TakeEvents(r.events[:0])
+		for _, e := range r.events {
+			if sink := r.sinks[e.Sock]; sink != nil {
+				r.woke = sink.Ready(e.Sock, e.Ready) || r.woke
+			}
+		}
+		worked = true
+	}
+	for _, p := range r.pollers {
+		if p.handler != nil {
+			worked = p.serve() || worked
+		}
+	}
+	return worked
+}
+
+// transmit moves the Host's output to the TX ring and kicks the device once if it has entries it did not take.
+func (r *Reactor) transmit(now int64) bool {
+	worked := false
+	for r.host.TxPending() > 0 {
+		idx, n := r.port.TX.Reserve(uint32(min(batch, r.host.TxPending())))
+		if n == 0 {
+			r.counters.TxRingFull++
+			break
+		}
+		for i := range n {
+			f, off, length, _ := r.host.PopTX()
+			*r.port.TX.Slot(idx + i) = rings.Desc{Addr: r.pool.Region().Addr(f) + uint64(off), Len: uint32(length)}
+		}
+		r.port.TX.Submit(n)
+		r.counters.TxFrames += uint64(n)
+		worked = true
+	}
+	if now >= r.downUntil && r.port.TX.NeedWakeup() && r.port.TX.Pending() > 0 {
+		r.counters.Kicks++
+		r.device(r.port.Dev.Kick())
+	}
+	return worked
+}
+
+// device notes what a system call on the socket said. A device that is down is tried again after a while: taken up
+// again, it goes on where it stopped. One that is gone is the business of whoever watches the link.
+func (r *Reactor) device(err error) {
+	if err == nil {
+		r.downUntil = 0
+		return
+	}
+	if errors.Is(err, rings.ErrDeviceDown) {
+		r.counters.DeviceDown++
+		r.downUntil = r.now() + downRetryNS
+		return
+	}
+	if !r.stopped {
+		r.stopped, r.err = true, err
+	}
+}
+
+func (r *Reactor) resolve() {
+	for {
+		a, ok := r.host.PopResolve()
+		if !ok {
+			return
+		}
+		if r.cfg.Resolve != nil {
+			r.cfg.Resolve(a)
+		}
+	}
+}

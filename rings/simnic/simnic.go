@@ -1,0 +1,228 @@
+// Package simnic is a NIC without hardware: it holds the far ends of a
+// rings.Port in plain memory and does with them what net/xdp/xsk.c does, one
+// step a call. Both ends of every ring are production code; only the wire is
+// simulated.
+//
+// Everything a kernel may do late, the test decides: when a frame arrives
+// (Deliver), when sent ones leave (Transmit), and when they are done
+// (Complete).
+package simnic
+
+import (
+	"fmt"
+
+	"xdpd/rings"
+	"xdpd/umem"
+)
+
+// SimNIC is one simulated queue. It is for the goroutine that runs the port.
+type SimNIC struct {
+	region *umem.Region
+	port   rings.Port
+
+	fill *rings.Consumer[uint64]
+	rx   *rings.Producer[rings.Desc]
+	tx   *rings.Consumer[rings.Desc]
+	comp *rings.Producer[uint64]
+
+	inFlight int    // taken from TX, completion slot reserved and written, not submitted
+	packet   []byte // what there is of a packet of several descriptors
+	lossy    bool
+	stats    rings.Stats
+	kicks    uint64
+	wakes    uint64
+	down     bool
+}
+
+// NewSimNIC has rings of the given sizes, powers of two.
+func NewSimNIC(region *umem.Region, fillSize, compSize, rxSize, txSize uint32) *SimNIC {
+	fill, comp := rings.NewPlain[uint64](fillSize), rings.NewPlain[uint64](compSize)
+	rx, tx := rings.NewPlain[rings.Desc](rxSize), rings.NewPlain[rings.Desc](txSize)
+	n := &SimNIC{
+		region: region,
+		fill:   fill.Consumer(), rx: rx.Producer(), tx: tx.Consumer(), comp: comp.Producer(),
+	}
+	n.port = rings.Port{Fill: fill.Producer(), RX: rx.Consumer(), TX: tx.Producer(), Comp: comp.Consumer(), Dev: n}
+	n.SetNeedWakeup(true, false) // as on veth
+	return n
+}
+
+// Port is our side of the queue.
+func (n *SimNIC) Port() *rings.Port { return &n.port }
+
+// SetNeedWakeup sets what the port's TX and fill rings say of needing a wake-up.
+func (n *SimNIC) SetNeedWakeup(tx, fill bool) {
+	n.tx.SetNeedWakeup(tx)
+	n.fill.SetNeedWakeup(fill)
+}
+
+// SetDown pulls the cable: Kick and WakeRX give rings.ErrDeviceDown, and
+// nothing moves, until it is put back.
+func (n *SimNIC) SetDown(down bool) { n.down = down }
+
+// Deliver receives a frame: it takes a fill entry, copies the frame behind
+// umem.Headroom and posts it to the RX ring. False says that the frame was
+// dropped, and Stats for what reason.
+func (n *SimNIC) Deliver(frame []byte) bool {
+	if n.down || len(frame) > n.region.ChunkSize()-umem.Headroom {
+		n.stats.RxDropped++
+		return false
+	}
+	f, ok := n.nextFill()
+	if !ok {
+		n.stats.RxDropped++ // the kernel counts both: __xsk_rcv, __xp_alloc
+		n.stats.RxFillRingEmpty++
+		return false
+	}
+	idx, got := n.rx.Reserve(1)
+	if got == 0 {
+		n.stats.RxRingFull++
+		return false
+	}
+	addr := n.region.Addr(f) + umem.Headroom
+	copy(n.region.Chunk(f)[umem.Headroom:], frame)
+	*n.rx.Slot(idx) = rings.Desc{Addr: addr, Len: uint32(len(frame))}
+	n.fill.Release(1)
+	n.rx.Submit(1)
+	return true
+}
+
+// nextFill is the oldest good fill entry, not released yet. Bad ones are
+// released and counted; as in the kernel an address anywhere in a chunk means
+// the chunk.
+func (n *SimNIC) nextFill() (umem.Frame, bool) {
+	for {
+		idx, got := n.fill.Peek(1)
+		if got == 0 {
+			return umem.None, false
+		}
+		if f, ok := n.region.FrameOf(n.fill.Read(idx)); ok {
+			return f, true
+		}
+		n.stats.RxInvalidDescs++
+		n.fill.Release(1)
+	}
+}
+
+// SetLossy chooses what becomes of the frame of a bad TX entry: false, as in
+// Linux 6.18 in copy mode, it completes; true, as in other kernels and with zero
+// copy, it never does.
+func (n *SimNIC) SetLossy(lossy bool) { n.lossy = lossy }
+
+// Transmit takes up to max TX entries and says how many were good. out, unless
+// nil, sees each packet, one of several descriptors put together: what it wants
+// to keep it must copy. Frames taken are in flight until Complete; no more are
+// taken than the completion ring has room for. A bad entry ends the call and is
+// counted in Stats; of a packet it belongs to, nothing is sent.
+func (n *SimNIC) Transmit(max int, out func(packet []byte)) int {
+	for taken := range max {
+		if n.down || !n.transmitOne(out) {
+			return taken
+		}
+	}
+	return max
+}
+
+func (n *SimNIC) transmitOne(out func(packet []byte)) bool {
+	slot, room := n.comp.Reserve(1)
+	if room == 0 {
+		return false
+	}
+	idx, got := n.tx.Peek(1)
+	if got == 0 {
+		n.comp.Cancel(1)
+		n.stats.TxRingEmptyDescs++
+		return false
+	}
+	d := n.tx.Read(idx)
+	ok := n.valid(d)
+	if ok {
+		n.gather(d, out)
+	} else {
+		n.stats.TxInvalidDescs++
+		n.packet = n.packet[:0]
+	}
+	n.tx.Release(1)
+	if !ok && n.lossy {
+		n.comp.Cancel(1)
+		return false
+	}
+	*n.comp.Slot(slot) = d.Addr
+	n.inFlight++
+	return ok
+}
+
+// gather adds d to the packet, and gives the packet out when that was its end.
+func (n *SimNIC) gather(d rings.Desc, out func(packet []byte)) {
+	n.packet = append(n.packet, n.region.Mem()[d.Addr:d.Addr+uint64(d.Len)]...)
+	if d.Options&rings.DescContinued != 0 {
+		return
+	}
+	if out != nil {
+		out(n.packet)
+	}
+	n.packet = n.packet[:0]
+}
+
+// valid is xp_aligned_validate_desc (net/xdp/xsk_queue.h): inside the region
+// and inside one chunk, not empty, no unknown option.
+func (n *SimNIC) valid(d rings.Desc) bool {
+	f, ok := n.region.FrameOf(d.Addr)
+	if !ok || d.Len == 0 || d.Options&^rings.DescContinued != 0 {
+		return false
+	}
+	offset := d.Addr - n.region.Addr(f)
+	return offset+uint64(d.Len) <= uint64(n.region.ChunkSize())
+}
+
+// Complete posts completions for up to max frames in flight, oldest first, and
+// says for how many.
+func (n *SimNIC) Complete(max int) int {
+	done := min(max, n.inFlight)
+	if n.down || done <= 0 {
+		return 0
+	}
+	n.comp.Submit(uint32(done))
+	n.inFlight -= done
+	return done
+}
+
+// InFlight is how many frames are taken from TX and not completed.
+func (n *SimNIC) InFlight() int { return n.inFlight }
+
+// Kicks is how often Kick was called.
+func (n *SimNIC) Kicks() uint64 { return n.kicks }
+
+// Wakes is how often WakeRX was called.
+func (n *SimNIC) Wakes() uint64 { return n.wakes }
+
+// Kick counts; the test calls Transmit when it wants frames to leave.
+func (n *SimNIC) Kick() error {
+	n.kicks++
+	return n.upOrError("kick TX")
+}
+
+// WakeRX counts.
+func (n *SimNIC) WakeRX() error {
+	n.wakes++
+	return n.upOrError("wake RX")
+}
+
+func (n *SimNIC) upOrError(op string) error {
+	if n.down {
+		return fmt.Errorf("simnic: %s: %w", op, rings.ErrDeviceDown)
+	}
+	return nil
+}
+
+// FD is -1: there is nothing to poll.
+func (n *SimNIC) FD() int { return -1 }
+
+// Stats are what the kernel would have counted.
+func (n *SimNIC) Stats() (rings.Stats, error) { return n.stats, nil }
+
+// Close takes the NIC down.
+func (n *SimNIC) Close() error {
+	n.down = true
+	return nil
+}

@@ -1,0 +1,186 @@
+package xdpd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"xdpd/internal/krnet"
+	"xdpd/reactor"
+	"xdpd/rings"
+	"xdpd/sockets"
+	"xdpd/umem"
+	"xdpd/xdpprog"
+)
+
+// Stack is an engine running on an interface. Its methods are safe from any goroutine.
+type Stack struct {
+	cfg     Config
+	dev     device
+	kernel  *krnet.Kernel
+	state   krnet.State // share mode: the kernel's addresses, routes and neighbours at the start
+	region  *umem.Region
+	ledger  *umem.Ledger
+	program *xdpprog.Program
+	queues  []*queue
+	running sync.WaitGroup
+	cancel  context.CancelFunc
+
+	mu     sync.Mutex
+	ports  map[portKey]int // share mode: sockets that opened a port
+	err    error
+	closed bool
+	done   chan struct{}
+}
+
+// queue is one receive queue with all that belongs to it.
+type queue struct {
+	id      int
+	sock    *rings.Socket
+	pool    *umem.Pool
+	host    *sockets.Host
+	reactor *reactor.Reactor
+}
+
+type portKey struct {
+	proto uint8
+	addr  netip.Addr
+	port  uint16
+}
+
+// Reactors gives the reactors, one for each queue, for services whose handlers run on them.
+func (s *Stack) Reactors() []*reactor.Reactor {
+	var out []*reactor.Reactor
+	for _, q := range s.queues {
+		out = append(out, q.reactor)
+	}
+	return out
+}
+
+// Done is closed when the engine ended: after Close, or because it failed. Err tells why.
+func (s *Stack) Done() <-chan struct{} { return s.done }
+
+// Err is why the engine ended by itself; nil while it runs and after Close.
+func (s *Stack) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// fail ends the engine: every call on its sockets returns an error from here on.
+func (s *Stack) fail(err error) {
+	s.mu.Lock()
+	if s.err == nil && !s.closed {
+		s.err = err
+		close(s.done)
+	}
+	s.mu.Unlock()
+	for _, q := range s.queues {
+		q.reactor.Fail(err)
+	}
+}
+
+// Shutdown waits until everything that was written has left and been acknowledged, or ctx ends, and then closes.
+func (s *Stack) Shutdown(ctx context.Context) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for s.unsent() {
+		select {
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("xdpd: shutdown: %w", ctx.Err()), s.Close())
+		case <-s.done:
+			return s.Close()
+		case <-tick.C:
+		}
+	}
+	return s.Close()
+}
+
+// unsent reports whether a connection has bytes that its peer did not acknowledge, or a frame waits for the device.
+func (s *Stack) unsent() bool {
+	for _, q := range s.queues {
+		h, _, ok := q.reactor.Enter()
+		pending := ok && h.Unsent()
+		q.reactor.Leave()
+		if pending {
+			return true
+		}
+	}
+	return false
+}
+
+// Close stops the reactors, detaches the steering program and gives back the queues and the memory. Connections end
+// without a word to their peers; Shutdown is the polite way. Closing twice does nothing.
+func (s *Stack) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	if s.err == nil {
+		close(s.done)
+	}
+	s.mu.Unlock()
+	return s.release()
+}
+
+// release undoes what open did, in reverse; parts that were never made are skipped.
+func (s *Stack) release() error {
+	var errs []error
+	if s.program != nil { // first: nothing more is steered to sockets that go away
+		errs = append(errs, s.program.Close())
+	}
+	if s.cancel != nil {
+		s.cancel()
+	}
+	s.running.Wait()
+	if s.kernel != nil {
+		errs = append(errs, s.kernel.Close())
+	}
+	for _, q := range s.queues {
+		if q.reactor != nil {
+			errs = append(errs, q.reactor.Close())
+		}
+		errs = append(errs, q.sock.Close())
+	}
+	if s.region != nil {
+		errs = append(errs, s.region.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// openPort has the steering program send a port's packets to the engine (share mode; in own mode they come anyway).
+func (s *Stack) openPort(k portKey) error {
+	if !s.cfg.Share {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ports == nil {
+		s.ports = make(map[portKey]int)
+	}
+	if s.ports[k] == 0 {
+		if err := s.program.OpenPort(k.proto, k.addr, k.port); err != nil {
+			return err
+		}
+	}
+	s.ports[k]++
+	return nil
+}
+
+func (s *Stack) closePort(k portKey) error {
+	if !s.cfg.Share {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ports[k]--; s.ports[k] > 0 || s.closed {
+		return nil
+	}
+	delete(s.ports, k)
+	return s.program.ClosePort(k.proto, k.addr, k.port)
+}

@@ -1,0 +1,115 @@
+package xdpd
+
+import (
+	"fmt"
+
+	"xdpd/reactor"
+	"xdpd/rings"
+	"xdpd/sockets"
+	"xdpd/umem"
+	"xdpd/xdpprog"
+)
+
+// Stats is the drop ledger from the XDP verdict to the socket, and the state of the packet memory.
+type Stats struct {
+	Interface string
+	Driver    string
+	Native    bool // the steering program is in the driver, not in generic mode
+	ZeroCopy  bool
+	HugePages bool
+	ChunkSize int
+	MTU       int
+	Verdicts  []xdpprog.Counter
+	Queues    []QueueStats
+}
+
+// QueueStats is one queue's part of the ledger.
+type QueueStats struct {
+	Queue   int
+	Kernel  rings.Stats
+	Reactor reactor.Counters
+	Host    sockets.Counters
+	Frames  FrameStats
+	UDP     []sockets.UDPInfo
+	TCP     []sockets.TCPInfo
+}
+
+// FrameStats says where a queue's frames are.
+type FrameStats struct {
+	Total     int
+	Free      int
+	Rx        int // held for received data
+	RxLimit   int
+	Tx        int // held for data to send, or on its way
+	TxLimit   int
+	Exhausted uint64         // times that none was free
+	Owners    map[string]int // with the ledger on: all of the engine's frames by owner
+}
+
+// Stats takes the counters of all queues.
+func (s *Stack) Stats() (Stats, error) {
+	st := Stats{
+		Interface: s.cfg.Interface, Driver: s.dev.driver, Native: s.program.Native(), ZeroCopy: s.queues[0].sock.ZeroCopy(),
+		HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(), MTU: s.dev.mtu,
+	}
+	var err error
+	if st.Verdicts, err = s.program.Counters(); err != nil {
+		return st, fmt.Errorf("xdpd: %w", err)
+	}
+	for _, q := range s.queues {
+		qs, err := s.queueStats(q)
+		if err != nil {
+			return st, fmt.Errorf("xdpd: %w", err)
+		}
+		st.Queues = append(st.Queues, qs)
+	}
+	return st, nil
+}
+
+func (s *Stack) queueStats(q *queue) (QueueStats, error) {
+	h, _, ok := q.reactor.Enter()
+	defer q.reactor.Leave()
+	if !ok {
+		return QueueStats{}, reactor.ErrStopped
+	}
+	kernel, err := q.sock.Stats()
+	if err != nil {
+		return QueueStats{}, err
+	}
+	qs := QueueStats{
+		Queue: q.id, Kernel: kernel, Reactor: q.reactor.Counters(), Host: *h.Counters(), UDP: h.UDPSockets(), TCP: h.TCPSockets(),
+		Frames: FrameStats{Total: q.pool.Total(), Free: q.pool.Avail(), Exhausted: q.pool.Exhausted()},
+	}
+	qs.Frames.Rx, qs.Frames.RxLimit, qs.Frames.Tx, qs.Frames.TxLimit = h.Held()
+	if s.ledger != nil {
+		qs.Frames.Owners = make(map[string]int)
+		for o, n := range s.ledger.Counts() {
+			qs.Frames.Owners[umem.Owner(o).String()] = n
+		}
+	}
+	return qs, nil
+}
+
+// Drops gives the reasons for which packets were dropped anywhere in the engine or in front of it, those that never
+// happened left out.
+func (s *Stats) Drops() map[string]uint64 {
+	out := make(map[string]uint64)
+	add := func(name string, n uint64) {
+		if n > 0 {
+			out[name] += n
+		}
+	}
+	for _, q := range s.Queues {
+		add("kernel_rx_dropped", q.Kernel.RxDropped)
+		add("kernel_rx_ring_full", q.Kernel.RxRingFull)
+		add("kernel_rx_fill_ring_empty", q.Kernel.RxFillRingEmpty)
+		add("kernel_rx_invalid_descs", q.Kernel.RxInvalidDescs)
+		add("kernel_tx_invalid_descs", q.Kernel.TxInvalidDescs)
+		add("ring_rx_bad_desc", q.Reactor.RxBadDesc)
+		add("ring_rx_multi_buffer", q.Reactor.RxMultiBuffer)
+		for d, n := range q.Host.Drops {
+			add(sockets.Drop(d).String(), n)
+		}
+	}
+	return out
+}

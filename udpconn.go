@@ -1,0 +1,356 @@
+package xdpd
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"xdpd/proto"
+	"xdpd/reactor"
+	"xdpd/sockets"
+)
+
+// UDPConn is a UDP socket on the engine: a net.PacketConn, and, made by DialUDP, a net.Conn. All methods may be called
+// from any goroutine at any time.
+//
+// On an interface with several queues it is one socket for each, behind one face.
+type UDPConn struct {
+	stack    *Stack
+	ends     []udpEnd
+	local    netip.AddrPort
+	remote   netip.AddrPort // valid: connected
+	port     portKey
+	readable chan struct{} // a token: some end may have a datagram
+	writable chan struct{} // a token: some end may have room
+	closed   chan struct{}
+	once     sync.Once
+	rd, wd   deadline
+}
+
+// udpEnd is the socket on one reactor.
+type udpEnd struct {
+	r *reactor.Reactor
+	s sockets.Handle
+}
+
+var (
+	_ net.PacketConn = (*UDPConn)(nil)
+	_ net.Conn       = (*UDPConn)(nil)
+)
+
+// ListenPacket opens a UDP socket as net.ListenPacket does. network is "udp" or "udp4"; address is "IP:port", ":port" for
+// all addresses of the engine, or port 0 for a free one. The result is a *UDPConn.
+func (s *Stack) ListenPacket(network, address string) (net.PacketConn, error) {
+	local, err := parseAddr(network, address)
+	if err != nil {
+		return nil, opError("listen", network, local, netip.AddrPort{}, err)
+	}
+	c, err := s.openUDP(local, netip.AddrPort{})
+	if err != nil {
+		return nil, opError("listen", network, local, netip.AddrPort{}, err)
+	}
+	return c, nil
+}
+
+// DialUDP opens a UDP socket that talks to one peer only.
+func (s *Stack) DialUDP(remote netip.AddrPort) (*UDPConn, error) {
+	c, err := s.openUDP(netip.AddrPort{}, remote)
+	if err != nil {
+		return nil, opError("dial", "udp", netip.AddrPort{}, remote, err)
+	}
+	return c, nil
+}
+
+func parseAddr(network, address string) (netip.AddrPort, error) {
+	if network != "udp" && network != "udp4" {
+		return netip.AddrPort{}, net.UnknownNetworkError(network)
+	}
+	a, err := net.ResolveUDPAddr("udp4", address)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	ap := a.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()), nil
+}
+
+func (s *Stack) openUDP(local, remote netip.AddrPort) (*UDPConn, error) {
+	c := &UDPConn{
+		stack: s, readable: make(chan struct{}, 1), writable: make(chan struct{}, 1), closed: make(chan struct{}),
+	}
+	c.rd.init()
+	c.wd.init()
+	addr, _ := proto.AddrFrom(local.Addr())
+	port := local.Port()
+	for _, q := range s.queues {
+		h, _, ok := q.reactor.Enter()
+		if !ok {
+			q.reactor.Leave()
+			c.closeEnds()
+			return nil, c.endError()
+		}
+		sock, errno := h.UDPBind(addr, port)
+		if errno == 0 {
+			c.ends = append(c.ends, udpEnd{q.reactor, sock})
+			q.reactor.Watch(sock, c)
+			if remote.IsValid() {
+				to, _ := proto.AddrFrom(remote.Addr())
+				errno = h.UDPConnect(sock, to, remote.Port())
+			}
+			c.local, c.remote = h.UDPAddr(sock)
+			port = c.local.Port() // the other queues' sockets get the same
+		}
+		q.reactor.Leave()
+		if errno != 0 {
+			c.closeEnds()
+			return nil, errno
+		}
+	}
+	c.port = portKey{proto.ProtoUDP, local.Addr(), port}
+	if err := s.openPort(c.port); err != nil {
+		c.closeEnds()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Ready implements reactor.Sink.
+func (c *UDPConn) Ready(_ sockets.Handle, r sockets.Ready) (woke bool) {
+	if r&(sockets.In|sockets.Err|sockets.Hup) != 0 {
+		woke = token(c.readable)
+	}
+	if r&(sockets.Out|sockets.Err|sockets.Hup) != 0 {
+		woke = token(c.writable) || woke
+	}
+	return woke
+}
+
+// token leaves a token for one waiter, if there is none yet.
+func token(ch chan struct{}) bool {
+	select {
+	case ch <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+// endError is what calls return when the engine under the socket is gone.
+func (c *UDPConn) endError() error {
+	if err := c.stack.Err(); err != nil {
+		return err
+	}
+	return net.ErrClosed
+}
+
+// ReadFromUDPAddrPort reads a datagram into b without allocating. What does not fit is cut off.
+func (c *UDPConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
+	for {
+		if c.isClosed() {
+			return 0, netip.AddrPort{}, c.fail("read", net.ErrClosed)
+		}
+		if c.rd.expired() {
+			return 0, netip.AddrPort{}, c.fail("read", os.ErrDeadlineExceeded)
+		}
+		for _, e := range c.ends {
+			h, _, ok := e.r.Enter()
+			if !ok {
+				e.r.Leave()
+				return 0, netip.AddrPort{}, c.fail("read", c.endError())
+			}
+			d, errno := h.UDPRecv(e.s, b)
+			e.r.Leave()
+			switch errno {
+			case 0:
+				if d.More {
+					token(c.readable) // for the next reader, if several wait
+				}
+				return d.N, d.Src, nil
+			case sockets.EAGAIN:
+			default:
+				return 0, netip.AddrPort{}, c.failErrno("read", errno)
+			}
+		}
+		select {
+		case <-c.readable:
+		case <-c.closed:
+		case <-c.stack.done:
+		case <-c.rd.wait():
+		}
+	}
+}
+
+// WriteToUDPAddrPort sends b as one datagram to addr without allocating. It waits while there is no frame to send with.
+func (c *UDPConn) WriteToUDPAddrPort(b []byte, addr netip.AddrPort) (int, error) {
+	if c.remote.IsValid() && addr.IsValid() {
+		return 0, c.fail("write", net.ErrWriteToConnected)
+	}
+	return c.send(b, addr)
+}
+
+func (c *UDPConn) send(b []byte, addr netip.AddrPort) (int, error) {
+	if addr.IsValid() {
+		addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
+	}
+	e := c.ends[c.endFor(addr)]
+	for {
+		if c.isClosed() {
+			return 0, c.fail("write", net.ErrClosed)
+		}
+		if c.wd.expired() {
+			return 0, c.fail("write", os.ErrDeadlineExceeded)
+		}
+		h, now, ok := e.r.Enter()
+		if !ok {
+			e.r.Leave()
+			return 0, c.fail("write", c.endError())
+		}
+		errno := h.UDPSend(e.s, b, addr, now)
+		e.r.Leave()
+		switch errno {
+		case 0:
+			return len(b), nil
+		case sockets.EAGAIN:
+		default:
+			return 0, c.failErrno("write", errno)
+		}
+		select {
+		case <-c.writable:
+		case <-c.closed:
+		case <-c.stack.done:
+		case <-c.wd.wait():
+		}
+	}
+}
+
+// endFor chooses the queue to send on: always the same for a peer, so that its datagrams stay in order.
+func (c *UDPConn) endFor(addr netip.AddrPort) int {
+	if len(c.ends) == 1 {
+		return 0
+	}
+	if !addr.IsValid() {
+		addr = c.remote
+	}
+	a, _ := proto.AddrFrom(addr.Addr())
+	return int((uint32(a)*31 + uint32(addr.Port())) % uint32(len(c.ends)))
+}
+
+// ReadFrom implements net.PacketConn.
+func (c *UDPConn) ReadFrom(b []byte) (int, net.Addr, error) {
+	n, from, err := c.ReadFromUDPAddrPort(b)
+	if err != nil {
+		return n, nil, err
+	}
+	return n, net.UDPAddrFromAddrPort(from), nil
+}
+
+// WriteTo implements net.PacketConn. addr must be a *net.UDPAddr.
+func (c *UDPConn) WriteTo(b []byte, addr net.Addr) (int, error) {
+	u, ok := addr.(*net.UDPAddr)
+	if !ok || u == nil {
+		return 0, c.fail("write", syscall.EINVAL)
+	}
+	return c.WriteToUDPAddrPort(b, u.AddrPort())
+}
+
+// Read implements net.Conn.
+func (c *UDPConn) Read(b []byte) (int, error) {
+	n, _, err := c.ReadFromUDPAddrPort(b)
+	return n, err
+}
+
+// Write implements net.Conn: it sends to the peer of a connected socket.
+func (c *UDPConn) Write(b []byte) (int, error) { return c.send(b, netip.AddrPort{}) }
+
+// Close closes the socket. Calls that wait on it return net.ErrClosed.
+func (c *UDPConn) Close() error {
+	err := c.fail("close", net.ErrClosed)
+	c.once.Do(func() {
+		close(c.closed)
+		c.closeEnds()
+		err = nil
+		if perr := c.stack.closePort(c.port); perr != nil {
+			err = c.fail("close", perr)
+		}
+	})
+	return err
+}
+
+func (c *UDPConn) closeEnds() {
+	for _, e := range c.ends {
+		h, now, ok := e.r.Enter()
+		e.r.Watch(e.s, nil)
+		if ok {
+			h.Close(e.s, now)
+		}
+		e.r.Leave()
+	}
+}
+
+func (c *UDPConn) isClosed() bool {
+	select {
+	case <-c.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// LocalAddr implements net.PacketConn.
+func (c *UDPConn) LocalAddr() net.Addr { return net.UDPAddrFromAddrPort(c.local) }
+
+// RemoteAddr is the peer of a connected socket, else nil.
+func (c *UDPConn) RemoteAddr() net.Addr {
+	if !c.remote.IsValid() {
+		return nil
+	}
+	return net.UDPAddrFromAddrPort(c.remote)
+}
+
+// SetDeadline implements net.PacketConn.
+func (c *UDPConn) SetDeadline(t time.Time) error {
+	if err := c.SetReadDeadline(t); err != nil {
+		return err
+	}
+	return c.SetWriteDeadline(t)
+}
+
+// SetReadDeadline implements net.PacketConn.
+func (c *UDPConn) SetReadDeadline(t time.Time) error { return c.setDeadline(&c.rd, t) }
+
+// SetWriteDeadline implements net.PacketConn.
+func (c *UDPConn) SetWriteDeadline(t time.Time) error { return c.setDeadline(&c.wd, t) }
+
+func (c *UDPConn) setDeadline(d *deadline, t time.Time) error {
+	if c.isClosed() {
+		return c.fail("set", net.ErrClosed)
+	}
+	d.set(t)
+	return nil
+}
+
+// failErrno turns an errno of the stack into what package net would return.
+func (c *UDPConn) failErrno(op string, errno sockets.Errno) error {
+	if errno == sockets.EBADF {
+		return c.fail(op, net.ErrClosed)
+	}
+	return c.fail(op, os.NewSyscallError(op, errno))
+}
+
+func (c *UDPConn) fail(op string, err error) error {
+	return opError(op, "udp", c.local, c.remote, err)
+}
+
+// opError is the error that package net would return.
+func opError(op, network string, local, remote netip.AddrPort, err error) error {
+	e := &net.OpError{Op: op, Net: network, Err: err}
+	if local.IsValid() {
+		e.Source = net.UDPAddrFromAddrPort(local)
+	}
+	if remote.IsValid() {
+		e.Addr = net.UDPAddrFromAddrPort(remote)
+	}
+	return e
+}

@@ -1,0 +1,141 @@
+// Package xdpd is a packet engine: frames straight from a network driver over AF_XDP, a user-space IPv4, ICMP, UDP and
+// TCP stack, and the standard library's interfaces on top.
+//
+//	stack, err := xdpd.Open(xdpd.Config{Interface: "eth1", Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")}})
+//	...
+//	conn, err := stack.ListenPacket("udp", ":53") // a net.PacketConn
+//
+// Each receive queue of the interface has a reactor: one goroutine, one AF_XDP socket, one set of tables, nothing
+// shared. What the engine does not own passes to the kernel untouched.
+package xdpd
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"xdpd/proto"
+	"xdpd/rings"
+	"xdpd/sockets"
+	"xdpd/umem"
+	"xdpd/xdpprog"
+)
+
+// Mode is how frames get from the driver to the engine.
+type Mode = rings.Mode
+
+// The modes. Best asks for zero copy and takes copy where the driver has none; Stats says which it was.
+const (
+	Best     = rings.Best
+	Copy     = rings.Copy
+	ZeroCopy = rings.ZeroCopy
+)
+
+// Attach is how the steering program is attached to the interface.
+type Attach = xdpprog.Attach
+
+// Ways to attach. BestAttach asks for native and takes generic where the driver has no XDP.
+const (
+	BestAttach = xdpprog.BestAttach
+	Native     = xdpprog.Native
+	Generic    = xdpprog.Generic
+)
+
+// Config says on which interface the engine runs and as whom. Interface and, without Share, Addrs are required; the zero
+// value of everything else is a good default.
+type Config struct {
+	Interface string
+	NetNS     string // namespace of the interface: a path, or a name in /run/netns; empty: the caller's
+
+	// Addrs are the engine's own addresses with their subnets: ARP and all IPv4 for them is the engine's, and the
+	// kernel must not have them. With Share they stay the kernel's, which goes on to answer ARP, ping and ssh; the
+	// engine takes only the ports that are opened on it, and uses the kernel's addresses, routes and neighbours.
+	Addrs   []netip.Prefix
+	Gateway netip.Addr
+	Share   bool
+	VLANs   []uint16 // tags of all frames, outermost first; not with Share
+
+	Queues []int // receive queues to serve, each with a reactor; nil: all of them
+	Mode   Mode
+	Attach Attach
+
+	Frames    int  // packet memory per queue, in frames (default 16384)
+	ChunkSize int  // bytes a frame: 2048 or 4096 (default: what the MTU needs)
+	HugePages bool // for the packet memory, where there are any
+
+	MaxSpin time.Duration // how long an idle reactor polls before it sleeps (default 50 µs); negative: it never sleeps
+	CPUs    []int         // pin the reactors, one CPU for each queue; for handlers that run on the reactor
+
+	RcvBuf, SndBuf int // bytes a socket may queue for receiving and sending (defaults 1 MiB and 256 KiB)
+
+	Ledger bool // check the owner of every frame at every step: for tests, slow
+}
+
+// defaults fills in what the configuration leaves open, and finds what is wrong with it before anything is touched.
+func (c *Config) defaults() error {
+	switch {
+	case c.Interface == "":
+		return errors.New("xdpd: no interface given")
+	case c.Share && len(c.VLANs) > 0:
+		return errors.New("xdpd: VLANs do not go with Share: the kernel has its addresses on the untagged interface")
+	case c.Share && (len(c.Addrs) > 0 || c.Gateway.IsValid()):
+		return errors.New("xdpd: Addrs and Gateway do not go with Share, which uses the kernel's own")
+	case !c.Share && len(c.Addrs) == 0:
+		return errors.New("xdpd: no address given")
+	case c.Frames < 0 || c.Frames > 0 && c.Frames < 64:
+		return fmt.Errorf("xdpd: %d frames; a queue needs at least 64", c.Frames)
+	case c.ChunkSize != 0 && c.ChunkSize != 2048 && c.ChunkSize != 4096:
+		return fmt.Errorf("xdpd: chunk size %d; the kernel takes 2048 or 4096", c.ChunkSize)
+	case len(c.CPUs) > 0 && c.Queues != nil && len(c.CPUs) != len(c.Queues):
+		return fmt.Errorf("xdpd: %d CPUs for %d queues", len(c.CPUs), len(c.Queues))
+	}
+	for _, a := range c.Addrs {
+		if !a.Addr().Unmap().Is4() {
+			return fmt.Errorf("xdpd: %v is not an IPv4 address", a)
+		}
+	}
+	if g := c.Gateway; g.IsValid() {
+		if !g.Unmap().Is4() {
+			return fmt.Errorf("xdpd: gateway %v is not an IPv4 address", g)
+		}
+		reachable := false
+		for _, a := range c.Addrs {
+			reachable = reachable || a.Contains(g)
+		}
+		if !reachable {
+			return fmt.Errorf("xdpd: gateway %v lies in no subnet of the addresses given", g)
+		}
+	}
+	if c.Frames == 0 {
+		c.Frames = 16384
+	}
+	return nil
+}
+
+// chunkFor chooses the frame size for an MTU.
+func (c *Config) chunkFor(mtu int) (int, error) {
+	const overhead = umem.Headroom + 22
+	for _, size := range []int{2048, 4096} {
+		if (c.ChunkSize == 0 || c.ChunkSize == size) && mtu+overhead <= size {
+			return size, nil
+		}
+	}
+	limit := 4096 - overhead
+	if c.ChunkSize != 0 {
+		limit = c.ChunkSize - overhead
+	}
+	return 0, fmt.Errorf("xdpd: interface %s has MTU %d; a frame must hold a packet, which allows %d: ip link set %s mtu 1500",
+		c.Interface, mtu, limit, c.Interface)
+}
+
+// prefixes converts addresses for the Host.
+func prefixes(addrs []netip.Prefix) []sockets.Prefix {
+	var out []sockets.Prefix
+	for _, p := range addrs {
+		if a, ok := proto.AddrFrom(p.Addr()); ok {
+			out = append(out, sockets.Prefix{Addr: a, Bits: p.Bits()})
+		}
+	}
+	return out
+}

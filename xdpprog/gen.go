@@ -1,0 +1,9 @@
+package xdpprog
+
+// Both multiarch include directories are named because asm/types.h lives in one of them on Debian; the compiler
+// ignores the one that is not there.
+//go:generate go tool bpf2go -target bpfel steer bpf/steer.c -- -Wall -Werror -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
+
+// clangMajor is the compiler that made the committed object (Debian 12's); another major version may lay out the same
+// source in other instructions.
+const clangMajor = "14"

@@ -1,0 +1,207 @@
+// Package xdpprog is the part of the engine that runs in the kernel: the XDP program which picks our frames out of a
+// device's receive path and passes everything else on to the kernel's own stack.
+//
+// bpf/steer.c is the program; this package loads it, attaches it by bpf_link (so that a crash detaches it) and fills
+// its maps. Two ways to steer:
+//
+//   - Own: the configured addresses are ours altogether: their ARP and all their IPv4.
+//   - Share: the kernel keeps the addresses and everything about them (ARP, echo, ssh); ours are only the TCP and UDP
+//     ports that were opened here, later fragments of their datagrams, and ICMP errors that quote packets they sent. A
+//     later fragment that overtakes its first fragment passes to the kernel, for only the first names the port.
+//
+// A frame that is ours goes to the AF_XDP socket of the queue it came in on; without one the kernel gets it, counted.
+// Frames may carry up to two VLAN tags; the tags do not matter to the choice. Needs Linux 5.18.
+package xdpprog
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// MaxAddrs and MaxPorts are the sizes of the program's address and port tables.
+const (
+	MaxAddrs = 256
+	MaxPorts = 65536
+)
+
+// Steer says how the configured addresses are divided between us and the kernel.
+type Steer uint8
+
+const (
+	Own   Steer = iota // all of their ARP and IPv4 is ours
+	Share              // only opened TCP and UDP ports are ours
+)
+
+// Config says what to load and where to attach it.
+type Config struct {
+	Interface string       // for messages
+	Ifindex   int          // device in the calling thread's network namespace
+	Steer     Steer        //
+	Addrs     []netip.Addr // 1..MaxAddrs IPv4 addresses
+	Queues    int          // receive queues of the device: the size of the socket map
+	Attach    Attach       //
+}
+
+// Program is a loaded and attached steering program. Its methods may be called from any goroutine.
+type Program struct {
+	iface   string
+	steer   Steer
+	addrs   map[netip.Addr]bool
+	queues  int
+	objs    steerObjects
+	frags   bool
+	native  bool
+	refused error // why native mode was not had; nil when it was, or was not wanted
+
+	mu sync.Mutex
+	// While this is reachable the program stays attached: the link's finalizer detaches it.
+	link link.Link
+}
+
+// Load loads the steering program and attaches it to the device. The calling thread must be in the device's network
+// namespace (runtime.LockOSThread where that is not the process's own) while Load runs, and not afterwards.
+//
+// Errors match ErrBusy (someone else's program is attached and stays), unix.EPERM, unix.ENODEV, unix.EOPNOTSUPP.
+func Load(c Config) (*Program, error) {
+	if err := c.check(); err != nil {
+		return nil, fmt.Errorf("xdpprog: load for %s: %w", c.Interface, err)
+	}
+	return attachBest(c)
+}
+
+func (c *Config) check() error {
+	switch {
+	case c.Ifindex < 1:
+		return fmt.Errorf("interface index %d: no such device", c.Ifindex)
+	case c.Queues < 1:
+		return fmt.Errorf("%d receive queues: the socket map needs at least one", c.Queues)
+	case len(c.Addrs) < 1 || len(c.Addrs) > MaxAddrs:
+		return fmt.Errorf("%d addresses: the program takes 1 to %d", len(c.Addrs), MaxAddrs)
+	case c.Steer > Share:
+		return fmt.Errorf("steering mode %d: neither Own nor Share", c.Steer)
+	case c.Attach > Generic:
+		return fmt.Errorf("attach mode %d: none of BestAttach, Native, Generic", c.Attach)
+	}
+	for _, a := range c.Addrs {
+		if a = a.Unmap(); !a.Is4() || a.IsUnspecified() {
+			return fmt.Errorf("address %q: only IPv4 addresses of hosts are steered", a)
+		}
+	}
+	return nil
+}
+
+// open loads the program and fills its address table without attaching it. frags says that the program may be given
+// frames in several buffers, which drivers ask for above one page of MTU.
+//
+// RLIMIT_MEMLOCK is left alone: since Linux 5.11 BPF memory is charged to the memory cgroup instead.
+func open(c Config, frags bool) (*Program, error) {
+	spec, err := loadSteer()
+	if err != nil {
+		return nil, fmt.Errorf("xdpprog: read the built-in program: %w", err)
+	}
+	spec.Maps[steerMapXsks].MaxEntries = uint32(c.Queues)
+	if frags {
+		spec.Programs[steerProgSteer].Flags |= unix.BPF_F_XDP_HAS_FRAGS
+	}
+	if err := spec.Variables[steerVarShare].Set(uint32(c.Steer)); err != nil {
+		return nil, fmt.Errorf("xdpprog: set the steering mode: %w", err)
+	}
+
+	p := &Program{iface: c.Interface, steer: c.Steer, queues: c.Queues, frags: frags, addrs: map[netip.Addr]bool{}}
+	if err := spec.LoadAndAssign(&p.objs, nil); err != nil {
+		return nil, explainLoad(c.Interface, err)
+	}
+	for _, a := range c.Addrs {
+		a = a.Unmap()
+		p.addrs[a] = true
+		if err := p.objs.Addrs.Put(a.As4(), uint8(1)); err != nil {
+			return nil, errors.Join(fmt.Errorf("xdpprog: steer %s on %s: %w", a, c.Interface, err), p.Close())
+		}
+	}
+	return p, nil
+}
+
+func explainLoad(iface string, err error) error {
+	cure := ""
+	switch {
+	case errors.Is(err, unix.EPERM):
+		cure = needCaps
+	case errors.Is(features.HaveProgramHelper(ebpf.XDP, asm.FnXdpGetBuffLen), ebpf.ErrNotSupported):
+		cure = " (Linux 5.18 or newer is needed)"
+	}
+	return fmt.Errorf("xdpprog: load the steering program for %s: %w%s", iface, err, cure)
+}
+
+// Native reports whether the program runs in the driver. False: it runs in the kernel's generic hook, after the
+// kernel has built a packet buffer for each frame; NativeRefused then says why.
+func (p *Program) Native() bool { return p.native }
+
+// NativeRefused is the driver's refusal that made BestAttach fall back to the generic hook, else nil.
+func (p *Program) NativeRefused() error { return p.refused }
+
+// Frags reports whether the program was loaded for frames in several buffers (the driver asked for it at this MTU): a
+// socket without XDP_USE_SG will not get those frames.
+func (p *Program) Frags() bool { return p.frags }
+
+// SetSocket puts an AF_XDP socket that has an RX ring behind a receive queue. The socket's fd stays the caller's.
+func (p *Program) SetSocket(queue, fd int) error {
+	if err := p.checkQueue(queue); err != nil {
+		return err
+	}
+	if fd < 0 {
+		return fmt.Errorf("xdpprog: set the socket of %s queue %d: %w", p.iface, queue, unix.EBADF)
+	}
+	if err := p.objs.Xsks.Put(uint32(queue), uint32(fd)); err != nil {
+		cure := ""
+		if errors.Is(err, unix.EOPNOTSUPP) {
+			cure = " (it must be an AF_XDP socket that has an RX ring)"
+		}
+		return fmt.Errorf("xdpprog: set the socket of %s queue %d: %w%s", p.iface, queue, err, cure)
+	}
+	return nil
+}
+
+// ClearSocket takes the socket of a receive queue away, if it has one: its frames pass to the kernel from here on.
+func (p *Program) ClearSocket(queue int) error {
+	if err := p.checkQueue(queue); err != nil {
+		return err
+	}
+	// The kernel clears an entry by itself when the last descriptor of its socket is closed.
+	if err := p.objs.Xsks.Delete(uint32(queue)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("xdpprog: clear the socket of %s queue %d: %w", p.iface, queue, err)
+	}
+	return nil
+}
+
+func (p *Program) checkQueue(queue int) error {
+	if queue < 0 || queue >= p.queues {
+		return fmt.Errorf("xdpprog: %s has queues 0 to %d, not %d", p.iface, p.queues-1, queue)
+	}
+	return nil
+}
+
+// Close detaches the program and frees it. The second call does nothing.
+func (p *Program) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var err error
+	if p.link != nil {
+		// Detach before Close: a child that another goroutine is forking right now holds a copy of the descriptor, and
+		// closing ours would leave the program attached until that child execs.
+		err = p.link.Detach()
+		err = errors.Join(err, p.link.Close())
+		p.link = nil
+	}
+	if err = errors.Join(err, p.objs.Close()); err != nil {
+		return fmt.Errorf("xdpprog: detach from %s: %w", p.iface, err)
+	}
+	return nil
+}
