@@ -266,4 +266,3 @@ func (s *Stack) start() {
 	}
 	s.watch(ctx)
 }
-

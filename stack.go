@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"xdpd/internal/krnet"
+	"xdpd/proto"
 	"xdpd/reactor"
 	"xdpd/rings"
 	"xdpd/sockets"
@@ -151,6 +152,19 @@ func (s *Stack) release() error {
 		errs = append(errs, s.region.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// OpenPorts has the packets of a port steered to the engine, for sockets that were opened on its reactors directly.
+// ListenPacket does it by itself.
+func (s *Stack) OpenPorts(port uint16, tcp, udp bool) error {
+	for p, wanted := range map[uint8]bool{proto.ProtoTCP: tcp, proto.ProtoUDP: udp} {
+		if wanted {
+			if err := s.openPort(portKey{proto: p, port: port}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // openPort has the steering program send a port's packets to the engine (share mode; in own mode they come anyway).

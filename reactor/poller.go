@@ -26,8 +26,11 @@ type Poller struct {
 	kept    []sockets.Handle // scratch of take
 	waiting sync.Cond        // on r.mu
 	closed  bool
-	handler func(Event)
+	handler Handler
 }
+
+// Handler handles a ready socket on the reactor: h is the reactor's Host, now the time of the turn. It must not block.
+type Handler func(h *sockets.Host, now int64, e Event)
 
 type pollItem struct {
 	mask   sockets.Ready
@@ -160,16 +163,16 @@ func (p *Poller) Wait(buf []Event, timeout time.Duration) (int, error) {
 
 // Serve has the reactor itself call handler for every ready socket, in each turn, with the lock held: handlers that run
 // to completion. The caller holds the lock (Enter).
-func (p *Poller) Serve(handler func(Event)) {
+func (p *Poller) Serve(handler Handler) {
 	p.handler = handler
 }
 
 // serve runs the handler for a bounded number of events.
-func (p *Poller) serve() bool {
+func (p *Poller) serve(now int64) bool {
 	var buf [batch]Event
 	n := p.take(buf[:min(len(buf), len(p.ready))])
 	for _, e := range buf[:n] {
-		p.handler(e)
+		p.handler(p.r.host, now, e)
 	}
 	return n > 0
 }

@@ -214,7 +214,7 @@ func (r *Reactor) Leave() {
 	}
 	// The sender's own thread does the sleeping reactor's work: waking another core would take longer than sending.
 	now := r.now()
-	r.deliver()
+	r.deliver(now)
 	r.host.Flush(now)
 	r.transmit(now)
 	r.resolve()

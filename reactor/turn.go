@@ -72,7 +72,7 @@ func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
 	if now >= r.host.NextDeadline() {
 		r.host.Tick(now)
 	}
-	worked = r.deliver() || worked
+	worked = r.deliver(now) || worked
 	r.host.Flush(now)
 	worked = r.transmit(now) || worked
 	r.resolve()
@@ -204,7 +204,7 @@ func (r *Reactor) receiveOne(d rings.Desc, now int64) {
 }
 
 // deliver tells sinks, and runs the handlers that live on the reactor.
-func (r *Reactor) deliver() bool {
+func (r *Reactor) deliver(now int64) bool {
 	worked := false
 	if r.host.PendingEvents() {
 		r.events = r.host.TakeEvents(r.events[:0])
@@ -217,7 +217,7 @@ func (r *Reactor) deliver() bool {
 	}
 	for _, p := range r.pollers {
 		if p.handler != nil {
-			worked = p.serve() || worked
+			worked = p.serve(now) || worked
 		}
 	}
 	return worked

@@ -1,0 +1,61 @@
+// Command xdpd runs the packet engine on an interface, shows it, and says what a machine can do.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+var cli struct {
+	Run    runCmd    `cmd:"" help:"Run the engine on an interface, with services."`
+	Demo   demoCmd   `cmd:"" help:"Make two namespaces, run the engine in one, drive it from the other."`
+	Doctor doctorCmd `cmd:"" help:"Say what this kernel, driver, privilege and memory limit allow."`
+	Stats  statsCmd  `cmd:"" help:"Show the drop ledger of a running engine."`
+}
+
+// exitError is an error with an exit status of its own.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+// Exit statuses: 0 done, 1 failed, 2 wrong usage.
+const usageStatus = 2
+
+func main() {
+	parser := kong.Must(&cli, kong.Name("xdpd"),
+		kong.Description("A packet engine: AF_XDP from the driver, IPv4, ICMP, UDP and TCP in user space."),
+		kong.UsageOnError(), kong.Exit(func(code int) {
+			if code != 0 {
+				code = usageStatus
+			}
+			os.Exit(code)
+		}))
+	k, err := parser.Parse(os.Args[1:])
+	parser.FatalIfErrorf(err)
+	if err := k.Run(); err != nil {
+		code := 1
+		var e *exitError
+		if errors.As(err, &e) {
+			code = e.code
+		}
+		fmt.Fprintf(os.Stderr, "xdpd: %v\n", err)
+		os.Exit(code)
+	}
+}
+
+// signalContext ends on the first SIGINT or SIGTERM; a second one kills the process as usual.
+func signalContext() (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
+}

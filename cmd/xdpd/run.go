@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"time"
+
+	"xdpd"
+)
+
+// runCmd is xdpd run. Flags outrank the config file.
+type runCmd struct {
+	Config    string         `short:"c" type:"existingfile" placeholder:"FILE" help:"TOML file that can say all that the flags say, and more (see docs/xdpd.toml)."`
+	Interface string         `short:"i" placeholder:"IFACE" help:"Interface to take frames from."`
+	Address   []netip.Prefix `short:"a" placeholder:"ADDR/LEN" help:"IPv4 address and prefix length of the engine; repeat for more."`
+	Gateway   netip.Addr     `short:"g" placeholder:"ADDR" help:"Router for everything outside the prefixes."`
+	Share     bool           `help:"Leave the interface's addresses to the kernel and take only the services' ports."`
+	Services  string         `short:"s" placeholder:"NAME[=PORT],..." help:"Services: echo, discard, chargen (TCP and UDP), hold (TCP)."`
+	Netns     string         `short:"n" placeholder:"NAME" help:"Network namespace of the interface: a name in /run/netns, or a path."`
+	Queues    []int          `short:"q" placeholder:"N" help:"Receive queues to serve (default all)."`
+	Vlan      []uint16       `placeholder:"ID" help:"VLAN tags of all frames, outermost first."`
+	Mode      string         `enum:"best,copy,zerocopy," default:"" placeholder:"best|copy|zerocopy" help:"How frames get to the engine."`
+	Attach    string         `enum:"best,native,generic," default:"" placeholder:"best|native|generic" help:"Where the steering program is attached."`
+	Cpu       []int          `placeholder:"N" help:"Pin the reactors to these CPUs, one for each queue."`
+	MaxSpin   time.Duration  `placeholder:"50us" help:"How long an idle reactor polls before it sleeps; negative: it never sleeps."`
+	Control   string         `placeholder:"PATH" help:"Control socket for xdpd stats (default /run/xdpd/IFACE.sock)."`
+	Ledger    bool           `help:"Check the owner of every frame at every step (slow)."`
+	Every     time.Duration  `placeholder:"10s" help:"Print a progress line this often."`
+}
+
+// Help is shown by xdpd run --help.
+func (*runCmd) Help() string {
+	return `The interface's kernel must not have the engine's addresses, unless --share is given. Frames for other addresses
+pass to the kernel as before. SIGTERM and Ctrl-C drain what was written, detach the program and exit with status 0.
+
+Example:
+  xdpd run -i eth1 -a 10.0.0.2/24 -g 10.0.0.1 -s echo,discard=9000`
+}
+
+// merge lays the flags over the config file.
+func (c *runCmd) merge() (fileConfig, error) {
+	var f fileConfig
+	if c.Config != "" {
+		var err error
+		if f, err = loadConfig(c.Config); err != nil {
+			return f, err
+		}
+	}
+	if c.Interface != "" {
+		f.Interface = c.Interface
+	}
+	if len(c.Address) > 0 {
+		f.Addresses = c.Address
+	}
+	if c.Gateway.IsValid() {
+		f.Gateway = c.Gateway
+	}
+	if c.Netns != "" {
+		f.NetNS = c.Netns
+	}
+	if len(c.Queues) > 0 {
+		f.Queues = c.Queues
+	}
+	if len(c.Vlan) > 0 {
+		f.VLANs = c.Vlan
+	}
+	if c.Mode != "" {
+		f.Mode = c.Mode
+	}
+	if c.Attach != "" {
+		f.Attach = c.Attach
+	}
+	if len(c.Cpu) > 0 {
+		f.CPUs = c.Cpu
+	}
+	if c.MaxSpin != 0 {
+		f.MaxSpin = duration(c.MaxSpin)
+	}
+	if c.Control != "" {
+		f.Control = c.Control
+	}
+	f.Share = f.Share || c.Share
+	f.Ledger = f.Ledger || c.Ledger
+	if c.Services != "" {
+		specs, err := parseServices(c.Services)
+		if err != nil {
+			return f, err
+		}
+		f.Services = specs
+	}
+	return f, nil
+}
+
+func (c *runCmd) Run() error {
+	file, err := c.merge()
+	if err != nil {
+		return &exitError{usageStatus, err}
+	}
+	cfg, err := file.stackConfig()
+	if err != nil {
+		return &exitError{usageStatus, err}
+	}
+	ctx, cancel := signalContext()
+	defer cancel()
+	return runEngine(ctx, cfg, file, c.Every, os.Stdout)
+}
+
+// drainTime is how long a terminated engine waits for its peers to take what was written.
+const drainTime = 3 * time.Second
+
+// runEngine runs until ctx ends or the engine fails.
+func runEngine(ctx context.Context, cfg xdpd.Config, file fileConfig, every time.Duration, out io.Writer) (err error) {
+	st, err := xdpd.Open(cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	svc, err := startServices(st, file.Services)
+	if err != nil {
+		return err
+	}
+	closeControl, err := serveControl(ctx, file.controlPath(), st)
+	if err != nil {
+		return err
+	}
+	defer closeControl()
+	stats, err := st.Stats()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "xdpd: ready on %s\n", describe(&stats))
+	if err := progress(ctx, st, every, out); err != nil {
+		return err
+	}
+	fmt.Fprintln(out, "xdpd: draining")
+	drain, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	if err := svc.Close(drain); err != nil {
+		fmt.Fprintf(out, "xdpd: %v\n", err)
+	}
+	// What is still not acknowledged is lost with its connection, which is no failure of ours.
+	if err := st.Shutdown(drain); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	fmt.Fprintln(out, "xdpd: done")
+	return nil
+}
+
+// describe says in a few words how the engine runs.
+func describe(s *xdpd.Stats) string {
+	attach, copies := "generic XDP", "copy"
+	if s.Native {
+		attach = "native XDP"
+	}
+	if s.ZeroCopy {
+		copies = "zero copy"
+	}
+	return fmt.Sprintf("%s (%s): %s, %s, %d queues, MTU %d", s.Interface, s.Driver, attach, copies, len(s.Queues), s.MTU)
+}
+
+// progress waits for the end, printing a line now and then if asked to.
+func progress(ctx context.Context, st *xdpd.Stack, every time.Duration, out io.Writer) error {
+	var tick <-chan time.Time
+	if every > 0 {
+		t := time.NewTicker(every)
+		defer t.Stop()
+		tick = t.C
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-st.Done():
+			return st.Err()
+		case <-tick:
+			s, err := st.Stats()
+			if err != nil {
+				return err
+			}
+			var rx, tx, drops uint64
+			for _, q := range s.Queues {
+				rx += q.Reactor.RxFrames
+				tx += q.Reactor.TxFrames
+			}
+			for _, n := range s.Drops() {
+				drops += n
+			}
+			fmt.Fprintf(out, "xdpd: %d frames in, %d out, %d dropped\n", rx, tx, drops)
+		}
+	}
+}
