@@ -69,6 +69,15 @@ func (s *Stack) setNeighbours(list []krnet.Neigh) {
 	}
 }
 
+// tellSiblings passes on what queue number i heard.
+func (s *Stack) tellSiblings(i int, a proto.ARP) {
+	for j, q := range s.queues {
+		if j != i {
+			q.reactor.Post(a)
+		}
+	}
+}
+
 // resolve has the kernel ask for a neighbour. It is called on a reactor, which must not wait for netlink.
 func (s *Stack) resolve(a proto.Addr) {
 	go func() {

@@ -163,7 +163,7 @@ func (s *Stack) hostConfig() (sockets.Config, error) {
 	cfg := sockets.Config{
 		MAC: s.dev.mac, MTU: s.dev.mtu, VLANs: s.cfg.VLANs, Addrs: prefixes(s.cfg.Addrs),
 		KernelNeighbours: s.cfg.Share, AcceptPartial: s.dev.leavesPartial(),
-		RcvBuf: s.cfg.RcvBuf, SndBuf: s.cfg.SndBuf,
+		RcvBuf: s.cfg.RcvBuf, SndBuf: s.cfg.SndBuf, Siblings: len(s.cfg.Queues) > 1,
 	}
 	if g, ok := proto.AddrFrom(s.cfg.Gateway); ok {
 		cfg.Routes = []sockets.Route{{Gateway: g}}
@@ -208,6 +208,7 @@ func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
 	rc := reactor.Config{
 		Port: sock.Port(), Pool: pool, Host: queue.host, FillFrames: fill, MaxSpin: s.cfg.MaxSpin,
 		Pin: len(s.cfg.CPUs) > 0, Resolve: s.resolve,
+		Heard: func(a proto.ARP) { s.tellSiblings(i, a) },
 	}
 	if rc.Pin {
 		rc.CPU = s.cfg.CPUs[i]

@@ -28,6 +28,8 @@ type Config struct {
 
 	// Resolve is asked to resolve addresses for a Host with KernelNeighbours. It must not block.
 	Resolve func(proto.Addr)
+	// Heard is told what siblings must hear of (sockets.Config.Siblings), to Post it to them. It must not block.
+	Heard func(proto.ARP)
 }
 
 // Sink is told when a socket became ready for something. It is called with the reactor's lock held, on the reactor's
@@ -55,6 +57,7 @@ type Reactor struct {
 	events  []sockets.Event
 
 	poked atomic.Bool // somebody left work for an awake reactor
+	inbox inbox
 
 	inFill    int
 	rxSkip    bool // in the middle of a packet of several frames, which is dropped whole

@@ -63,7 +63,9 @@ func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
 	r.counters.Turns++
 	r.woke = false
 	start := r.now()
-	worked = r.poked.Swap(false)
+	if worked = r.poked.Swap(false); worked {
+		r.hear(start)
+	}
 	worked = r.reap() || worked
 	r.host.EndTurn()
 	r.refill()
@@ -264,14 +266,24 @@ func (r *Reactor) device(err error) {
 	}
 }
 
+// resolve passes on what the Host wants from outside.
 func (r *Reactor) resolve() {
 	for {
 		a, ok := r.host.PopResolve()
 		if !ok {
-			return
+			break
 		}
 		if r.cfg.Resolve != nil {
 			r.cfg.Resolve(a)
+		}
+	}
+	for {
+		a, ok := r.host.PopHeard()
+		if !ok {
+			break
+		}
+		if r.cfg.Heard != nil {
+			r.cfg.Heard(a)
 		}
 	}
 }

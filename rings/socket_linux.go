@@ -203,6 +203,15 @@ func (s *Socket) setOptions() error {
 			return o.explain("set the TX budget", s.region, err)
 		}
 	}
+	// In copy mode a packet in flight is charged to the socket as any sent skb (xsk_build_skb, sock_alloc_send_skb): the
+	// default 208 KiB is 90 full frames, after which Kick gets EAGAIN until the receiver frees some.
+	room := o.TXSize * s.region.ChunkSize() * 2
+	if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, room); err != nil {
+		// Without CAP_NET_ADMIN as much as net.core.wmem_max allows.
+		if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, room); err != nil {
+			return o.explain("set the send buffer", s.region, err)
+		}
+	}
 	if o.BusyPollUS <= 0 {
 		return nil
 	}

@@ -27,6 +27,10 @@ type Config struct {
 	// through PopResolve, and is told through SetNeighbour.
 	KernelNeighbours bool
 
+	// Siblings says that other Hosts serve the same addresses on other queues of the interface: what is heard by ARP here
+	// is theirs as well (PopHeard, Heard).
+	Siblings bool
+
 	// AcceptPartial takes UDP and TCP checksums that hold only the pseudo-header's sum, as a kernel sender on veth and
 	// its like leaves them.
 	AcceptPartial bool

@@ -23,6 +23,7 @@ const (
 	neighWaitMax  = 256
 	neighProbes   = 3
 	resolveMax    = 64
+	heardMax      = 64
 	reachableNS   = 30_000_000_000
 	delayNS       = 5_000_000_000
 	probeNS       = 1_000_000_000
@@ -46,6 +47,7 @@ type neighTable struct {
 	hand    int
 	waiting int // packets in all queues
 	resolve []proto.Addr
+	heard   []proto.ARP
 }
 
 func (t *neighTable) init(h *Host) {
@@ -272,6 +274,9 @@ func (h *Host) arpHandle(a *proto.ARP, linkSrc proto.MAC) Drop {
 	if h.isLocal(a.SPA) {
 		return ARPConflict
 	}
+	if h.cfg.Siblings && len(h.neigh.heard) < heardMax {
+		h.neigh.heard = append(h.neigh.heard, *a)
+	}
 	if a.Op == proto.ARPReply {
 		return h.arpReply(a)
 	}
@@ -283,6 +288,28 @@ func (h *Host) arpHandle(a *proto.ARP, linkSrc proto.MAC) Drop {
 	}
 	h.arpSend(a.SHA, &proto.ARP{Op: proto.ARPReply, SHA: h.cfg.MAC, SPA: a.TPA, THA: a.SHA, TPA: a.SPA})
 	return 0
+}
+
+// PopHeard gives an ARP packet that the Hosts of the interface's other queues must hear of: a reply comes back on
+// whatever queue the device likes, not on that of the Host that asked.
+func (h *Host) PopHeard() (proto.ARP, bool) {
+	n := len(h.neigh.heard)
+	if n == 0 {
+		return proto.ARP{}, false
+	}
+	a := h.neigh.heard[n-1]
+	h.neigh.heard = h.neigh.heard[:n-1]
+	return a, true
+}
+
+// Heard takes what another queue's Host heard. The answer to a request was given there.
+func (h *Host) Heard(a *proto.ARP, now int64) {
+	h.now = now
+	if a.Op == proto.ARPReply {
+		h.arpReply(a)
+	} else if a.SPA != 0 && h.onLink(a.SPA) {
+		h.arpLearn(a)
+	}
 }
 
 func (h *Host) arpReply(a *proto.ARP) Drop {
