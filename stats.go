@@ -14,7 +14,8 @@ import (
 type Stats struct {
 	Interface string
 	Driver    string
-	Native    bool // the steering program is in the driver, not in generic mode
+	Native    bool   // the steering program is in the driver, not in generic mode
+	Refused   string // why it is not, where native was wanted
 	ZeroCopy  bool
 	HugePages bool
 	ChunkSize int
@@ -51,6 +52,9 @@ func (s *Stack) Stats() (Stats, error) {
 	st := Stats{
 		Interface: s.cfg.Interface, Driver: s.dev.driver, Native: s.program.Native(), ZeroCopy: s.queues[0].sock.ZeroCopy(),
 		HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(), MTU: s.dev.mtu,
+	}
+	if err := s.program.NativeRefused(); err != nil {
+		st.Refused = err.Error()
 	}
 	var err error
 	if st.Verdicts, err = s.program.Counters(); err != nil {
