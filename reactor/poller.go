@@ -22,7 +22,7 @@ type Event struct {
 type Poller struct {
 	r       *Reactor
 	items   map[sockets.Handle]*pollItem
-	ready   []sockets.Handle // epoll's rdllist; each socket once, none that is not in items
+	ready   []sockets.Handle // epoll's rdllist; each socket once; one that is not in items was closed
 	kept    []sockets.Handle // scratch of take
 	waiting sync.Cond        // on r.mu
 	closed  bool
@@ -101,6 +101,10 @@ func (p *Poller) Del(s sockets.Handle) error {
 // Ready implements Sink: it is ep_poll_callback.
 func (p *Poller) Ready(s sockets.Handle, ready sockets.Ready) (woke bool) {
 	it := p.items[s]
+	if it != nil && !p.r.host.Open(s) { // closed: it leaves, as from an epoll set
+		delete(p.items, s)
+		return false
+	}
 	if it == nil || it.queued || ready&it.mask == 0 {
 		return false
 	}
@@ -119,12 +123,10 @@ func (p *Poller) take(buf []Event) int {
 		s := p.ready[seen]
 		seen++
 		it := p.items[s]
-		it.queued = false
-		if !p.r.host.Open(s) {
-			delete(p.items, s)
-			p.r.Watch(s, nil)
+		if it == nil {
 			continue
 		}
+		it.queued = false
 		if ready := p.r.host.Ready(s) & it.mask; ready != 0 {
 			buf[n] = Event{s, ready, it.data}
 			n++

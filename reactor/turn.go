@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"xdpd/rings"
+	"xdpd/sockets"
 	"xdpd/umem"
 )
 
@@ -216,6 +217,16 @@ func (r *Reactor) deliver(now int64) bool {
 			}
 		}
 		worked = true
+	}
+	for {
+		s, ok := r.host.PopClosed()
+		if !ok {
+			break
+		}
+		if sink := r.sinks[s]; sink != nil {
+			delete(r.sinks, s)
+			r.woke = sink.Ready(s, sockets.Err|sockets.Hup) || r.woke
+		}
 	}
 	for _, p := range r.pollers {
 		if p.handler != nil {

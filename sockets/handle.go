@@ -51,6 +51,17 @@ func (h *Host) TakeEvents(buf []Event) []Event {
 	return buf
 }
 
+// PopClosed gives a socket that its owner closed since it was last asked for: whoever watches it can let go.
+func (h *Host) PopClosed() (Handle, bool) {
+	n := len(h.closed)
+	if n == 0 {
+		return 0, false
+	}
+	s := h.closed[n-1]
+	h.closed = h.closed[:n-1]
+	return s, true
+}
+
 // PendingEvents reports whether TakeEvents has something to give.
 func (h *Host) PendingEvents() bool { return len(h.events) > 0 }
 

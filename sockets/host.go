@@ -40,6 +40,7 @@ type Config struct {
 	FillFrames int // frames that the fill ring needs: never held by sockets (default a quarter of the pool)
 	RcvBuf     int // bytes a socket may queue, counted in whole frames (default 1 MiB)
 	SndBuf     int // bytes a TCP connection may have unacknowledged or unsent (default 256 KiB)
+	MaxConns   int // TCP connections in any state, TIME-WAIT too (default 262144); SYNs beyond are dropped
 	Backlog    int // connections waiting for Accept, per listener (default 1024); half-open ones have the same limit
 }
 
@@ -68,6 +69,7 @@ type Host struct {
 	noTxFrame []Handle // sockets that saw EAGAIN for want of a frame, to be told when there are some
 
 	events []Event
+	closed []Handle // since the last PopClosed
 
 	udp udpTable
 	tcp tcpTable
@@ -92,6 +94,7 @@ const (
 	defaultBuf   = 1 << 20
 	defaultSnd   = 256 << 10
 	defaultQueue = 1024
+	defaultConns = 1 << 18
 )
 
 // New makes a Host over the frames of pool. Its errors name the field that is wrong.
@@ -123,7 +126,7 @@ func New(cfg Config, pool *umem.Pool, now int64) (*Host, error) {
 	for _, d := range []struct {
 		v   *int
 		def int
-	}{{&cfg.RcvBuf, defaultBuf}, {&cfg.SndBuf, defaultSnd}, {&cfg.Backlog, defaultQueue}} {
+	}{{&cfg.RcvBuf, defaultBuf}, {&cfg.SndBuf, defaultSnd}, {&cfg.Backlog, defaultQueue}, {&cfg.MaxConns, defaultConns}} {
 		if *d.v == 0 {
 			*d.v = d.def
 		}

@@ -19,8 +19,8 @@ const (
 
 const (
 	neighMax      = 1024
-	neighQueueMax = 16 // packets waiting for one neighbour
-	neighWaitMax  = 256
+	neighQueueMax = 64 // packets waiting for one neighbour: the fragments of a largest datagram fit
+	neighWaitMax  = 512
 	neighProbes   = 3
 	resolveMax    = 64
 	heardMax      = 64

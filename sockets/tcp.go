@@ -329,9 +329,12 @@ func (h *Host) tcpFinish(i uint32, c *tcb) {
 // nobody read is reset, so that the peer learns of it (RFC 2525 2.17). Errors: EBADF.
 func (h *Host) Close(s Handle, now int64) Errno {
 	h.now = now
+	if h.Open(s) {
+		h.closed = append(h.closed, s)
+	}
 	switch s.kind() {
 	case kindUDP:
-		return h.UDPClose(s)
+		return h.udpClose(s)
 	case kindListener:
 		return h.tcpCloseListener(s)
 	}
@@ -362,6 +365,7 @@ func (h *Host) TCPAbort(s Handle, now int64) Errno {
 	if c == nil {
 		return EBADF
 	}
+	h.closed = append(h.closed, s)
 	c.orphan = true
 	h.tcpAbort(s.index(), c)
 	return 0

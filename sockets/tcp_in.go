@@ -95,7 +95,7 @@ func (h *Host) tcpListenInput(li uint32, k flowKey, s *segment) {
 // tcpSYN opens a connection in SYN-RECEIVED. Data on the SYN is not taken; the peer sends it again.
 func (h *Host) tcpSYN(li uint32, k flowKey, s *segment) {
 	l := &h.tcp.listeners[li]
-	if l.half >= h.cfg.Backlog || l.ready.n >= h.cfg.Backlog {
+	if l.half >= h.cfg.Backlog || l.ready.n >= h.cfg.Backlog || h.tcp.conns >= h.cfg.MaxConns {
 		h.drop(s.packet, TCPBacklogFull)
 		return
 	}

@@ -148,8 +148,8 @@ func (h *Host) UDPConnect(s Handle, remote proto.Addr, port uint16) Errno {
 	return 0
 }
 
-// UDPClose closes the socket; what it holds is freed. EBADF for a closed one.
-func (h *Host) UDPClose(s Handle) Errno {
+// udpClose closes the socket; what it holds is freed.
+func (h *Host) udpClose(s Handle) Errno {
 	t := &h.udp
 	u := t.get(s)
 	if u == nil {
