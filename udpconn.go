@@ -3,10 +3,8 @@ package xdpd
 import (
 	"net"
 	"net/netip"
-	"os"
 	"sync"
 	"syscall"
-	"time"
 
 	"xdpd/proto"
 	"xdpd/reactor"
@@ -18,16 +16,10 @@ import (
 //
 // On an interface with several queues it is one socket for each, behind one face.
 type UDPConn struct {
-	stack    *Stack
-	ends     []udpEnd
-	local    netip.AddrPort
-	remote   netip.AddrPort // valid: connected
-	port     portKey
-	readable chan struct{} // a token: some end may have a datagram
-	writable chan struct{} // a token: some end may have room
-	closed   chan struct{}
-	once     sync.Once
-	rd, wd   deadline
+	waiter
+	ends []udpEnd
+	port portKey
+	once sync.Once
 }
 
 // udpEnd is the socket on one reactor.
@@ -77,11 +69,8 @@ func parseAddr(network, address string) (netip.AddrPort, error) {
 }
 
 func (s *Stack) openUDP(local, remote netip.AddrPort) (*UDPConn, error) {
-	c := &UDPConn{
-		stack: s, readable: make(chan struct{}, 1), writable: make(chan struct{}, 1), closed: make(chan struct{}),
-	}
-	c.rd.init()
-	c.wd.init()
+	c := &UDPConn{}
+	c.init(s, "udp")
 	addr, _ := proto.AddrFrom(local.Addr())
 	port := local.Port()
 	for _, q := range s.queues {
@@ -116,43 +105,11 @@ func (s *Stack) openUDP(local, remote netip.AddrPort) (*UDPConn, error) {
 	return c, nil
 }
 
-// Ready implements reactor.Sink.
-func (c *UDPConn) Ready(_ sockets.Handle, r sockets.Ready) (woke bool) {
-	if r&(sockets.In|sockets.Err|sockets.Hup) != 0 {
-		woke = token(c.readable)
-	}
-	if r&(sockets.Out|sockets.Err|sockets.Hup) != 0 {
-		woke = token(c.writable) || woke
-	}
-	return woke
-}
-
-// token leaves a token for one waiter, if there is none yet.
-func token(ch chan struct{}) bool {
-	select {
-	case ch <- struct{}{}:
-		return true
-	default:
-		return false
-	}
-}
-
-// endError is what calls return when the engine under the socket is gone.
-func (c *UDPConn) endError() error {
-	if err := c.stack.Err(); err != nil {
-		return err
-	}
-	return net.ErrClosed
-}
-
 // ReadFromUDPAddrPort reads a datagram into b without allocating. What does not fit is cut off.
 func (c *UDPConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
 	for {
-		if c.isClosed() {
-			return 0, netip.AddrPort{}, c.fail("read", net.ErrClosed)
-		}
-		if c.rd.expired() {
-			return 0, netip.AddrPort{}, c.fail("read", os.ErrDeadlineExceeded)
+		if err := c.check(&c.rd); err != nil {
+			return 0, netip.AddrPort{}, c.fail("read", err)
 		}
 		for _, e := range c.ends {
 			h, _, ok := e.r.Enter()
@@ -173,12 +130,7 @@ func (c *UDPConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
 				return 0, netip.AddrPort{}, c.failErrno("read", errno)
 			}
 		}
-		select {
-		case <-c.readable:
-		case <-c.closed:
-		case <-c.stack.done:
-		case <-c.rd.wait():
-		}
+		c.wait(c.readable, &c.rd)
 	}
 }
 
@@ -196,11 +148,8 @@ func (c *UDPConn) send(b []byte, addr netip.AddrPort) (int, error) {
 	}
 	e := c.ends[c.endFor(addr)]
 	for {
-		if c.isClosed() {
-			return 0, c.fail("write", net.ErrClosed)
-		}
-		if c.wd.expired() {
-			return 0, c.fail("write", os.ErrDeadlineExceeded)
+		if err := c.check(&c.wd); err != nil {
+			return 0, c.fail("write", err)
 		}
 		h, now, ok := e.r.Enter()
 		if !ok {
@@ -216,12 +165,7 @@ func (c *UDPConn) send(b []byte, addr netip.AddrPort) (int, error) {
 		default:
 			return 0, c.failErrno("write", errno)
 		}
-		select {
-		case <-c.writable:
-		case <-c.closed:
-		case <-c.stack.done:
-		case <-c.wd.wait():
-		}
+		c.wait(c.writable, &c.wd)
 	}
 }
 
@@ -287,60 +231,6 @@ func (c *UDPConn) closeEnds() {
 		}
 		e.r.Leave()
 	}
-}
-
-func (c *UDPConn) isClosed() bool {
-	select {
-	case <-c.closed:
-		return true
-	default:
-		return false
-	}
-}
-
-// LocalAddr implements net.PacketConn.
-func (c *UDPConn) LocalAddr() net.Addr { return net.UDPAddrFromAddrPort(c.local) }
-
-// RemoteAddr is the peer of a connected socket, else nil.
-func (c *UDPConn) RemoteAddr() net.Addr {
-	if !c.remote.IsValid() {
-		return nil
-	}
-	return net.UDPAddrFromAddrPort(c.remote)
-}
-
-// SetDeadline implements net.PacketConn.
-func (c *UDPConn) SetDeadline(t time.Time) error {
-	if err := c.SetReadDeadline(t); err != nil {
-		return err
-	}
-	return c.SetWriteDeadline(t)
-}
-
-// SetReadDeadline implements net.PacketConn.
-func (c *UDPConn) SetReadDeadline(t time.Time) error { return c.setDeadline(&c.rd, t) }
-
-// SetWriteDeadline implements net.PacketConn.
-func (c *UDPConn) SetWriteDeadline(t time.Time) error { return c.setDeadline(&c.wd, t) }
-
-func (c *UDPConn) setDeadline(d *deadline, t time.Time) error {
-	if c.isClosed() {
-		return c.fail("set", net.ErrClosed)
-	}
-	d.set(t)
-	return nil
-}
-
-// failErrno turns an errno of the stack into what package net would return.
-func (c *UDPConn) failErrno(op string, errno sockets.Errno) error {
-	if errno == sockets.EBADF {
-		return c.fail(op, net.ErrClosed)
-	}
-	return c.fail(op, os.NewSyscallError(op, errno))
-}
-
-func (c *UDPConn) fail(op string, err error) error {
-	return opError(op, "udp", c.local, c.remote, err)
 }
 
 // opError is the error that package net would return.
