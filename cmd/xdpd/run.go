@@ -132,6 +132,12 @@ func runEngine(ctx context.Context, cfg xdpd.Config, file fileConfig, every time
 	if err != nil {
 		return err
 	}
+	if stats.Refused != "" {
+		fmt.Fprintf(out, "xdpd: generic XDP, which is slower, because: %s\n", stats.Refused)
+	}
+	if cfg.HugePages && !stats.HugePages {
+		fmt.Fprintln(out, "xdpd: no huge pages are free, normal ones are used: sysctl vm.nr_hugepages")
+	}
 	fmt.Fprintf(out, "xdpd: ready on %s\n", describe(&stats))
 	if err := progress(ctx, st, every, out); err != nil {
 		return err
@@ -159,7 +165,11 @@ func describe(s *xdpd.Stats) string {
 	if s.ZeroCopy {
 		copies = "zero copy"
 	}
-	return fmt.Sprintf("%s (%s): %s, %s, %d queues, MTU %d", s.Interface, s.Driver, attach, copies, len(s.Queues), s.MTU)
+	queues := "1 queue"
+	if n := len(s.Queues); n > 1 {
+		queues = fmt.Sprintf("%d queues", n)
+	}
+	return fmt.Sprintf("%s (%s): %s, %s, %s, MTU %d", s.Interface, s.Driver, attach, copies, queues, s.MTU)
 }
 
 // progress waits for the end, printing a line now and then if asked to.

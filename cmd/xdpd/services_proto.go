@@ -87,7 +87,6 @@ func (udpChargen) ready(sr *serviceReactor, h *sockets.Host, now int64, s socket
 // tcpEcho is RFC 862: what cannot be sent yet waits, and stops reading.
 type tcpEcho struct {
 	pending []byte
-	eof     bool
 }
 
 func (*tcpEcho) mask() sockets.Ready { return sockets.In }

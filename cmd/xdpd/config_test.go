@@ -1,0 +1,226 @@
+package main
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"xdpd"
+)
+
+const exampleConfig = "../../docs/xdpd.toml"
+
+func writeConfig(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "xdpd.toml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestExampleConfig(t *testing.T) {
+	got, err := loadConfig(exampleConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := fileConfig{
+		Interface: "eth1", Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")},
+		Gateway: netip.MustParseAddr("10.0.0.1"), Mode: "best", Attach: "best", MaxSpin: duration(50 * time.Microsecond),
+		Frames: 16384, RcvBuf: 1 << 20, SndBuf: 256 << 10,
+		Services: []serviceSpec{{"echo", 7, true, true}, {"discard", 9000, true, false}},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("the example is read as\n%+v, want\n%+v", got, want)
+	}
+}
+
+// TestExampleConfigIsWhole takes the # away from the keys behind one: each must be known, and every key must be there.
+func TestExampleConfigIsWhole(t *testing.T) {
+	text, err := os.ReadFile(exampleConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := regexp.MustCompile(`(?m)^# ([a-z_]+ = )`).ReplaceAllString(string(text), "$1")
+	if all == string(text) {
+		t.Error("no key is behind a #")
+	}
+	got, err := loadConfig(writeConfig(t, all))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range keysOf(reflect.TypeFor[wholeFile]()) {
+		if !regexp.MustCompile(`(?m)^`+key+` = `).MatchString(all) && !strings.Contains(all, "[["+key+"]]") {
+			t.Errorf("the example does not have %s", key)
+		}
+	}
+	cfg, err := got.stackConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := xdpd.Config{
+		Interface: "eth1", NetNS: "lab", Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")},
+		Gateway: netip.MustParseAddr("10.0.0.1"), VLANs: []uint16{100}, Queues: []int{0, 1}, CPUs: []int{2, 3},
+		Frames: 16384, ChunkSize: 2048, MaxSpin: 50 * time.Microsecond, RcvBuf: 1 << 20, SndBuf: 256 << 10,
+	}
+	if !reflect.DeepEqual(cfg, want) {
+		t.Errorf("the library is given\n%+v, want\n%+v", cfg, want)
+	}
+	if got.controlPath() != "/run/xdpd/eth1.sock" {
+		t.Errorf("the control socket is %s", got.controlPath())
+	}
+}
+
+// TestStackConfigPassesEverything sets every field of the file's struct and looks for a field of the library's that
+// stayed zero.
+func TestStackConfigPassesEverything(t *testing.T) {
+	cfg, err := loadConfig(writeConfig(t, `
+interface = "a"
+netns = "b"
+addresses = ["10.0.0.2/24"]
+gateway = "10.0.0.1"
+share = true
+vlans = [7]
+queues = [1]
+mode = "zerocopy"
+attach = "generic"
+frames = 64
+chunk_size = 4096
+huge_pages = true
+max_spin = "-1s"
+cpus = [3]
+rcvbuf = 5
+sndbuf = 6
+ledger = true
+control = "/c"
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := cfg.stackConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := reflect.ValueOf(got)
+	for i := range v.NumField() {
+		if v.Field(i).IsZero() {
+			t.Errorf("%s is not passed on", v.Type().Field(i).Name)
+		}
+	}
+	if got.Mode != xdpd.ZeroCopy || got.Attach != xdpd.Generic || got.MaxSpin != -time.Second || cfg.controlPath() != "/c" {
+		t.Errorf("read as %+v", got)
+	}
+}
+
+func TestConfigErrors(t *testing.T) {
+	for _, c := range []struct{ text, want string }{
+		{"interface = \"a\"\nadresses = [\"10.0.0.2/24\"]\n", "line 2: unknown key adresses; there are interface, netns, addresses"},
+		{"a = 1\nb = 2\n", "line 2: unknown key b"},
+		{"[[service]]\nname = \"echo\"\nprot = 7\n", "line 3: unknown key service.prot; there are name, port, tcp, udp"},
+		{"[engine]\nx = 1\n", "line 1: unknown key engine"},
+		{"frames = \"many\"\n", "line 1: frames"},
+		{"interface = \"a\"\nframes = 1\nframes = 2\n", "line 3:"},
+		{"interface = \n", "line 1:"},
+		{"addresses = [\"10.0.0.2\"]\n", "line 1:"},
+		{"\ngateway = \"10.0.0\"\n", "line 2:"},
+		{"vlans = [70000]\n", "line 1:"},
+		{"vlans = [0]\n", "vlans has 0"},
+		{"vlans = [1, 2, 3]\n", "3 tags"},
+		{"max_spin = \"50\"\n", "line 1:"},
+		{"mode = \"fast\"\n", "mode is \"fast\"; there are best, copy and zerocopy"},
+		{"attach = \"hw\"\n", "attach is \"hw\"; there are best, native and generic"},
+		{"frames = -1\n", "frames has -1"},
+		{"queues = [0, -2]\n", "queues has -2"},
+		{"queues = [1, 1]\n", "queues has 1 twice"},
+		{"cpus = [-1]\n", "cpus has -1"},
+		{"[[service]]\nname = \"ecco\"\n", "number 1: there is no service \"ecco\"; there are echo (port 7, TCP and UDP), discard"},
+		{"[[service]]\nport = 7\n", "there is no service \"\""},
+		{"[[service]]\nname = \"echo\"\nport = 65536\n", "echo has port 65536"},
+		{"[[service]]\nname = \"echo\"\nport = 0\n", "echo has port 0"},
+		{"[[service]]\nname = \"hold\"\nudp = true\n", "hold does not speak UDP"},
+		{"[[service]]\nname = \"echo\"\nudp = false\ntcp = false\n", "both tcp and udp off"},
+		{"[[service]]\nname = \"echo\"\n[[service]]\nname = \"discard\"\nport = 7\n", "number 2: echo and discard both want port 7"},
+	} {
+		path := writeConfig(t, c.text)
+		_, err := loadConfig(path)
+		if err == nil {
+			t.Errorf("taken without an error:\n%s", c.text)
+			continue
+		}
+		if !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%q\n\tis answered %q,\n\twant %q and the file's name", c.text, err, c.want)
+		}
+	}
+	if _, err := loadConfig("/nonexistent/xdpd.toml"); err == nil || !strings.Contains(err.Error(), "/nonexistent/xdpd.toml") {
+		t.Errorf("a missing file gives %v", err)
+	}
+}
+
+func TestConfigServices(t *testing.T) {
+	got, err := loadConfig(writeConfig(t, `
+[[service]]
+name = "echo"
+tcp = false
+[[service]]
+name = "discard"
+port = 7
+udp = false
+[[service]]
+name = "hold"
+`))
+	want := []serviceSpec{{"echo", 7, false, true}, {"discard", 7, true, false}, {"hold", 10, true, false}}
+	if err != nil || !reflect.DeepEqual(got.Services, want) {
+		t.Errorf("services are %v, %v, want %v", got.Services, err, want)
+	}
+}
+
+func TestZeroSpinIsNotTheDefault(t *testing.T) {
+	got, err := loadConfig(writeConfig(t, "max_spin = \"0s\"\n"))
+	if err != nil || got.MaxSpin <= 0 {
+		t.Errorf("max_spin 0s is read as %v, %v", got.MaxSpin, err)
+	}
+}
+
+func TestParseServices(t *testing.T) {
+	got, err := parseServices("echo, discard=9000,chargen,hold=65535")
+	want := []serviceSpec{
+		{"echo", 7, true, true}, {"discard", 9000, true, true}, {"chargen", 19, true, true}, {"hold", 65535, true, false},
+	}
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("parsed as %v, %v, want %v", got, err, want)
+	}
+	for _, c := range []struct{ list, want string }{
+		{"", `there is no service ""; there are echo`},
+		{"echo,", `there is no service ""`},
+		{"daytime", "hold (port 10, TCP), chargen (port 19, TCP and UDP)"},
+		{"Echo", `there is no service "Echo"`},
+		{"echo=", `echo has port ""`},
+		{"echo=0", `echo has port "0"`},
+		{"echo=65536", `echo has port "65536"`},
+		{"echo=-7", `echo has port "-7"`},
+		{"echo=7/udp", `echo has port "7/udp"`},
+		{"echo,echo", "echo and echo both want port 7"},
+		{"echo,discard=7", "echo and discard both want port 7"},
+	} {
+		if got, err := parseServices(c.list); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%q gives %v, %v, want an error with %q", c.list, got, err, c.want)
+		}
+	}
+}
+
+// TestServicesExist holds the list of names against the services that there are.
+func TestServicesExist(t *testing.T) {
+	for _, s := range knownServices {
+		if (udpServices[s.Name] != nil) != s.UDP || (tcpServices[s.Name] != nil) != s.TCP {
+			t.Errorf("%s is announced for %s, and is something else", s.Name, s.protocols())
+		}
+	}
+	if n := len(tcpServices); n != len(knownServices) {
+		t.Errorf("there are %d services, %d have a name", n, len(knownServices))
+	}
+}

@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"xdpd"
+)
+
+// controlDir is where running engines are found. Only root may look into it.
+const controlDir = "/run/xdpd"
+
+func defaultControlPath(iface string) string { return filepath.Join(controlDir, iface+".sock") }
+
+// serveControl answers on a unix socket at path until ctx ends or close is called: HTTP with JSON, so that curl
+// --unix-socket can ask as well. GET /stats is a statsView. The socket is its owner's alone (mode 0600; a folder that is
+// made for it 0700). The socket of a process that died is replaced; that of a live one is an error.
+func serveControl(ctx context.Context, path string, st *xdpd.Stack) (close func(), err error) {
+	return serveStats(ctx, path, st.Stats)
+}
+
+func serveStats(ctx context.Context, path string, stats func() (xdpd.Stats, error)) (func(), error) {
+	l, err := listenControl(path)
+	if err != nil {
+		return nil, fmt.Errorf("control socket %s: %w", path, err)
+	}
+	started := time.Now()
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, _ *http.Request) {
+		s, err := stats()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		view := newStatsView(&s)
+		view.PID, view.Commit, view.UptimeSeconds = os.Getpid(), buildCommit(), time.Since(started).Seconds()
+		w.Header().Set("Content-Type", "application/json")
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		_ = enc.Encode(view) // the asker went away
+	})
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = srv.Serve(l) })
+	var once sync.Once
+	end := func() {
+		once.Do(func() {
+			_ = srv.Close() // closes the listener, which removes the socket
+			serving.Wait()
+		})
+	}
+	stop := context.AfterFunc(ctx, end)
+	return func() { stop(); end() }, nil
+}
+
+// listenControl makes the socket.
+func listenControl(path string) (net.Listener, error) {
+	if limit := len(syscall.RawSockaddrUnix{}.Path) - 1; len(path) > limit {
+		return nil, fmt.Errorf("the path has %d bytes, a socket's may have %d: name a shorter one with --control", len(path), limit)
+	}
+	dir := filepath.Dir(path)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, explainUnwritable(err)
+		}
+	}
+	if err := removeStale(path); err != nil {
+		return nil, err
+	}
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		// The file gets the mode of the socket's own inode (net/unix/af_unix.c, unix_bind_bsd): a chmod afterwards
+		// would leave the door open for a moment.
+		if cerr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); cerr != nil {
+			return cerr
+		}
+		return err
+	}}
+	l, err := lc.Listen(context.Background(), "unix", path)
+	if err != nil {
+		return nil, explainUnwritable(err)
+	}
+	return l, nil
+}
+
+// removeStale makes room for the socket, if what is in the way is the socket of a process that is gone.
+func removeStale(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return explainUnwritable(err)
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return errors.New("there is a file which is no socket; it is not touched: name another path with --control")
+	}
+	conn, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		conn.Close()
+		return errors.New("another process listens there: stop it, or name another path with --control " +
+			"(an interface of the same name may be in another network namespace)")
+	}
+	if !errors.Is(err, unix.ECONNREFUSED) { // which says that nobody listens
+		return explainUnwritable(err)
+	}
+	if err := os.Remove(path); err != nil {
+		return explainUnwritable(err)
+	}
+	return nil
+}
+
+func explainUnwritable(err error) error {
+	for _, denied := range []error{fs.ErrPermission, unix.EROFS} {
+		if errors.Is(err, denied) {
+			return fmt.Errorf("%w: name a path with --control where you may write", err)
+		}
+	}
+	return err
+}
+
+// askControl asks the engine behind the socket for its counters. raw is the answer as it came.
+func askControl(ctx context.Context, path string) (view statsView, raw []byte, err error) {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", path)
+	}
+	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: 30 * time.Second}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://xdpd/stats", nil)
+	if err != nil {
+		return view, nil, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return view, nil, explainAsk(path, err)
+	}
+	defer resp.Body.Close()
+	raw, err = io.ReadAll(resp.Body)
+	switch {
+	case err != nil:
+		return view, nil, fmt.Errorf("control socket %s: %w", path, err)
+	case resp.StatusCode != http.StatusOK:
+		return view, nil, fmt.Errorf("control socket %s: %s: %s", path, resp.Status, strings.TrimSpace(string(raw)))
+	}
+	if err := json.Unmarshal(raw, &view); err != nil {
+		return view, nil, fmt.Errorf("control socket %s: the answer is not xdpd's: %w", path, err)
+	}
+	return view, raw, nil
+}
+
+const (
+	startOne  = "start one with xdpd run, or name its socket with --control"
+	askAsRoot = "ask as the user that runs xdpd, which is mostly root"
+)
+
+func explainAsk(path string, err error) error {
+	cure := ""
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
+		cure = "no xdpd listens there: " + startOne
+	case errors.Is(err, fs.ErrPermission):
+		cure = askAsRoot
+	default:
+		return fmt.Errorf("control socket %s: %w", path, err)
+	}
+	return fmt.Errorf("control socket %s: %s: %w", path, cure, errors.Unwrap(err))
+}
+
+// findControl finds the socket in dir when only one engine runs.
+func findControl(dir string) (string, error) {
+	found, err := filepath.Glob(filepath.Join(dir, "*.sock"))
+	if err != nil {
+		return "", err
+	}
+	if len(found) == 1 {
+		return found[0], nil
+	}
+	if len(found) > 1 {
+		var names []string
+		for _, path := range found {
+			names = append(names, strings.TrimSuffix(filepath.Base(path), ".sock"))
+		}
+		return "", fmt.Errorf("several engines are known in %s; say which: xdpd stats %s", dir, strings.Join(names, "|"))
+	}
+	if err := unix.Access(dir, unix.R_OK|unix.X_OK); errors.Is(err, unix.EACCES) {
+		return "", fmt.Errorf("%s: %s: %w", dir, askAsRoot, err)
+	}
+	return "", fmt.Errorf("there is no control socket in %s: %s", dir, startOne)
+}

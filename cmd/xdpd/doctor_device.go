@@ -1,0 +1,273 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"xdpd"
+	"xdpd/rings"
+	"xdpd/umem"
+	"xdpd/xdpprog"
+)
+
+// trialDevice is an interface that is being tried, with a little packet memory to do it with.
+type trialDevice struct {
+	name   string
+	index  int
+	mtu    int
+	queues int
+	driver string
+	up     bool
+	xdp    int // number of the XDP program attached to it; 0: none
+	region *umem.Region
+}
+
+// checkDevice tries an interface of the calling thread's network namespace. It leaves it as it was.
+func checkDevice(where, name string, tell func(finding)) {
+	say := func(f finding) finding {
+		f.Where = where
+		tell(f)
+		return f
+	}
+	d, err := findTrialDevice(name)
+	if err != nil {
+		say(finding{Name: "interface", Status: blocking, Text: plain(err), Cure: "name one that ip link shows"})
+		return
+	}
+	say(d.checkInterface())
+	say(d.checkMTU())
+	if d.queues > 1 {
+		say(d.checkMemory())
+	}
+	d.checkAttach(say)
+	if d.region, err = umem.New(umem.Options{Frames: 64, ChunkSize: defaultChunk}); err != nil {
+		say(finding{Name: "copy mode", Status: blocking, Text: plain(err), Cure: "more memory"})
+		return
+	}
+	defer d.region.Close()
+	if say(d.checkCopy()).Status == blocking {
+		return // the rest would only repeat it
+	}
+	for _, check := range []func() finding{d.checkZeroCopy, d.checkNeedWakeup, d.checkBusyPoll, d.checkMultiBuffer} {
+		say(check())
+	}
+}
+
+func findTrialDevice(name string) (*trialDevice, error) {
+	link, err := netlink.LinkByName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil, fmt.Errorf("there is no interface %s in this network namespace", name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("interface %s: %w", name, err)
+	}
+	a := link.Attrs()
+	if len(a.HardwareAddr) != 6 || a.RawFlags&unix.IFF_LOOPBACK != 0 {
+		return nil, fmt.Errorf("interface %s is no Ethernet device", name)
+	}
+	d := &trialDevice{name: name, index: a.Index, mtu: a.MTU, up: a.RawFlags&unix.IFF_UP != 0, driver: "unknown"}
+	d.queues = rings.QueueCount(name, a.Index)
+	if a.Xdp != nil && a.Xdp.Attached {
+		d.xdp = int(a.Xdp.ProgId)
+	}
+	if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
+		if info, err := unix.IoctlGetEthtoolDrvinfo(fd, name); err == nil {
+			d.driver = unix.ByteSliceToString(info.Driver[:])
+		}
+		unix.Close(fd)
+	}
+	return d, nil
+}
+
+func (d *trialDevice) checkInterface() finding {
+	f := finding{Name: "interface", Text: fmt.Sprintf("%s, driver %s, %d receive queues", d.name, d.driver, d.queues)}
+	switch {
+	case !d.up:
+		f.Status, f.Text, f.Cure = blocking, f.Text+", down", fmt.Sprintf("ip link set %s up", d.name)
+	case d.queues == 0:
+		f.Status, f.Text = missing, fmt.Sprintf("%s, driver %s, which does not tell its receive queues", d.name, d.driver)
+		f.Cure = "an engine takes it for one queue"
+	case d.queues == 1:
+		f.Text = fmt.Sprintf("%s, driver %s, 1 receive queue", d.name, d.driver)
+	}
+	return f
+}
+
+// checkMTU: a packet must fit in a frame behind the headroom, with an Ethernet header and two VLAN tags.
+func (d *trialDevice) checkMTU() finding {
+	const before = umem.Headroom + 14 + 2*4
+	f := finding{Name: "MTU", Text: fmt.Sprintf("%d: frames of 2048 bytes hold a packet", d.mtu)}
+	switch {
+	case d.mtu > 4096-before:
+		f.Status, f.Text = blocking, fmt.Sprintf("%d: no frame holds a packet, the largest MTU is %d", d.mtu, 4096-before)
+		f.Cure = fmt.Sprintf("ip link set %s mtu 1500", d.name)
+	case d.mtu > 2048-before:
+		f.Text = fmt.Sprintf("%d: an engine takes frames of 4096 bytes, twice the packet memory", d.mtu)
+	}
+	return f
+}
+
+// checkMemory: all queues share one region.
+func (d *trialDevice) checkMemory() finding {
+	f := finding{Name: "memory", Text: fmt.Sprintf("%d MiB for the %d queues", d.queues*queueBytes>>20, d.queues)}
+	caps, err := ownCaps()
+	if err == nil && caps.has(unix.CAP_IPC_LOCK) || memlock() >= uint64(d.queues)*queueBytes {
+		return f
+	}
+	f.Status, f.Text = blocking, fmt.Sprintf("%s are more than RLIMIT_MEMLOCK allows, which is %s", f.Text, memlockText())
+	f.Cure = memlockCure(d.queues) + ", or serve fewer queues (--queues)"
+	return f
+}
+
+// checkAttach tries both hooks. One of them is enough.
+func (d *trialDevice) checkAttach(say func(finding) finding) {
+	if d.xdp != 0 {
+		say(finding{
+			Name: "attach", Status: blocking,
+			Text: fmt.Sprintf("not tried: another XDP program is attached (id %d), and it is not touched", d.xdp),
+			Cure: fmt.Sprintf("stop what attached it (bpftool prog show id %d; bpftool net)", d.xdp),
+		})
+		return
+	}
+	native, generic := d.tryAttach(xdpprog.Native), d.tryAttach(xdpprog.Generic)
+	f := finding{Name: "native attach", Text: "the driver runs the steering program"}
+	if native != nil {
+		f.Status, f.Text = missing, plain(native)
+		f.Cure = "none is needed if generic attach works: it is slower"
+	}
+	g := finding{Name: "generic attach", Text: "the kernel runs the steering program behind the driver"}
+	if generic != nil {
+		g.Status, g.Text = missing, plain(generic)
+		if native != nil {
+			f.Status, f.Cure, g.Status, g.Cure = blocking, "", blocking, "an engine needs one of the two"
+		}
+	}
+	say(f)
+	say(g)
+}
+
+// trialAddrs is an address that no packet has (RFC 5737).
+var trialAddrs = []netip.Addr{netip.MustParseAddr("192.0.2.1")}
+
+// tryAttach loads the steering program, attaches and detaches it. Meanwhile it steers nothing: no port is open.
+func (d *trialDevice) tryAttach(how xdpprog.Attach) error {
+	p, err := xdpprog.Load(xdpprog.Config{
+		Interface: d.name, Ifindex: d.index, Steer: xdpprog.Share, Addrs: trialAddrs,
+		Queues: max(d.queues, 1), Attach: how,
+	})
+	if err != nil {
+		return err
+	}
+	return p.Close()
+}
+
+// bind opens a socket on queue 0 and hands it to use.
+func (d *trialDevice) bind(o rings.SocketOptions, use func(*rings.Socket)) error {
+	o.Interface, o.Ifindex, o.FillSize, o.CompSize, o.RXSize, o.TXSize = d.name, d.index, 64, 64, 64, 64
+	s, err := rings.OpenSocket(d.region, o)
+	if err != nil {
+		return err
+	}
+	use(s)
+	return s.Close()
+}
+
+func (d *trialDevice) checkCopy() finding {
+	f := finding{Name: "copy mode", Text: "queue 0 takes a socket"}
+	err := d.bind(rings.SocketOptions{Mode: xdpd.Copy, NoNeedWakeup: true}, func(*rings.Socket) {})
+	if err != nil {
+		f.Status, f.Text = blocking, plain(err)
+	}
+	return f
+}
+
+func (d *trialDevice) checkZeroCopy() finding {
+	f := finding{Name: "zero copy", Status: missing}
+	err := d.bind(rings.SocketOptions{Mode: xdpd.ZeroCopy}, func(s *rings.Socket) {
+		f.Text = "the driver takes the socket, and then works in copy mode"
+		if s.ZeroCopy() {
+			f.Status, f.Text = good, "the driver takes a zero-copy socket on queue 0"
+		}
+	})
+	if err != nil {
+		f.Status, f.Text = missing, "refused: "+plain(err)
+		f.Cure = "none is needed, copy mode works; drivers that have it: ice, i40e, ixgbe, igb, igc, mlx5, virtio_net since 6.16"
+	}
+	return f
+}
+
+func (d *trialDevice) checkNeedWakeup() finding {
+	f := finding{Name: "need_wakeup", Cure: "none is needed: without it an engine makes more system calls"}
+	err := d.bind(rings.SocketOptions{Mode: xdpd.Copy}, func(s *rings.Socket) {
+		f.Text, f.Cure = "accepted; sending asks for system calls: "+yesNo(s.Port().TX.NeedWakeup())+
+			", receiving: "+yesNo(s.Port().Fill.NeedWakeup()), ""
+	})
+	if err != nil {
+		f.Status, f.Text = missing, plain(err)
+	}
+	return f
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+func (d *trialDevice) checkBusyPoll() finding {
+	f := finding{Name: "busy poll", Text: "SO_PREFER_BUSY_POLL, SO_BUSY_POLL and its budget are accepted"}
+	opts := rings.SocketOptions{Mode: xdpd.Copy, BusyPollUS: 20, BusyPollBudget: 64}
+	err := d.bind(opts, func(*rings.Socket) {})
+	switch {
+	case err != nil:
+		f.Status, f.Text = missing, plain(err)
+	case d.driver == "veth": // its AF_XDP sockets have NAPI id 0, which net/core/dev.c, napi_busy_loop, does not find
+		f.Text += ", and do nothing on veth"
+	}
+	return f
+}
+
+// checkMultiBuffer binds with XDP_USE_SG, for which package rings has no use: a packet of the engine's fits in one frame.
+func (d *trialDevice) checkMultiBuffer() finding {
+	f := finding{Name: "multi-buffer", Status: missing, Cure: "none is needed: the engine takes packets of one frame only"}
+	err := d.bindMultiBuffer()
+	switch {
+	case errors.Is(err, unix.EINVAL):
+		f.Text = "refused: the kernel is older than 6.6, or the driver cannot"
+	case err != nil:
+		f.Text = "refused: " + plain(err)
+	default:
+		f.Status, f.Text, f.Cure = good, "XDP_USE_SG is accepted; the engine takes packets of one frame only", ""
+	}
+	return f
+}
+
+func (d *trialDevice) bindMultiBuffer() error {
+	fd, _, err := newRawSocket()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := registerMemory(fd, d.region.Mem(), d.region.ChunkSize()); err != nil {
+		return err
+	}
+	for _, ring := range []int{unix.XDP_UMEM_FILL_RING, unix.XDP_UMEM_COMPLETION_RING, unix.XDP_RX_RING, unix.XDP_TX_RING} {
+		if err := unix.SetsockoptInt(fd, unix.SOL_XDP, ring, 64); err != nil {
+			return err
+		}
+	}
+	addr := &unix.SockaddrXDP{Ifindex: uint32(d.index), Flags: unix.XDP_COPY | unix.XDP_USE_SG}
+	for range 50 {
+		if err = unix.Bind(fd, addr); !errors.Is(err, unix.EBUSY) {
+			break
+		}
+		time.Sleep(5 * time.Millisecond) // the kernel lets go of the last check's socket on a thread of its own
+	}
+	return err
+}

@@ -1,0 +1,220 @@
+package main
+
+import (
+	"maps"
+	"reflect"
+	"runtime/debug"
+	"strings"
+	"time"
+	"unicode"
+
+	"xdpd"
+	"xdpd/reactor"
+	"xdpd/rings"
+	"xdpd/sockets"
+)
+
+// statsView is xdpd.Stats as JSON: every counter under its name, so that a reader needs nothing else to understand it,
+// and a newer or older engine's counters do not get mixed up.
+type statsView struct {
+	Interface     string                 `json:"interface"`
+	Driver        string                 `json:"driver"`
+	Native        bool                   `json:"native_xdp"`
+	ZeroCopy      bool                   `json:"zero_copy"`
+	HugePages     bool                   `json:"huge_pages"`
+	ChunkSize     int                    `json:"chunk_size_bytes"`
+	MTU           int                    `json:"mtu_bytes"`
+	PID           int                    `json:"pid"`
+	Commit        string                 `json:"commit"`
+	UptimeSeconds float64                `json:"uptime_seconds"`
+	Verdicts      map[string]verdictView `json:"xdp_verdicts"`
+	Queues        []queueView            `json:"queues"`
+}
+
+type verdictView struct {
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+}
+
+type queueView struct {
+	Queue   int               `json:"queue"`
+	Kernel  map[string]uint64 `json:"kernel_rings"`
+	Reactor map[string]uint64 `json:"reactor"`
+	Stack   map[string]uint64 `json:"stack"`
+	Drops   map[string]uint64 `json:"drops"`
+	Frames  framesView        `json:"frames"`
+	UDP     []udpView         `json:"udp_sockets"`
+	TCP     []tcpView         `json:"tcp_sockets"`
+}
+
+type framesView struct {
+	Total     int            `json:"total"`
+	Free      int            `json:"free"`
+	Rx        int            `json:"held_received"`
+	RxLimit   int            `json:"held_received_limit"`
+	Tx        int            `json:"held_to_send"`
+	TxLimit   int            `json:"held_to_send_limit"`
+	Exhausted uint64         `json:"exhausted"`
+	Owners    map[string]int `json:"owners,omitempty"`
+}
+
+type udpView struct {
+	Local     string `json:"local"`
+	Remote    string `json:"remote,omitempty"`
+	Datagrams int    `json:"queued_datagrams"`
+	Bytes     int    `json:"queued_bytes"`
+	Drops     uint64 `json:"drops"`
+}
+
+type tcpView struct {
+	State     string `json:"state"`
+	Local     string `json:"local"`
+	Remote    string `json:"remote,omitempty"`
+	SendQueue int    `json:"send_queue_bytes"`
+	RecvQueue int    `json:"recv_queue_bytes"`
+	Cwnd      int    `json:"cwnd_bytes"`
+	RTTMicros int64  `json:"rtt_us"`
+}
+
+func newStatsView(s *xdpd.Stats) statsView {
+	v := statsView{
+		Interface: s.Interface, Driver: s.Driver, Native: s.Native, ZeroCopy: s.ZeroCopy, HugePages: s.HugePages,
+		ChunkSize: s.ChunkSize, MTU: s.MTU, Verdicts: make(map[string]verdictView),
+	}
+	for _, c := range s.Verdicts {
+		v.Verdicts[c.Name] = verdictView{c.Packets, c.Bytes}
+	}
+	for i := range s.Queues {
+		v.Queues = append(v.Queues, newQueueView(&s.Queues[i]))
+	}
+	return v
+}
+
+func newQueueView(q *xdpd.QueueStats) queueView {
+	f := q.Frames
+	v := queueView{
+		Queue: q.Queue, Kernel: fieldCounters(q.Kernel), Reactor: fieldCounters(q.Reactor),
+		Stack: make(map[string]uint64), Drops: make(map[string]uint64),
+		Frames: framesView{f.Total, f.Free, f.Rx, f.RxLimit, f.Tx, f.TxLimit, f.Exhausted, maps.Clone(f.Owners)},
+	}
+	for i, n := range q.Host.Stats {
+		v.Stack[sockets.Stat(i).String()] = n
+	}
+	for i, n := range q.Host.Drops {
+		if i > 0 { // 0 is proto.OK, which is no reason
+			v.Drops[sockets.Drop(i).String()] = n
+		}
+	}
+	for _, u := range q.UDP {
+		v.UDP = append(v.UDP, udpView{addrText(u.Local), addrText(u.Remote), u.Datagrams, u.Bytes, u.Drops})
+	}
+	for _, t := range q.TCP {
+		v.TCP = append(v.TCP, tcpView{
+			t.State, addrText(t.Local), addrText(t.Remote), t.SendQueue, t.RecvQueue, t.Cwnd, t.RTT / int64(time.Microsecond),
+		})
+	}
+	return v
+}
+
+// addrText is "" for an address that is not there.
+func addrText(a interface {
+	IsValid() bool
+	String() string
+}) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}
+
+// fieldCounters gives a struct of uint64 counters by name.
+func fieldCounters(counters any) map[string]uint64 {
+	v := reflect.ValueOf(counters)
+	out := make(map[string]uint64, v.NumField())
+	for i, name := range fieldNames(counters) {
+		out[name] = v.Field(i).Uint()
+	}
+	return out
+}
+
+// fieldNames are the names of a struct's counters, in its order: RxRingFull is rx_ring_full.
+func fieldNames(counters any) (names []string) {
+	t := reflect.TypeOf(counters)
+	for i := range t.NumField() {
+		var b strings.Builder
+		before := 'A'
+		for _, r := range t.Field(i).Name {
+			if unicode.IsUpper(r) && !unicode.IsUpper(before) {
+				b.WriteByte('_')
+			}
+			b.WriteRune(unicode.ToLower(r))
+			before = r
+		}
+		names = append(names, b.String())
+	}
+	return names
+}
+
+// Kinds of counters, as their full names begin in the ledger.
+const (
+	kindXDP     = "xdp."
+	kindKernel  = "kernel."
+	kindReactor = "reactor."
+	kindStack   = "stack."
+	kindDrop    = "drop."
+)
+
+// knownCounters are the full names of this program's own counters, in the order of the ledger. Verdicts are not among
+// them: only a loaded program tells them.
+func knownCounters() (names []string) {
+	add := func(kind string, list []string) {
+		for _, n := range list {
+			names = append(names, kind+n)
+		}
+	}
+	add(kindKernel, fieldNames(rings.Stats{}))
+	add(kindReactor, fieldNames(reactor.Counters{}))
+	for i := range sockets.NStats {
+		names = append(names, kindStack+i.String())
+	}
+	for i := sockets.Drop(1); i < sockets.NDrops; i++ {
+		names = append(names, kindDrop+i.String())
+	}
+	return names
+}
+
+// counters sums all queues up under full names.
+func (v *statsView) counters() map[string]uint64 {
+	sum := make(map[string]uint64)
+	for name, c := range v.Verdicts {
+		sum[kindXDP+name] += c.Packets
+	}
+	for _, q := range v.Queues {
+		for kind, m := range map[string]map[string]uint64{
+			kindKernel: q.Kernel, kindReactor: q.Reactor, kindStack: q.Stack, kindDrop: q.Drops,
+		} {
+			for name, n := range m {
+				sum[kind+name] += n
+			}
+		}
+	}
+	return sum
+}
+
+// buildCommit is what the binary was built from.
+func buildCommit() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	commit, changed := "unknown", ""
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			commit = s.Value
+		case s.Key == "vcs.modified" && s.Value == "true":
+			changed = "+changes"
+		}
+	}
+	return commit + changed
+}
