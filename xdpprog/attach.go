@@ -71,6 +71,12 @@ func (p *Program) attach(ifindex int, native bool) error {
 		flags = link.XDPDriverMode
 	}
 	l, err := link.AttachXDP(link.XDPOptions{Program: p.objs.Steer, Interface: ifindex, Flags: flags})
+	if errors.Is(err, unix.EINVAL) {
+		// net/core/dev.c, bpf_xdp_link_attach: EINVAL also stands for a device that is not there.
+		if _, lerr := netlink.LinkByIndex(ifindex); errors.As(lerr, new(netlink.LinkNotFoundError)) {
+			return unix.ENODEV
+		}
+	}
 	if err != nil {
 		return err
 	}

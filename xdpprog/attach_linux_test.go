@@ -209,6 +209,8 @@ func TestLoadErrors(t *testing.T) {
 			t.Errorf("%s: no error", what)
 		} else if !strings.Contains(err.Error(), "under-test") {
 			t.Errorf("%s: the error does not name the interface: %v", what, err)
+		} else if what == "wrong device" && !errors.Is(err, unix.ENODEV) {
+			t.Errorf("%s: %v is not ENODEV", what, err)
 		}
 	}
 }
