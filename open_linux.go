@@ -230,6 +230,9 @@ func (s *Stack) attach() error {
 	for _, p := range addrs {
 		cfg.Addrs = append(cfg.Addrs, p.Addr())
 	}
+	for _, q := range s.queues {
+		q.reactor.Turn() // fills the fill ring: a frame that comes before Run's first turn needs a place
+	}
 	var err error
 	if s.program, err = xdpprog.Load(cfg); err != nil {
 		return err

@@ -17,15 +17,28 @@ import (
 // On an interface with several queues it is one socket for each, behind one face.
 type UDPConn struct {
 	waiter
-	ends []udpEnd
+	ends []*udpEnd
 	port portKey
 	once sync.Once
 }
 
 // udpEnd is the socket on one reactor.
 type udpEnd struct {
-	r *reactor.Reactor
-	s sockets.Handle
+	r        *reactor.Reactor
+	s        sockets.Handle
+	readable chan struct{} // UDPConn's: a reader takes from any end
+	writable chan struct{} // a token: this end may have room
+}
+
+// Ready implements reactor.Sink.
+func (e *udpEnd) Ready(_ sockets.Handle, r sockets.Ready) (woke bool) {
+	if r&(sockets.In|sockets.Err|sockets.Hup) != 0 {
+		woke = token(e.readable)
+	}
+	if r&(sockets.Out|sockets.Err|sockets.Hup) != 0 {
+		woke = token(e.writable) || woke
+	}
+	return woke
 }
 
 var (
@@ -82,8 +95,9 @@ func (s *Stack) openUDP(local, remote netip.AddrPort) (*UDPConn, error) {
 		}
 		sock, errno := h.UDPBind(addr, port)
 		if errno == 0 {
-			c.ends = append(c.ends, udpEnd{q.reactor, sock})
-			q.reactor.Watch(sock, c)
+			e := &udpEnd{r: q.reactor, s: sock, readable: c.readable, writable: make(chan struct{}, 1)}
+			c.ends = append(c.ends, e)
+			q.reactor.Watch(sock, e)
 			if remote.IsValid() {
 				to, _ := proto.AddrFrom(remote.Addr())
 				errno = h.UDPConnect(sock, to, remote.Port())
@@ -107,7 +121,7 @@ func (s *Stack) openUDP(local, remote netip.AddrPort) (*UDPConn, error) {
 
 // ReadFromUDPAddrPort reads a datagram into b without allocating. What does not fit is cut off.
 func (c *UDPConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
-	for {
+	for waited := false; ; waited = true {
 		if err := c.check(&c.rd); err != nil {
 			return 0, netip.AddrPort{}, c.fail("read", err)
 		}
@@ -121,12 +135,14 @@ func (c *UDPConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
 			e.r.Leave()
 			switch errno {
 			case 0:
-				if d.More {
-					token(c.readable) // for the next reader, if several wait
+				// For the next reader, if several wait: the token may have stood for another end's datagram too.
+				if d.More || waited && len(c.ends) > 1 {
+					token(c.readable)
 				}
 				return d.N, d.Src, nil
 			case sockets.EAGAIN:
 			default:
+				token(c.readable) // there may be datagrams behind the error
 				return 0, netip.AddrPort{}, c.failErrno("read", errno)
 			}
 		}
@@ -136,7 +152,7 @@ func (c *UDPConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
 
 // WriteToUDPAddrPort sends b as one datagram to addr without allocating. It waits while there is no frame to send with.
 func (c *UDPConn) WriteToUDPAddrPort(b []byte, addr netip.AddrPort) (int, error) {
-	if c.remote.IsValid() && addr.IsValid() {
+	if c.remote.IsValid() {
 		return 0, c.fail("write", net.ErrWriteToConnected)
 	}
 	return c.send(b, addr)
@@ -147,7 +163,7 @@ func (c *UDPConn) send(b []byte, addr netip.AddrPort) (int, error) {
 		addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 	}
 	e := c.ends[c.endFor(addr)]
-	for {
+	for waited := false; ; waited = true {
 		if err := c.check(&c.wd); err != nil {
 			return 0, c.fail("write", err)
 		}
@@ -158,6 +174,9 @@ func (c *UDPConn) send(b []byte, addr netip.AddrPort) (int, error) {
 		}
 		errno := h.UDPSend(e.s, b, addr, now)
 		e.r.Leave()
+		if waited && errno != sockets.EAGAIN {
+			token(e.writable) // for the next writer, if several wait
+		}
 		switch errno {
 		case 0:
 			return len(b), nil
@@ -165,7 +184,7 @@ func (c *UDPConn) send(b []byte, addr netip.AddrPort) (int, error) {
 		default:
 			return 0, c.failErrno("write", errno)
 		}
-		c.wait(c.writable, &c.wd)
+		c.wait(e.writable, &c.wd)
 	}
 }
 

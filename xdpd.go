@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"xdpd/proto"
@@ -87,8 +88,15 @@ func (c *Config) defaults() error {
 		return fmt.Errorf("xdpd: %d frames; a queue needs at least 64", c.Frames)
 	case c.ChunkSize != 0 && c.ChunkSize != 2048 && c.ChunkSize != 4096:
 		return fmt.Errorf("xdpd: chunk size %d; the kernel takes 2048 or 4096", c.ChunkSize)
+	case c.Queues != nil && len(c.Queues) == 0:
+		return errors.New("xdpd: an empty list of queues; nil means all of them")
 	case len(c.CPUs) > 0 && c.Queues != nil && len(c.CPUs) != len(c.Queues):
 		return fmt.Errorf("xdpd: %d CPUs for %d queues", len(c.CPUs), len(c.Queues))
+	}
+	for i, q := range c.Queues {
+		if slices.Contains(c.Queues[:i], q) {
+			return fmt.Errorf("xdpd: queue %d is listed twice; it has one reactor", q)
+		}
 	}
 	for _, a := range c.Addrs {
 		if !a.Addr().Unmap().Is4() {

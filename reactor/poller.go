@@ -27,6 +27,7 @@ type Poller struct {
 	waiting sync.Cond        // on r.mu
 	closed  bool
 	handler Handler
+	batch   []Event // scratch of serve
 }
 
 // Handler handles a ready socket on the reactor: h is the reactor's Host, now the time of the turn. It must not block.
@@ -127,6 +128,10 @@ func (p *Poller) take(buf []Event) int {
 			continue
 		}
 		it.queued = false
+		if !p.r.host.Open(s) {
+			delete(p.items, s)
+			continue
+		}
 		if ready := p.r.host.Ready(s) & it.mask; ready != 0 {
 			buf[n] = Event{s, ready, it.data}
 			n++
@@ -171,9 +176,14 @@ func (p *Poller) Serve(handler Handler) {
 
 // serve runs the handler for a bounded number of events.
 func (p *Poller) serve(now int64) bool {
-	var buf [batch]Event
-	n := p.take(buf[:min(len(buf), len(p.ready))])
-	for _, e := range buf[:n] {
+	if len(p.ready) == 0 {
+		return false
+	}
+	if p.batch == nil {
+		p.batch = make([]Event, batch)
+	}
+	n := p.take(p.batch)
+	for _, e := range p.batch[:n] {
 		p.handler(p.r.host, now, e)
 	}
 	return n > 0

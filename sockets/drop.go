@@ -46,7 +46,6 @@ const (
 	TxNoFrame
 	TxQueueFull
 	TxNoRoute
-	TxTooBig
 	NDrops
 )
 
@@ -56,7 +55,7 @@ var dropNames = [...]string{
 	"ip_source_route", "ip_protocol", "frag_overlap", "frag_duplicate", "frag_bad", "frag_limit", "frag_timeout",
 	"icmp_ignored", "icmp_broadcast", "icmp_rate_limit", "udp_no_socket", "udp_queue_full", "tcp_no_socket",
 	"tcp_backlog_full", "tcp_out_of_window", "tcp_out_of_order", "tcp_duplicate", "tcp_paws", "tcp_no_ack",
-	"tcp_bad_flag", "tcp_closed", "rx_mem_limit", "tx_no_frame", "tx_queue_full", "tx_no_route", "tx_too_big",
+	"tcp_bad_flag", "tcp_closed", "rx_mem_limit", "tx_no_frame", "tx_queue_full", "tx_no_route",
 }
 
 // String is the reason's name in the drop ledger, for example "ip_checksum".

@@ -58,8 +58,8 @@ func (h *Host) reassemble(p *packet) bool {
 		h.drop(p, FragOverlap)
 		return false
 	}
-	// All but the last carry a multiple of 8 bytes, at least 8 (RFC 791 3.2).
-	if p.ip.MF && (p.n == 0 || p.n%8 != 0) || e.total >= 0 && (end > e.total || !p.ip.MF && end != e.total) {
+	// All but the last carry a multiple of 8 bytes, at least 8 (RFC 791 3.2), and the whole fits a total length.
+	if p.ip.MF && (p.n == 0 || p.n%8 != 0) || int(p.ip.HeaderLen)+end > 65535 || e.total >= 0 && (end > e.total || !p.ip.MF && end != e.total) {
 		h.fragKill(e, p, FragBad)
 		return false
 	}

@@ -13,12 +13,16 @@ const (
 	kindTCP
 )
 
+// maxGen is the last generation a handle can say. A slot that reached it is not used again: after a wrap the handle of a
+// socket closed long ago would name a new one.
+const maxGen = 1<<24 - 1
+
 func makeHandle(kind uint8, gen uint32, index uint32) Handle {
-	return Handle(kind)<<56 | Handle(gen&0xffffff)<<32 | Handle(index)
+	return Handle(kind)<<56 | Handle(gen&maxGen)<<32 | Handle(index)
 }
 
 func (s Handle) kind() uint8   { return uint8(s >> 56) }
-func (s Handle) gen() uint32   { return uint32(s>>32) & 0xffffff }
+func (s Handle) gen() uint32   { return uint32(s>>32) & maxGen }
 func (s Handle) index() uint32 { return uint32(s) }
 
 // Ready is a set of readiness conditions with the values of epoll(7).

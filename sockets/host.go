@@ -120,13 +120,16 @@ func New(cfg Config, pool *umem.Pool, now int64) (*Host, error) {
 			return nil, fmt.Errorf("sockets: %v/%d is not an address a host can have", a.Addr, a.Bits)
 		}
 	}
-	if cfg.FillFrames == 0 {
-		cfg.FillFrames = pool.Total() / 4
+	for _, r := range cfg.Routes {
+		if r.Bits < 0 || r.Bits > 32 {
+			return nil, fmt.Errorf("sockets: route to %v/%d; prefixes go from 0 to 32", r.Dst, r.Bits)
+		}
 	}
 	for _, d := range []struct {
 		v   *int
 		def int
-	}{{&cfg.RcvBuf, defaultBuf}, {&cfg.SndBuf, defaultSnd}, {&cfg.Backlog, defaultQueue}, {&cfg.MaxConns, defaultConns}} {
+	}{{&cfg.RcvBuf, defaultBuf}, {&cfg.SndBuf, defaultSnd}, {&cfg.Backlog, defaultQueue}, {&cfg.MaxConns, defaultConns},
+		{&cfg.FillFrames, pool.Total() / 4}} {
 		if *d.v == 0 {
 			*d.v = d.def
 		}

@@ -54,19 +54,27 @@ func (h *Host) gatherRead(g *gather, dst []byte) {
 }
 
 // sendMessage sends a transport message of n bytes, g.head first, in as many fragments as the MTU asks for
-// (RFC 791 3.2). All or nothing: EAGAIN without the frames for it.
+// (RFC 791 3.2). EAGAIN without the frames for it, EMSGSIZE if there never will be so many.
 func (h *Host) sendMessage(g *gather, n int, src, dst, hop proto.Addr, protocol uint8) Errno {
 	per := (h.cfg.MTU - 20) &^ 7
 	if n <= h.cfg.MTU-20 {
 		per = n
 	}
-	if h.txFree() < (n+per-1)/per {
+	need := (n + per - 1) / per
+	if need > min(h.txLimit, len(h.txq)) {
+		return EMSGSIZE
+	}
+	if h.txFree() < need {
 		return EAGAIN
 	}
 	ip := proto.IPv4{Src: src, Dst: dst, ID: h.ident(dst), TTL: defaultTTL, Proto: protocol, HeaderLen: 20}
 	for at := 0; at < n; at += per {
 		k := min(per, n-at)
 		f := h.allocTX()
+		if f == umem.None { // the ARP request for the hop took the last
+			h.counters.Drops[TxNoFrame]++
+			return 0
+		}
 		chunk := h.pool.Chunk(f)
 		body := chunk[umem.Headroom : umem.Headroom+k]
 		if at == 0 {

@@ -162,7 +162,7 @@ func (h *Host) emit(f umem.Frame, off, n int, dst proto.MAC, etherType uint16) b
 func (h *Host) neighWait(e *neighbour, f umem.Frame, off, n int) bool {
 	b := h.pool.Buf(f)
 	// A frame of a TCP send queue is linked there already; the retransmission timer brings it again.
-	if b.Flags&bufKept != 0 || e.waiting >= neighQueueMax || h.neigh.waiting >= neighWaitMax {
+	if b.Flags&bufKept != 0 || e.waiting >= neighQueueMax || h.neigh.waiting >= min(neighWaitMax, h.txLimit/4) {
 		h.counters.Drops[NeighQueueFull]++
 		return false
 	}
@@ -264,7 +264,8 @@ func (h *Host) arpInput(b []byte, linkSrc proto.MAC, f umem.Frame) {
 }
 
 func (h *Host) arpHandle(a *proto.ARP, linkSrc proto.MAC) Drop {
-	if h.cfg.KernelNeighbours || !h.isLocal(a.TPA) {
+	// A claim on our address is a conflict whomever it is addressed to (RFC 5227 2.4).
+	if h.cfg.KernelNeighbours || !h.isLocal(a.TPA) && !h.isLocal(a.SPA) {
 		return ARPNotOurs
 	}
 	// The hardware addresses must be one station's, the same in both headers.
@@ -320,7 +321,9 @@ func (h *Host) arpReply(a *proto.ARP) Drop {
 		}
 		return ARPUnsolicited
 	}
-	if e.state == neighDelay && e.mac != a.SHA { // nothing was asked yet
+	// In DELAY nothing was asked yet, and in the first second of PROBE the owner answers if he is there: only then is
+	// another's claim believed, or whoever makes it twice would have the address.
+	if e.mac != a.SHA && (e.state == neighDelay || e.state == neighProbe && e.probes < 2) {
 		h.neighDoubt(e)
 		return ARPUnsolicited
 	}

@@ -175,8 +175,10 @@ func (h *Host) tcpFree(i uint32, c *tcb) {
 		return // tcpFlush finds it there and frees the record
 	}
 	c.used = false
-	c.next = t.free
-	t.free = i + 1
+	if c.gen < maxGen {
+		c.next = t.free
+		t.free = i + 1
+	}
 }
 
 // sendPurge empties the send queue. A frame that the device still has is freed when it completes.
@@ -376,7 +378,7 @@ func (h *Host) tcpAbort(i uint32, c *tcb) {
 	switch c.state {
 	case tcpClosed, tcpTimeWait:
 	default:
-		h.sendRST(c.key, c.sndNxt, c.rcvNxt, proto.RST|proto.ACK)
+		h.sendRST(c.key, c.sndMax, c.rcvNxt, proto.RST|proto.ACK)
 	}
 	h.tcpFree(i, c)
 }

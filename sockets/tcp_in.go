@@ -193,12 +193,10 @@ func (h *Host) tcpAcceptable(c *tcb, s *segment) Drop {
 	wnd, n := c.rcvAdv-c.rcvNxt, s.length()
 	end := s.seq + n
 	switch {
-	case n == 0 && wnd == 0:
-		if s.seq == c.rcvNxt {
-			return 0
-		}
 	case n == 0:
-		if s.seq-c.rcvNxt < wnd {
+		// The right edge itself is still good, as in Linux's tcp_sequence: there stands a peer that has filled the window.
+		// To refuse its ACKs would lose what they say, and answering each would be a war of ACKs.
+		if s.seq-c.rcvNxt <= wnd {
 			return 0
 		}
 	case wnd == 0:
@@ -272,10 +270,13 @@ func (h *Host) tcpACK(i uint32, c *tcb, s *segment) bool {
 		c.setRTO() // the peer answers: what backing off added goes
 	}
 	c.retries = 0
-	if seqLT(c.sndUna, ack) {
+	acked := seqLT(c.sndUna, ack)
+	if acked {
 		h.tcpAcked(i, c, ack)
 	}
-	if seqLE(c.sndUna, ack) && (seqLT(c.sndWl1, s.seq) || c.sndWl1 == s.seq && seqLE(c.sndWl2, ack)) {
+	// An ACK of something new brings its window along, even on data that is sent again: RFC 9293 3.10.7.4 would keep the
+	// old size and move the edge (tcp_may_update_window, net/ipv4/tcp_input.c).
+	if acked || seqLE(c.sndUna, ack) && (seqLT(c.sndWl1, s.seq) || c.sndWl1 == s.seq && seqLE(c.sndWl2, ack)) {
 		wnd := uint32(s.tcp.Window) << c.sndScale
 		if wnd != c.sndWnd {
 			h.tcpMark(i, c)

@@ -34,7 +34,7 @@ func (h *Host) TCPListen(local proto.Addr, port uint16) (Handle, Errno) {
 		return 0, EADDRINUSE
 	}
 	i := 0
-	for i < len(t.listeners) && t.listeners[i].used {
+	for i < len(t.listeners) && (t.listeners[i].used || t.listeners[i].gen == maxGen) {
 		i++
 	}
 	if i == len(t.listeners) {

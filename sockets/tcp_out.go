@@ -130,7 +130,8 @@ func (h *Host) tcpOutput(c *tcb) {
 		}
 	}
 	if c.ackNow {
-		h.sendControl(c, proto.ACK, c.sndNxt)
+		// Not sndNxt: after a timeout it stands back where the peer would take the ACK for an old duplicate.
+		h.sendControl(c, proto.ACK, c.sndMax)
 	}
 	// Data waits, nothing is on its way that would bring an ACK: the persist timer asks for one.
 	if c.sndNext != umem.None && c.sndUna == c.sndMax && c.rtxAt == 0 {

@@ -166,7 +166,9 @@ func (h *Host) udpClose(s Handle) Errno {
 		t.connected--
 	}
 	u.used = false
-	t.free = append(t.free, s.index())
+	if u.gen < maxGen {
+		t.free = append(t.free, s.index())
+	}
 	return 0
 }
 

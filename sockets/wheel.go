@@ -78,12 +78,10 @@ func (w *wheel) stop(id uint32) {
 func (w *wheel) link(id uint32) {
 	n := &w.nodes[id]
 	// The level is that of the highest bit in which the deadline differs from now: everything above is the same, so
-	// the slot is reached within the level's current turn.
+	// the slot is reached within the level's current turn. The top level has nothing above it, and no turns.
 	level := min(max(bits.Len64(uint64(n.when^w.tick))-1, 0)/wheelBits, wheelLevels-1)
-	slot := int(n.when>>(wheelBits*level)) & (wheelSlots - 1)
-	if n.when>>(wheelBits*wheelLevels) != w.tick>>(wheelBits*wheelLevels) {
-		slot = int(w.tick>>(wheelBits*level)-1) & (wheelSlots - 1) // beyond the rim: as late as the top level can say
-	}
+	at, cur := n.when>>(wheelBits*level), w.tick>>(wheelBits*level)
+	slot := int(min(at, cur+wheelSlots-1)) & (wheelSlots - 1) // beyond the rim: as late as the top level can say
 	head := w.heads[level][slot]
 	n.slot, n.next, n.prev = uint16(level<<wheelBits|slot), head, nilNode
 	if head != nilNode {

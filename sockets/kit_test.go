@@ -1,0 +1,312 @@
+package sockets
+
+import (
+	"encoding/binary"
+	"math"
+	"net/netip"
+	"testing"
+
+	"xdpd/proto"
+	"xdpd/umem"
+)
+
+// Who is on the test network: us, a peer on the link, and a gateway.
+const (
+	usIP   proto.Addr = 0x0a000001 // 10.0.0.1/24
+	peerIP proto.Addr = 0x0a000002
+	gwIP   proto.Addr = 0x0a0000fe
+	farIP  proto.Addr = 0xc0000201 // 192.0.2.1, behind the gateway
+)
+
+var (
+	usMAC   = proto.MAC{2, 0, 0, 0, 0, 1}
+	peerMAC = proto.MAC{2, 0, 0, 0, 0, 2}
+	gwMAC   = proto.MAC{2, 0, 0, 0, 0, 0xfe}
+	evilMAC = proto.MAC{2, 0, 0, 0, 0, 0x66}
+)
+
+const (
+	ms     = int64(1_000_000)
+	second = 1000 * ms
+)
+
+// kit is a Host on heap memory with the ledger on, a clock that the test owns, and the part of a reactor and a device
+// that moves frames: a fill ring, and a TX ring whose completions come at once or, with late, when the test says so.
+type kit struct {
+	t       testing.TB
+	h       *Host
+	pool    *umem.Pool
+	now     int64
+	fill    []umem.Frame
+	late    bool
+	device  []umem.Frame // sent and not completed
+	out     [][]byte     // sent frames nobody looked at yet
+	arped   []proto.MAC  // targets of ARP requests that pump answered
+	answers map[proto.Addr]proto.MAC
+}
+
+// newKit makes a Host that knows its neighbours as the kernel does (share mode), so that no ARP disturbs: what a test
+// asks for beyond that it says in set. arpKit makes one that resolves for itself.
+func newKit(t testing.TB, set ...func(*Config)) *kit {
+	return newKitOf(t, 1024, 2048, append([]func(*Config){func(c *Config) { c.KernelNeighbours = true }}, set...)...)
+}
+
+func arpKit(t testing.TB, set ...func(*Config)) *kit { return newKitOf(t, 1024, 2048, set...) }
+
+func newKitOf(t testing.TB, frames, chunk int, set ...func(*Config)) *kit {
+	region, err := umem.Wrap(make([]byte, frames*chunk), chunk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{
+		MAC: usMAC, MTU: 1500, Addrs: []Prefix{{usIP, 24}},
+		Routes: []Route{{Dst: 0, Bits: 0, Gateway: gwIP}}, FillFrames: frames / 8,
+	}
+	for _, f := range set {
+		f(&cfg)
+	}
+	k := &kit{t: t, now: 1000*second + 123_456, answers: map[proto.Addr]proto.MAC{}}
+	k.pool = umem.NewPool(region, 0, frames, umem.NewLedger(frames))
+	if k.h, err = New(cfg, k.pool, k.now); err != nil {
+		t.Fatal(err)
+	}
+	k.refill()
+	if cfg.KernelNeighbours {
+		k.h.SetNeighbour(peerIP, peerMAC, true, k.now)
+		k.h.SetNeighbour(gwIP, gwMAC, true, k.now)
+	}
+	if tt, ok := t.(*testing.T); ok {
+		tt.Cleanup(func() {
+			if !tt.Failed() {
+				k.finish()
+			}
+		})
+	}
+	return k
+}
+
+func (k *kit) refill() {
+	for len(k.fill) < k.h.cfg.FillFrames {
+		f := k.pool.Get(umem.Fill)
+		if f == umem.None {
+			return
+		}
+		k.fill = append(k.fill, f)
+	}
+}
+
+// input hands the Host a received frame and reports whether there was one in the fill ring to receive it into.
+func (k *kit) input(frame []byte) bool {
+	if len(k.fill) == 0 {
+		k.refill()
+	}
+	n := len(k.fill)
+	if n == 0 {
+		return false
+	}
+	f := k.fill[n-1]
+	k.fill = k.fill[:n-1]
+	k.pool.Move(f, umem.Fill, umem.RX)
+	copy(k.pool.Chunk(f)[umem.Headroom:], frame)
+	k.h.Input(f, umem.Headroom, len(frame), k.now)
+	k.refill()
+	return true
+}
+
+func (k *kit) inject(frames ...[]byte) {
+	k.t.Helper()
+	for _, f := range frames {
+		if !k.input(f) {
+			k.t.Fatal("the fill ring is empty")
+		}
+	}
+}
+
+// pump does what a turn does after receiving: output is built, sent, and, unless the device is late, completed.
+func (k *kit) pump() {
+	k.h.Flush(k.now)
+	for {
+		f, off, n, ok := k.h.PopTX()
+		if !ok {
+			break
+		}
+		frame := append([]byte(nil), k.pool.Chunk(f)[off:off+n]...)
+		k.device = append(k.device, f)
+		if !k.late {
+			k.complete(len(k.device))
+		}
+		if a, fault := proto.ParseARP(frame[min(len(frame), k.h.lead):]); fault == proto.OK && a.Op == proto.ARPRequest {
+			if mac, ok := k.answers[a.TPA]; ok {
+				k.arped = append(k.arped, proto.MAC(frame[:6]))
+				k.inject(arpFrame(proto.ARPReply, mac, a.TPA, usMAC, a.SPA, usMAC))
+				continue
+			}
+		}
+		k.out = append(k.out, frame)
+	}
+	k.h.EndTurn()
+}
+
+// complete has the device finish the n oldest frames it was given.
+func (k *kit) complete(n int) {
+	for _, f := range k.device[:n] {
+		k.pool.Move(f, umem.TX, umem.Comp)
+		k.h.Completed(f)
+	}
+	k.device = append(k.device[:0], k.device[n:]...)
+}
+
+// sent gives the frames that went out since the last call.
+func (k *kit) sent() [][]byte {
+	k.pump()
+	out := k.out
+	k.out = nil
+	return out
+}
+
+// sleep moves the clock on, stopping wherever a timer is due.
+func (k *kit) sleep(d int64) {
+	for end := k.now + d; ; {
+		k.now = min(end, max(k.now, k.h.NextDeadline()))
+		k.h.Tick(k.now)
+		k.pump()
+		if k.now == end {
+			return
+		}
+	}
+}
+
+// drops is the counters' difference to before, by name of the reason.
+func (k *kit) drops(before Counters) map[Drop]uint64 {
+	got := map[Drop]uint64{}
+	for i, n := range k.h.counters.Drops {
+		if d := n - before.Drops[i]; d != 0 {
+			got[Drop(i)] = d
+		}
+	}
+	return got
+}
+
+// wantDrops checks that what f does is counted as given and as nothing else.
+func (k *kit) wantDrops(f func(), want map[Drop]uint64) {
+	k.t.Helper()
+	before := k.h.counters
+	f()
+	got := k.drops(before)
+	for d, n := range want {
+		if got[d] != n {
+			k.t.Errorf("%v counted %d times, want %d", d, got[d], n)
+		}
+	}
+	for d, n := range got {
+		if want[d] == 0 {
+			k.t.Errorf("%v counted %d times, want none", d, n)
+		}
+	}
+}
+
+// finish closes all sockets, lets all time pass, and checks that every frame came back.
+func (k *kit) finish() {
+	k.t.Helper()
+	h := k.h
+	for _, s := range openSockets(h) {
+		if err := h.Close(s, k.now); err != 0 {
+			k.t.Fatalf("Close of an open socket: %v", err)
+		}
+	}
+	k.late = false
+	k.complete(len(k.device))
+	for step := 0; ; step++ {
+		k.pump()
+		at := h.NextDeadline()
+		if at == math.MaxInt64 {
+			break
+		}
+		if step > 200_000 {
+			k.t.Fatal("timers never come to an end")
+		}
+		k.now = max(k.now, at)
+		h.Tick(k.now)
+	}
+	for _, f := range k.fill {
+		k.pool.Put(f, umem.Fill)
+	}
+	k.fill = nil
+	rx, _, tx, _ := h.Held()
+	if rx != 0 || tx != 0 || k.pool.Avail() != k.pool.Total() {
+		k.t.Errorf("after everything was closed: %d received and %d outgoing frames held, %d of %d free; by owner: %v",
+			rx, tx, k.pool.Avail(), k.pool.Total(), k.pool.Ledger().Counts())
+	}
+	if h.tcp.conns != 0 || h.tcp.flows.n != 0 || h.udp.flows.n != 0 || h.tcp.bound.n != 0 || len(h.udp.ports) != 0 {
+		k.t.Errorf("after everything was closed: %d connections, %d, %d and %d table entries, %d ports",
+			h.tcp.conns, h.tcp.flows.n, h.udp.flows.n, h.tcp.bound.n, len(h.udp.ports))
+	}
+	if h.neigh.waiting != 0 || h.frags.frames != 0 || h.timers.n != 0 {
+		k.t.Errorf("left over: %d frames at neighbours, %d in reassembly, %d timers",
+			h.neigh.waiting, h.frags.frames, h.timers.n)
+	}
+	for i := range h.tcp.chunks {
+		for j := range h.tcp.chunks[i] {
+			if c := &h.tcp.chunks[i][j]; c.used {
+				k.t.Errorf("connection %d still in use in %s", i*tcbChunk+j, tcpStateNames[c.state])
+			}
+		}
+	}
+}
+
+// openSockets lists the handles that somebody owns. A connection nobody accepted belongs to its listener.
+func openSockets(h *Host) []Handle {
+	var out []Handle
+	for i := range h.udp.socks {
+		if u := &h.udp.socks[i]; u.used {
+			out = append(out, h.udp.handle(u, uint32(i)))
+		}
+	}
+	for i := range h.tcp.listeners {
+		if l := &h.tcp.listeners[i]; l.used {
+			out = append(out, makeHandle(kindListener, l.gen, uint32(i)))
+		}
+	}
+	for i := range h.tcp.chunks {
+		for j := range h.tcp.chunks[i] {
+			if c := &h.tcp.chunks[i][j]; c.used && !c.orphan && !c.embryo {
+				out = append(out, h.tcp.handle(uint32(i*tcbChunk+j)))
+			}
+		}
+	}
+	return out
+}
+
+// events gives what TakeEvents gives, by socket.
+func (k *kit) events() map[Handle]Ready {
+	got := map[Handle]Ready{}
+	for _, e := range k.h.TakeEvents(nil) {
+		if _, twice := got[e.Sock]; twice {
+			k.t.Errorf("two events for socket %#x", e.Sock)
+		}
+		got[e.Sock] = e.Ready
+	}
+	return got
+}
+
+func port(a proto.Addr, p uint16) netip.AddrPort { return netip.AddrPortFrom(a.Netip(), p) }
+
+func concat(parts ...[]byte) []byte {
+	var b []byte
+	for _, p := range parts {
+		b = append(b, p...)
+	}
+	return b
+}
+
+func be16(v uint16) []byte { return binary.BigEndian.AppendUint16(nil, v) }
+func be32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
+
+// pattern makes n bytes that repeat only after 65521.
+func pattern(n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(i % 65521 * 167 >> 4)
+	}
+	return b
+}
