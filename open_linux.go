@@ -95,7 +95,7 @@ func findDevice(name string) (device, error) {
 	}
 	a := link.Attrs()
 	if len(a.HardwareAddr) != 6 || a.RawFlags&unix.IFF_LOOPBACK != 0 {
-		return device{}, fmt.Errorf("xdpd: interface %s is no Ethernet device", name)
+		return device{}, fmt.Errorf("xdpd: interface %s is no Ethernet device: the engine needs one, real or veth", name)
 	}
 	d := device{index: a.Index, mtu: a.MTU, mac: proto.MAC(a.HardwareAddr), queues: max(1, rings.QueueCount(name, a.Index))}
 	if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -48,7 +49,8 @@ func main() {
 		if errors.As(err, &e) {
 			code = e.code
 		}
-		fmt.Fprintf(os.Stderr, "xdpd: %v\n", err)
+		// The library's errors begin with the name of the room they come from, and the root room has ours.
+		fmt.Fprintf(os.Stderr, "xdpd: %s\n", strings.TrimPrefix(err.Error(), "xdpd: "))
 		os.Exit(code)
 	}
 }

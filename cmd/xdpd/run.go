@@ -97,6 +97,13 @@ func (c *runCmd) merge() (fileConfig, error) {
 
 func (c *runCmd) Run() error {
 	file, err := c.merge()
+	switch {
+	case err != nil:
+	case file.Interface == "":
+		err = errors.New("no interface given: -i IFACE, or interface in the config file")
+	case len(file.Addresses) == 0 && !file.Share:
+		err = errors.New("no address given: -a ADDR/LEN for an address of the engine's own, or --share to use the kernel's")
+	}
 	if err != nil {
 		return &exitError{usageStatus, err}
 	}
