@@ -48,6 +48,14 @@ func (s *Stack) resync() {
 	if err != nil {
 		return // the interface is going away, which has an event of its own
 	}
+	var addrs []netip.Addr
+	for _, p := range state.Addrs {
+		addrs = append(addrs, p.Addr())
+	}
+	if err := s.program.SetAddrs(addrs); err != nil { // first: a socket bound to a new address has its port opened
+		s.fail(fmt.Errorf("xdpd: follow the addresses of interface %s: %w", s.cfg.Interface, err))
+		return
+	}
 	for _, q := range s.queues {
 		if h, _, ok := q.reactor.Enter(); ok {
 			h.SetAddrs(prefixes(state.Addrs), kernelRoutes(state.Routes))

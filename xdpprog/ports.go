@@ -17,7 +17,10 @@ func (p *Program) OpenPort(proto uint8, addr netip.Addr, port uint16) error {
 	if p.steer == Own {
 		return nil
 	}
-	key, err := p.portKey(proto, addr, port)
+	key, err := portKey(proto, addr, port)
+	if err == nil && key.Addr != 0 && !p.steers(addr) {
+		err = fmt.Errorf("address %s is not one of those steered", addr)
+	}
 	if err != nil {
 		return fmt.Errorf("xdpprog: open a port on %s: %w", p.iface, err)
 	}
@@ -37,7 +40,7 @@ func (p *Program) ClosePort(proto uint8, addr netip.Addr, port uint16) error {
 	if p.steer == Own {
 		return nil
 	}
-	key, err := p.portKey(proto, addr, port)
+	key, err := portKey(proto, addr, port)
 	if err != nil {
 		return fmt.Errorf("xdpprog: close a port on %s: %w", p.iface, err)
 	}
@@ -50,7 +53,13 @@ func (p *Program) ClosePort(proto uint8, addr netip.Addr, port uint16) error {
 	return nil
 }
 
-func (p *Program) portKey(proto uint8, addr netip.Addr, port uint16) (steerPortKey, error) {
+func (p *Program) steers(addr netip.Addr) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.addrs[addr.Unmap()]
+}
+
+func portKey(proto uint8, addr netip.Addr, port uint16) (steerPortKey, error) {
 	if proto != unix.IPPROTO_TCP && proto != unix.IPPROTO_UDP {
 		return steerPortKey{}, fmt.Errorf("protocol %d: only TCP (6) and UDP (17) have ports here", proto)
 	}
@@ -61,8 +70,8 @@ func (p *Program) portKey(proto uint8, addr netip.Addr, port uint16) (steerPortK
 	if addr = addr.Unmap(); !addr.IsValid() || addr == netip.IPv4Unspecified() {
 		return key, nil
 	}
-	if !p.addrs[addr] {
-		return steerPortKey{}, fmt.Errorf("address %s is not one of those steered", addr)
+	if !addr.Is4() {
+		return steerPortKey{}, fmt.Errorf("address %s is not IPv4", addr)
 	}
 	a := addr.As4()
 	key.Addr = binary.NativeEndian.Uint32(a[:])

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -54,14 +55,14 @@ type Config struct {
 type Program struct {
 	iface   string
 	steer   Steer
-	addrs   map[netip.Addr]bool
 	queues  int
 	objs    steerObjects
 	frags   bool
 	native  bool
 	refused error // why native mode was not had; nil when it was, or was not wanted
 
-	mu sync.Mutex
+	mu    sync.Mutex
+	addrs map[netip.Addr]bool
 	// While this is reachable the program stays attached: the link's finalizer detaches it.
 	link link.Link
 }
@@ -127,6 +128,36 @@ func open(c Config, frags bool) (*Program, error) {
 		}
 	}
 	return p, nil
+}
+
+// SetAddrs replaces the addresses that are steered, for a kernel whose addresses change while we share them. Ports that
+// were opened on an address stay open, and are in use again when it comes back.
+func (p *Program) SetAddrs(addrs []netip.Addr) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.link == nil {
+		return fmt.Errorf("xdpprog: set the addresses of %s: %w", p.iface, os.ErrClosed)
+	}
+	want := make(map[netip.Addr]bool)
+	for _, a := range addrs {
+		want[a.Unmap()] = true
+	}
+	for a := range p.addrs { // first: the table may be full
+		if want[a] {
+			continue
+		}
+		if err := p.objs.Addrs.Delete(a.As4()); err != nil {
+			return fmt.Errorf("xdpprog: no longer steer %s on %s: %w", a, p.iface, err)
+		}
+		delete(p.addrs, a)
+	}
+	for a := range want {
+		if err := p.objs.Addrs.Put(a.As4(), uint8(1)); err != nil {
+			return fmt.Errorf("xdpprog: steer %s on %s: %w", a, p.iface, err)
+		}
+		p.addrs[a] = true
+	}
+	return nil
 }
 
 func explainLoad(iface string, err error) error {
