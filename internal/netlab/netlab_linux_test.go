@@ -219,6 +219,9 @@ func (f tap) next(t *testing.T, protocol byte) []byte {
 	frame := make([]byte, 2048)
 	for {
 		n, from, err := unix.Recvfrom(int(f), frame, 0)
+		if err == unix.EINTR { // a signal of the runtime's, which SO_RCVTIMEO does not let restart the call
+			continue
+		}
 		if err != nil {
 			t.Fatal("no packet came: ", err)
 		}
