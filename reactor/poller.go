@@ -148,11 +148,13 @@ func (p *Poller) take(buf []Event) int {
 func (p *Poller) Wait(buf []Event, timeout time.Duration) (int, error) {
 	p.r.Enter()
 	defer p.r.Leave()
-	expired := timeout == 0
+	var expired *bool // a wait without a limit allocates nothing
 	if timeout > 0 {
+		over := new(bool)
+		expired = over
 		defer time.AfterFunc(timeout, func() {
 			p.r.mu.Lock()
-			expired = true
+			*over = true
 			p.waiting.Broadcast()
 			p.r.mu.Unlock()
 		}).Stop()
@@ -161,7 +163,10 @@ func (p *Poller) Wait(buf []Event, timeout time.Duration) (int, error) {
 		if p.closed || p.r.stopped {
 			return 0, ErrClosed
 		}
-		if n := p.take(buf); n > 0 || expired || len(buf) == 0 {
+		if n := p.take(buf); n > 0 || timeout == 0 || expired != nil && *expired || len(buf) == 0 {
+			if len(p.ready) > 0 { // still ready: the next waiter's, if this one is busy for long (ep_done_scan)
+				p.waiting.Signal()
+			}
 			return n, nil
 		}
 		p.waiting.Wait()

@@ -209,7 +209,7 @@ func (r *Reactor) Leave() {
 		return
 	}
 	if !r.asleep {
-		if r.host.Busy() {
+		if r.unfinished() {
 			r.poked.Store(true)
 		}
 		r.mu.Unlock()
@@ -221,11 +221,24 @@ func (r *Reactor) Leave() {
 	r.host.Flush(now)
 	r.transmit(now)
 	r.resolve()
-	early := r.deadline(now) < r.until
+	wake := r.deadline(now) < r.until || r.unfinished()
+	if wake {
+		r.until = now // it is on its way: the next caller need not signal again
+	}
 	r.mu.Unlock()
-	if early {
+	if wake {
 		r.wake.signal()
 	}
+}
+
+// unfinished reports whether the Host or a handler has work that only a turn does.
+func (r *Reactor) unfinished() bool {
+	for _, p := range r.pollers {
+		if p.handler != nil && len(p.ready) > 0 {
+			return true
+		}
+	}
+	return r.host.Busy()
 }
 
 // Watch has sink told about events of s. The caller holds the lock (Enter). A nil sink ends it.

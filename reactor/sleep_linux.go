@@ -47,7 +47,7 @@ func (e eventFD) close() error { return unix.Close(e.fd) }
 // halt_poll_ns does: a sleep so short that spinning would have been better doubles it, a long one halves it.
 func (r *Reactor) sleep() {
 	r.mu.Lock()
-	if r.stopped || r.poked.Load() || r.host.Busy() {
+	if r.stopped || r.poked.Load() || r.unfinished() {
 		r.mu.Unlock()
 		return
 	}

@@ -10,7 +10,7 @@ import (
 // Frames are written and read here byte by byte after the RFCs, without proto's Put and Parse functions, so that a
 // mistake there does not meet itself.
 
-// inetSum is the Internet checksum of RFC 1071, word by word.
+// inetSum is the Internet checksum of RFC 1071, word by word. Over what has a right one it is 0.
 func inetSum(parts ...[]byte) uint16 {
 	b := concat(parts...)
 	if len(b)%2 != 0 {

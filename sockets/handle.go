@@ -1,6 +1,9 @@
 package sockets
 
-import "syscall"
+import (
+	"slices"
+	"syscall"
+)
 
 // Handle names a socket: a kind, an index into the kind's slab, and the generation of that slot, so that a handle of a
 // closed socket is recognised however often its slot was used again. The zero Handle names nothing.
@@ -88,7 +91,7 @@ func (h *Host) eventMark(s Handle) *bool {
 			return &l.marked
 		}
 	case kindTCP:
-		if c := h.tcp.get(s); c != nil {
+		if c := h.tcp.get(s); c != nil && !c.embryo {
 			return &c.marked
 		}
 	}
@@ -120,21 +123,46 @@ func (h *Host) Ready(s Handle) Ready {
 // Open reports whether s names a socket that its owner did not close.
 func (h *Host) Open(s Handle) bool { return h.eventMark(s) != nil }
 
-// writable is called for a socket that waited for frames to send with.
-func (h *Host) writable(s Handle) {
-	switch s.kind() {
-	case kindUDP:
-		if u := h.udp.get(s); u != nil {
-			u.blocked = false
-			h.notify(s)
+// exists reports whether s names a socket, also a TCP connection without an owner, which still has its data to send.
+func (h *Host) exists(s Handle) bool {
+	if s.kind() == kindTCP {
+		c := h.tcp.at(s.index())
+		return c.used && c.gen == s.gen()
+	}
+	return h.udp.get(s) != nil
+}
+
+// await appends s to a list of those that wait. Before it grows the closed ones leave it, so that it is bounded by the
+// number of sockets, however many come and go.
+func (h *Host) await(list []Handle, s Handle) []Handle {
+	if len(list) == cap(list) {
+		list = slices.DeleteFunc(list, func(s Handle) bool { return !h.exists(s) })
+		if len(list) > cap(list)/2 {
+			list = slices.Grow(list, len(list))
 		}
-	case kindTCP:
-		// By index, not get: a connection without an owner still has its data to send.
-		if c := h.tcp.at(s.index()); c.used && c.gen == s.gen() {
-			c.blocked = false
-			h.tcpMark(s.index(), c)
-			h.notify(s)
-		}
+	}
+	return append(list, s)
+}
+
+// wakeFrame is for those that found no frame to send with.
+func (h *Host) wakeFrame(s Handle) {
+	if !h.exists(s) {
+		return
+	}
+	if s.kind() == kindTCP {
+		h.tcp.at(s.index()).later = false
+		h.tcpMark(s.index(), h.tcp.at(s.index()))
+		return
+	}
+	h.udp.get(s).blocked = false
+	h.notify(s)
+}
+
+// wakeData is for TCP writers that found no frame for their data.
+func (h *Host) wakeData(s Handle) {
+	if c := h.tcp.get(s); c != nil {
+		c.blocked = false
+		h.notify(s)
 	}
 }
 

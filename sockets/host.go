@@ -66,7 +66,8 @@ type Host struct {
 	txq       []txDesc // ring; len is a power of two
 	txHead    uint32
 	txTail    uint32
-	noTxFrame []Handle // sockets that saw EAGAIN for want of a frame, to be told when there are some
+	noTxFrame []Handle // sockets that found no frame to send with, to be told when there are some
+	noTxData  []Handle // TCP writers who did, to be told when there are some beyond those that sendQueue leaves to others
 
 	events []Event
 	closed []Handle // since the last PopClosed
@@ -357,7 +358,7 @@ func (h *Host) Completed(f umem.Frame) {
 }
 
 // wantTX notes that a socket must be told when there is room to send again.
-func (h *Host) wantTX(s Handle) { h.noTxFrame = append(h.noTxFrame, s) }
+func (h *Host) wantTX(s Handle) { h.noTxFrame = h.await(h.noTxFrame, s) }
 
 // txFree is how many more frames can be sent now: frames, limit and queue all allow it.
 func (h *Host) txFree() int {
@@ -368,7 +369,7 @@ func (h *Host) txFree() int {
 func (h *Host) Busy() bool { return len(h.tcp.dirty) > 0 || h.TxPending() > 0 || len(h.events) > 0 }
 
 // Blocked reports whether a socket waits for frames to send with.
-func (h *Host) Blocked() bool { return len(h.noTxFrame) > 0 }
+func (h *Host) Blocked() bool { return len(h.noTxFrame)+len(h.noTxData) > 0 }
 
 // Unsent reports whether something that was written has not left, or was not acknowledged.
 func (h *Host) Unsent() bool {
@@ -387,15 +388,27 @@ func (h *Host) Unsent() bool {
 // EndTurn tells sockets that waited for room to send when a fair share of it is there again. The reactor calls it once
 // a turn, after completions were reaped.
 func (h *Host) EndTurn() {
-	if len(h.noTxFrame) == 0 || h.txFree() < min(64, h.txLimit/4) {
+	if !h.Blocked() {
 		return
 	}
-	wake := h.noTxFrame
-	h.noTxFrame = h.noTxFrame[:0]
-	for _, s := range wake {
-		h.writable(s)
+	// TCP data may hold all but the reserve for ever: the share that wakes others must fit into that.
+	free, share := h.txFree(), max(1, min(64, h.txLimit/16))
+	if free >= share {
+		for _, s := range h.noTxFrame {
+			h.wakeFrame(s)
+		}
+		h.noTxFrame = h.noTxFrame[:0]
+	}
+	if free >= share+h.txReserve() {
+		for _, s := range h.noTxData {
+			h.wakeData(s)
+		}
+		h.noTxData = h.noTxData[:0]
 	}
 }
+
+// txReserve is how many frames TCP data leaves to ACKs, ARP, ICMP and datagrams.
+func (h *Host) txReserve() int { return h.txLimit / 8 }
 
 // Tick runs the timers that are due at now (ns, monotonic).
 func (h *Host) Tick(now int64) {

@@ -136,6 +136,9 @@ func (h *Host) icmpEcho(p *packet) {
 	data := h.pool.Data(p.f)
 	data[0] = proto.ICMPEchoReply
 	sum := proto.Update16(binary.BigEndian.Uint16(data[2:]), uint16(proto.ICMPEcho)<<8|uint16(data[1]), uint16(data[1]))
+	if sum == 0 {
+		sum = 0xffff // the same number, and right over nothing but zeros too, where Update16 is not
+	}
 	binary.BigEndian.PutUint16(data[2:], sum)
 	if !p.held && p.n+20 <= h.cfg.MTU {
 		if h.txUsed >= h.txLimit {

@@ -54,6 +54,18 @@ func TestEchoWithOptions(t *testing.T) {
 	}
 }
 
+// TestEchoOfZeros: the answer to a ping without id, number and data but zeros is zeros altogether; their checksum is 0xffff,
+// and with 0 no receiver takes it.
+func TestEchoOfZeros(t *testing.T) {
+	for _, size := range []int{0, 1, 56, 3000} {
+		k := newKit(t)
+		k.inject(ipPacket{proto: 1, body: icmpBytes(8, 0, 0, make([]byte, size))}.fragments(1480)...)
+		if body := joined(t, k, k.seen()).ip.body; body[2] != 0xff || body[3] != 0xff {
+			t.Errorf("%d zeros: checksum % x", size, body[2:4])
+		}
+	}
+}
+
 // TestEchoNoFrames: a ping that must be answered in fragments for which there are no frames is dropped, in whatever
 // place the frames run out, the ARP request for its sender included.
 func TestEchoNoFrames(t *testing.T) {

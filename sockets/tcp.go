@@ -36,7 +36,8 @@ type tcb struct {
 
 	used     bool
 	marked   bool // an event is queued
-	blocked  bool // waits in Host.noTxFrame
+	blocked  bool // its writer waits in Host.noTxData
+	later    bool // waits in Host.noTxFrame for tcpOutput
 	dirty    bool // waits in tcpTable.dirty for tcpOutput
 	orphan   bool // the owner closed its handle
 	embryo   bool // not accepted yet: listener says whose
@@ -170,7 +171,7 @@ func (h *Host) tcpFree(i uint32, c *tcb) {
 		return
 	}
 	h.releaseChain(c.rcvHead)
-	c.rcvHead = umem.None
+	c.rcvHead, c.rcvBytes = umem.None, 0
 	if c.dirty {
 		return // tcpFlush finds it there and frees the record
 	}
@@ -285,12 +286,14 @@ func (h *Host) TCPWrite(s Handle, p []byte, now int64) (n int, err Errno) {
 		return 0, err
 	case c.wantFIN || c.state != tcpEstablished && c.state != tcpCloseWait:
 		return 0, EPIPE
+	case len(p) == 0:
+		return 0, 0
 	}
 	p = p[:min(len(p), max(0, h.cfg.SndBuf-int(c.sndBytes)))]
 	n = h.sendQueue(c, p)
 	if n < len(p) && !c.blocked {
 		c.blocked = true
-		h.wantTX(s)
+		h.noTxData = h.await(h.noTxData, s)
 	}
 	if n == 0 {
 		return 0, EAGAIN

@@ -80,13 +80,14 @@ func (h *Host) tcpClosedPort(k flowKey, s *segment) {
 
 // tcpListenInput is LISTEN (RFC 9293 3.10.7.2).
 func (h *Host) tcpListenInput(li uint32, k flowKey, s *segment) {
-	const relevant = proto.FIN | proto.SYN | proto.RST | proto.ACK
-	switch s.tcp.Flags & relevant {
-	case proto.SYN:
-		h.tcpSYN(li, k, s)
-	case proto.ACK:
+	switch flags := s.tcp.Flags; {
+	case flags&proto.RST != 0:
+		h.drop(s.packet, TCPBadFlag)
+	case flags&proto.ACK != 0: // with SYN or FIN too: it belongs to a connection that we do not know
 		h.sendRST(k, s.tcp.Ack, 0, proto.RST)
 		h.drop(s.packet, TCPNoSocket)
+	case flags&(proto.SYN|proto.FIN) == proto.SYN:
+		h.tcpSYN(li, k, s)
 	default:
 		h.drop(s.packet, TCPBadFlag)
 	}
@@ -110,7 +111,7 @@ func (h *Host) tcpSYN(li uint32, k flowKey, s *segment) {
 	if peer == 0 {
 		peer = 536 // RFC 9293 MUST-15
 	}
-	c.mss = uint16(max(min(peer, h.cfg.MTU-40), 64)) // a peer cannot make us send headers for single bytes
+	c.mss = uint16(min(max(peer, 64), h.cfg.MTU-40)) // a peer cannot make us send headers for single bytes
 	if s.opt.HasTS {
 		c.tsOK, c.tsRecent, c.tsRecentAt = true, s.opt.TSVal, h.now
 		c.mss -= 12
@@ -129,7 +130,7 @@ func (h *Host) tcpSYN(li uint32, k flowKey, s *segment) {
 // timeWaitReuse lets a new SYN take the place of a connection in TIME-WAIT when its sequence numbers, or its timestamps
 // (RFC 6191), cannot be confused with the old ones.
 func (h *Host) timeWaitReuse(i uint32, c *tcb, s *segment) bool {
-	if s.tcp.Flags&(proto.SYN|proto.ACK|proto.RST) != proto.SYN {
+	if s.tcp.Flags&(proto.SYN|proto.ACK|proto.RST|proto.FIN) != proto.SYN {
 		return false
 	}
 	newer := c.tsOK && s.opt.HasTS && seqLT(c.tsRecent, s.opt.TSVal)
@@ -218,7 +219,8 @@ func (h *Host) tcpAckInvalid(i uint32, c *tcb, s *segment) {
 	if c.state == tcpTimeWait && s.fin {
 		h.tcpLinger(i, c, timeWaitNS)
 	}
-	if c.state == tcpSynRcvd {
+	if (s.data > 0 || s.fin) && s.tcp.Flags&proto.SYN == 0 {
+		h.tcpAckSoon(i, c, true) // no part of a loop of ACKs, and a peer whose ACK was lost needs it
 		return
 	}
 	h.challengeACK(i, c)
@@ -266,8 +268,8 @@ func (h *Host) tcpACK(i uint32, c *tcb, s *segment) bool {
 		h.drop(s.packet, TCPOutOfWindow)
 		return false
 	}
-	if c.retries > 0 && (seqLT(c.sndUna, ack) || c.probing) {
-		c.setRTO() // the peer answers: what backing off added goes
+	if seqLT(c.sndUna, ack) || c.probing && s.tcp.Window != 0 {
+		c.setRTO() // the peer takes data: what backing off added goes
 	}
 	c.retries = 0
 	acked := seqLT(c.sndUna, ack)
@@ -293,10 +295,7 @@ func (h *Host) tcpACK(i uint32, c *tcb, s *segment) bool {
 
 // tcpAcked moves SND.UNA to ack: frees what was acknowledged, measures, opens the congestion window.
 func (h *Host) tcpAcked(i uint32, c *tcb, ack uint32) {
-	n := ack - c.sndUna
-	if c.sndUna == c.iss { // the SYN
-		n--
-	}
+	n := ack - c.sndUna // with SYN and FIN
 	c.sndUna = ack
 	if seqLT(c.sndNxt, ack) {
 		c.sndNxt = ack
@@ -387,6 +386,9 @@ func (h *Host) tcpData(i uint32, c *tcb, s *segment) {
 // tcpPeerFIN is the eighth step of RFC 9293 3.10.7.4.
 func (h *Host) tcpPeerFIN(i uint32, c *tcb) {
 	c.rcvNxt++
+	if seqLT(c.rcvAdv, c.rcvNxt) {
+		c.rcvAdv = c.rcvNxt // a FIN is taken behind a full window too
+	}
 	c.rcvFIN = true
 	switch c.state {
 	case tcpEstablished:
@@ -437,31 +439,51 @@ const copybreak = 512
 // rcvQueue appends the segment's data. false: no memory, and the segment was dropped.
 func (h *Host) rcvQueue(c *tcb, s *segment) bool {
 	c.rcvMSS = max(c.rcvMSS, uint16(min(s.data, 0xffff)))
-	if !s.held && s.data <= copybreak && c.rcvHead != umem.None {
-		tail := h.pool.Buf(c.rcvTail)
-		if end := int(tail.Off) + int(tail.Len); end+s.data <= h.pool.Region().ChunkSize() {
-			copy(h.pool.Chunk(c.rcvTail)[end:], h.pool.Data(s.f))
-			tail.Len += uint16(s.data)
-			c.rcvBytes += uint32(s.data)
-			c.rcvNxt += uint32(s.data)
-			h.count(RxCoalesced)
-			h.discard(s.packet)
-			return true
-		}
-	}
-	if !h.hold(s.packet) {
+	switch {
+	case !s.held && h.rcvCopied(c, s.f):
+		h.count(RxCoalesced)
+		h.discard(s.packet)
+	case !h.hold(s.packet):
 		return false
-	}
-	if c.rcvHead == umem.None {
-		c.rcvHead = s.f
-	} else {
-		h.pool.Buf(c.rcvTail).Next = s.f
-	}
-	for c.rcvTail = s.f; h.pool.Buf(c.rcvTail).Next != umem.None; {
-		c.rcvTail = h.pool.Buf(c.rcvTail).Next
+	default:
+		h.count(RxDelivered)
+		for f := s.f; f != umem.None; { // each frame by itself: a segment may come in fragments of 8 bytes
+			next := h.pool.Buf(f).Next
+			h.rcvLink(c, f)
+			f = next
+		}
 	}
 	c.rcvBytes += uint32(s.data)
 	c.rcvNxt += uint32(s.data)
-	h.count(RxDelivered)
 	return true
+}
+
+// rcvCopied copies the data of f behind the last frame's, if it is small and has room there; nothing always has.
+func (h *Host) rcvCopied(c *tcb, f umem.Frame) bool {
+	data := h.pool.Data(f)
+	if len(data) > copybreak || c.rcvHead == umem.None {
+		return len(data) == 0
+	}
+	tail := h.pool.Buf(c.rcvTail)
+	end := int(tail.Off) + int(tail.Len)
+	if end+len(data) > h.pool.Region().ChunkSize() {
+		return len(data) == 0
+	}
+	tail.Len += uint16(copy(h.pool.Chunk(c.rcvTail)[end:], data))
+	return true
+}
+
+// rcvLink puts a held frame behind the queue, or its data into the frame that is there.
+func (h *Host) rcvLink(c *tcb, f umem.Frame) {
+	if h.rcvCopied(c, f) {
+		h.release(f)
+		return
+	}
+	h.pool.Buf(f).Next = umem.None
+	if c.rcvHead == umem.None {
+		c.rcvHead = f
+	} else {
+		h.pool.Buf(c.rcvTail).Next = f
+	}
+	c.rcvTail = f
 }

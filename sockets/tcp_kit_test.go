@@ -193,13 +193,14 @@ func (c conn) read() []byte {
 	c.k.t.Helper()
 	var out []byte
 	buf := make([]byte, 1000)
-	for {
+	for c.tcb().rcvBytes > 0 {
 		n, err := c.k.h.TCPRead(c.h, buf, c.k.now)
 		if err != 0 || n == 0 {
-			return out
+			c.k.t.Fatalf("TCPRead = %d, %v with %d bytes there", n, err, c.tcb().rcvBytes)
 		}
 		out = append(out, buf[:n]...)
 	}
+	return out
 }
 
 func (c conn) wantRead(want []byte) {

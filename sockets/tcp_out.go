@@ -51,7 +51,7 @@ func (h *Host) sendQueue(c *tcb, p []byte) int {
 	total := 0
 	for len(p) > 0 {
 		if c.sndTail == umem.None || !h.sendRoom(c) {
-			if h.txUsed >= h.txLimit-h.txLimit/8 {
+			if h.txUsed >= h.txLimit-h.txReserve() {
 				break
 			}
 			f := h.allocTX()
@@ -112,7 +112,12 @@ func (h *Host) sendAcked(c *tcb, n uint32) {
 // tcpOutput is tcp_write_xmit: it sends what the windows allow, then a FIN that is due, then an ACK that is due.
 func (h *Host) tcpOutput(c *tcb) {
 	switch c.state {
-	case tcpClosed, tcpSynRcvd:
+	case tcpClosed:
+		return
+	case tcpSynRcvd: // our idea of the sequence numbers is all that may be said
+		if c.ackNow {
+			h.sendControl(c, proto.ACK, c.sndNxt)
+		}
 		return
 	}
 	for c.sndNext != umem.None {
@@ -175,8 +180,8 @@ func (h *Host) sendNextSegment(c *tcb) bool {
 
 // sendLater has tcpOutput called again when there are frames and room to send. The table knows the record's index.
 func (h *Host) sendLater(c *tcb) {
-	if !c.blocked {
-		c.blocked = true
+	if !c.later {
+		c.later = true
 		i, _ := h.tcp.flows.get(c.key)
 		h.wantTX(h.tcp.handle(i))
 	}
@@ -321,15 +326,22 @@ func (h *Host) finishSegment(f umem.Frame, off, n int, k flowKey, hdr *proto.TCP
 // rcvAdvertise is the window to put on the wire. The right edge never moves back (RFC 9293 SHLD-14), and forward only by
 // a segment or half the buffer (3.8.6.2.2). Where all sockets together hold most of the memory there is, it stands still.
 func (h *Host) rcvAdvertise(c *tcb) uint16 {
-	limit := h.rcvLimit()
+	limit, said := h.rcvLimit(), c.rcvAdv
 	edge := c.rcvNxt + uint32(max(0, limit-int(c.rcvBytes)))
 	if pressure := h.rxUsed > h.rxLimit/4*3; !pressure && int32(edge-c.rcvAdv) >= int32(min(int(c.rcvMSS), limit/2)) {
 		c.rcvAdv = edge
 	}
 	wnd := c.rcvAdv - c.rcvNxt
-	// What scaling cuts off is rounded up, or the edge would move back by it.
-	scaled := min((wnd+1<<c.rcvScale-1)>>c.rcvScale, 0xffff)
-	c.rcvAdv = c.rcvNxt + scaled<<c.rcvScale
+	// What scaling cuts off is rounded up, or the edge would move back by it. But each ACK adds to the edge that way, so
+	// that single bytes would fill any memory: at twice the limit it does move back (RFC 7323 2.4 says how peers take it).
+	up := uint32(1)<<c.rcvScale - 1
+	if int(c.rcvBytes)+int(wnd) > h.cfg.RcvBuf {
+		up = 0
+	}
+	scaled := min((wnd+up)>>c.rcvScale, 0xffff)
+	if c.rcvAdv = c.rcvNxt + scaled<<c.rcvScale; seqLT(c.rcvAdv, said) {
+		c.rcvAdv = said // what was promised once is taken
+	}
 	return uint16(scaled)
 }
 

@@ -63,6 +63,8 @@ func (h *Host) tcpTimeout(i uint32, c *tcb) bool {
 	case c.state == tcpSynRcvd:
 		h.sendControl(c, proto.SYN|proto.ACK, c.iss)
 		h.count(TCPRetransmits)
+	case c.probing && c.sndWnd > 0:
+		h.sendOverride(i, c)
 	case c.probing:
 		// An old sequence number without data makes any receiver say what its window is (as Linux's tcp_xmit_probe_skb).
 		h.sendControl(c, proto.ACK, c.sndUna-1)
@@ -73,6 +75,15 @@ func (h *Host) tcpTimeout(i uint32, c *tcb) bool {
 		h.tcpMark(i, c)
 	}
 	return true
+}
+
+// sendOverride is for a window that has become small for good: what fits into it goes, however little (RFC 9293
+// 3.8.6.2.1).
+func (h *Host) sendOverride(i uint32, c *tcb) {
+	usable := min(c.sndWnd, c.cwnd)
+	if f := c.sndNext; usable >= uint32(h.pool.Buf(f).Len) || h.sendSplit(c, f, int(usable)) {
+		h.tcpMark(i, c)
+	}
 }
 
 // sendSYNACK sends the SYN-ACK, for the first time or again on the peer's request.
@@ -92,9 +103,9 @@ func (h *Host) sendSYNACK(i uint32, c *tcb) {
 }
 
 // challengeACK answers what may be an attack with our idea of the sequence numbers (RFC 5961), at most a thousand times a
-// second.
+// second. As with icmpLimit, who counts his own answers must not learn what others were sent (CVE-2016-5696).
 func (h *Host) challengeACK(i uint32, c *tcb) {
-	if !h.tcp.challenge.take(h.now, 1e6, 100) {
+	if !h.tcp.challenge.take(h.now, 1e6, 100-int32(h.sec.next()&31)) {
 		return
 	}
 	h.count(TCPChallenges)

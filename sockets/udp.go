@@ -86,12 +86,8 @@ func (h *Host) UDPBind(local proto.Addr, port uint16) (Handle, Errno) {
 		}
 	}
 	k := flowKey{Local: local, LPort: port}
-	if t.ports[port] > 0 {
-		_, same := t.flows.get(k)
-		_, wild := t.flows.get(flowKey{LPort: port})
-		if local == 0 || same || wild {
-			return 0, EADDRINUSE
-		}
+	if t.ports[port] > 0 && t.inUse(local, port) {
+		return 0, EADDRINUSE
 	}
 	var i uint32
 	if n := len(t.free); n > 0 {
@@ -105,6 +101,17 @@ func (h *Host) UDPBind(local proto.Addr, port uint16) (Handle, Errno) {
 	t.flows.put(k, i)
 	t.ports[port]++
 	return t.handle(u, i), 0
+}
+
+// inUse reports whether a socket, connected or not, stands in the way of one on local:port (udp_lib_lport_inuse).
+func (t *udpTable) inUse(local proto.Addr, port uint16) bool {
+	for i := range t.socks {
+		u := &t.socks[i]
+		if u.used && u.key.LPort == port && (local == 0 || u.key.Local == 0 || u.key.Local == local) {
+			return true
+		}
+	}
+	return false
 }
 
 // ephemeral picks a port at random (RFC 6056 algorithm 1: random start, then upwards) for which free says yes; 0 if

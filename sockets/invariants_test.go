@@ -1,0 +1,199 @@
+package sockets
+
+import "xdpd/umem"
+
+// check compares what the Host keeps twice: its counts, its lists, and the ledger.
+func (k *kit) check() {
+	k.t.Helper()
+	h := k.h
+	rx, rxLimit, tx, txLimit := h.Held()
+	if rx < 0 || rx > rxLimit || tx < 0 || tx > txLimit {
+		k.t.Errorf("held %d of %d and %d of %d", rx, rxLimit, tx, txLimit)
+	}
+	got := k.pool.Ledger().Counts()
+	want := [umem.NOwners]int{umem.Free: k.pool.Avail(), umem.Fill: len(k.fill), umem.TX: len(k.device),
+		umem.Held: rx + tx - len(k.device)}
+	if got != want {
+		k.t.Errorf("ledger %v, want %v (by owner: free, fill, rx, held, lent, tx, comp)", got, want)
+	}
+	held := k.checkNeighbours() + k.checkFragments() + k.checkUDP() + k.checkTCP()
+	// What is in no list waits in the output queue or is with the device.
+	queued := h.TxPending() + len(k.device)
+	if held > rx+tx || held+queued < rx+tx {
+		k.t.Errorf("%d frames in lists, %d queued or sent; %d and %d are counted", held, queued, rx, tx)
+	}
+}
+
+// chain counts the frames and bytes of a list.
+func (k *kit) chain(f umem.Frame) (frames, bytes int) {
+	for ; f != umem.None; f = k.pool.Buf(f).Next {
+		frames++
+		bytes += int(k.pool.Buf(f).Len)
+		if frames > k.pool.Total() {
+			k.t.Fatal("a list of frames runs in a circle")
+		}
+	}
+	return frames, bytes
+}
+
+func (k *kit) checkNeighbours() int {
+	t, sum, n := &k.h.neigh, 0, 0
+	for i := range t.entries {
+		e := &t.entries[i]
+		if e.state == neighUnused {
+			continue
+		}
+		n++
+		frames, _ := k.chain(e.head)
+		if frames != int(e.waiting) || frames > 0 && e.state != neighIncomplete {
+			k.t.Errorf("neighbour %v in state %d: %d packets, %d counted", e.addr, e.state, frames, e.waiting)
+		}
+		if running := k.h.timers.running(e.timer); running == (e.state == neighStale) && !k.h.cfg.KernelNeighbours {
+			k.t.Errorf("neighbour %v in state %d: timer runs %v", e.addr, e.state, running)
+		}
+		sum += frames
+	}
+	if sum != t.waiting || n != t.index.n || n+len(t.free) != neighMax {
+		k.t.Errorf("neighbours: %d packets of %d, %d entries of %d, %d free", sum, t.waiting, n, t.index.n, len(t.free))
+	}
+	return sum
+}
+
+func (k *kit) checkFragments() int {
+	t, sum, n := &k.h.frags, 0, 0
+	for i := range t.entries {
+		e := &t.entries[i]
+		if !e.used {
+			continue
+		}
+		n++
+		frames, bytes := k.chain(e.head)
+		if frames != int(e.pieces) || bytes != e.have || e.dead && frames > 0 || !k.h.timers.running(e.timer) {
+			k.t.Errorf("reassembly: %d pieces with %d bytes, %d and %d counted, dead %v", frames, bytes, e.pieces, e.have, e.dead)
+		}
+		sum += frames
+	}
+	if sum != t.frames || n != t.index.n || sum > k.h.rxLimit/4 {
+		k.t.Errorf("reassembly: %d frames of %d, %d datagrams of %d", sum, t.frames, n, t.index.n)
+	}
+	return sum
+}
+
+func (k *kit) checkUDP() int {
+	t, sum, n, connected := &k.h.udp, 0, 0, 0
+	for i := range t.socks {
+		u := &t.socks[i]
+		if !u.used {
+			continue
+		}
+		n++
+		if u.connected {
+			connected++
+		}
+		frames, datagrams := 0, 0
+		for f := u.head; f != umem.None; f = umem.Frame(k.pool.Buf(f).Aux) {
+			c, _ := k.chain(f)
+			frames += c
+			if datagrams++; datagrams > k.pool.Total() {
+				k.t.Fatal("a queue of datagrams runs in a circle")
+			}
+		}
+		if datagrams != u.datagrams || frames*k.pool.Region().ChunkSize() != u.bytes {
+			k.t.Errorf("UDP socket %d: %d datagrams in %d frames, %d and %d bytes counted", i, datagrams, frames, u.datagrams, u.bytes)
+		}
+		if j, ok := t.flows.get(u.key); !ok || int(j) != i {
+			k.t.Errorf("UDP socket %d is not found by its key", i)
+		}
+		sum += frames
+	}
+	if n != t.flows.n || connected != t.connected {
+		k.t.Errorf("UDP: %d sockets, %d in the table, %d connected of %d", n, t.flows.n, connected, t.connected)
+	}
+	return sum
+}
+
+func (k *kit) checkTCP() int {
+	t, sum, live := &k.h.tcp, 0, 0
+	dirty, half := map[uint32]bool{}, map[uint32]int{}
+	for _, i := range t.dirty {
+		if dirty[i] {
+			k.t.Errorf("connection %d is listed for output twice", i)
+		}
+		dirty[i] = true
+	}
+	for i := range uint32(len(t.chunks) * tcbChunk) {
+		c := t.at(i)
+		if !c.used {
+			continue
+		}
+		if c.dirty != dirty[i] {
+			k.t.Errorf("connection %d: dirty is %v", i, c.dirty)
+		}
+		if c.state == tcpSynRcvd {
+			half[c.listener]++
+		}
+		if c.state != tcpClosed {
+			live++
+			if j, ok := t.flows.get(c.key); !ok || j != i {
+				k.t.Errorf("connection %d is not found by its key", i)
+			}
+		}
+		sum += k.checkConn(i, c)
+	}
+	for i := range t.listeners {
+		if l := &t.listeners[i]; l.used && (l.half != half[uint32(i)] || l.ready.n > k.h.cfg.Backlog) {
+			k.t.Errorf("listener %d: %d half-open, %d counted, %d ready", i, half[uint32(i)], l.half, l.ready.n)
+		}
+	}
+	if live != t.conns || live != t.flows.n || live > k.h.cfg.MaxConns {
+		k.t.Errorf("TCP: %d connections, %d counted, %d in the table", live, t.conns, t.flows.n)
+	}
+	return sum
+}
+
+// checkConn checks one connection and gives the frames in its two queues.
+func (k *kit) checkConn(i uint32, c *tcb) int {
+	name := tcpStateNames[c.state]
+	rcvFrames, rcvBytes := k.chain(c.rcvHead)
+	sndFrames, sndBytes := k.chain(c.sndHead)
+	if rcvBytes != int(c.rcvBytes) || sndBytes != int(c.sndBytes) {
+		k.t.Errorf("connection %d in %s: %d bytes received, %d counted; %d to send, %d counted",
+			i, name, rcvBytes, c.rcvBytes, sndBytes, c.sndBytes)
+	}
+	if rcvBytes > k.h.cfg.RcvBuf+127 || sndBytes > k.h.cfg.SndBuf {
+		k.t.Errorf("connection %d in %s: %d bytes received, %d to send: over the limit", i, name, rcvBytes, sndBytes)
+	}
+	if c.state == tcpClosed {
+		if sndFrames > 0 {
+			k.t.Errorf("connection %d is closed and has %d frames to send", i, sndFrames)
+		}
+		return rcvFrames
+	}
+	if !seqLE(c.sndUna, c.sndNxt) || !seqLE(c.sndNxt, c.sndMax) || !seqLE(c.rcvNxt, c.rcvAdv) {
+		k.t.Errorf("connection %d in %s: UNA %d NXT %d MAX %d; RCV.NXT %d, edge %d",
+			i, name, c.sndUna, c.sndNxt, c.sndMax, c.rcvNxt, c.rcvAdv)
+	}
+	if c.state == tcpSynRcvd {
+		return rcvFrames + sndFrames
+	}
+	// sndNext is the frame that begins at sndNxt; with all sent, sndNxt may also be behind the FIN.
+	_, unsent := k.chain(c.sndNext)
+	sent := c.sndNxt - c.sndUna
+	if n := uint32(sndBytes - unsent); sent != n && !(c.finSent && unsent == 0 && sent == n+1) {
+		k.t.Errorf("connection %d in %s: %d bytes before sndNext, NXT-UNA is %d", i, name, n, sent)
+	}
+	if c.sndUna != c.sndMax && c.rtxAt == 0 {
+		k.t.Errorf("connection %d in %s: data in flight and no timer", i, name)
+	}
+	due := c.rtxAt != 0 || c.ackAt != 0 || c.lingerAt != 0
+	if due && !k.h.timers.running(c.timer) && !c.dirty {
+		k.t.Errorf("connection %d in %s: a deadline and no timer", i, name)
+	}
+	if c.state == tcpTimeWait && c.lingerAt == 0 {
+		k.t.Errorf("connection %d stays in TIME-WAIT", i)
+	}
+	if c.rcvFIN != (c.state >= tcpCloseWait) {
+		k.t.Errorf("connection %d in %s: rcvFIN is %v", i, name, c.rcvFIN)
+	}
+	return rcvFrames + sndFrames
+}
