@@ -50,19 +50,19 @@ func run(args []string) error {
 	}
 	defer b.cleanUp()
 	res, err := b.run(ctx)
-	if err != nil {
+	if len(res) == 0 {
 		return err
 	}
-	ratios := res.ratios()
+	ratios := res.ratios() // of a run that was interrupted as well
 	fmt.Printf("%s\n\n%s\n%s", b.header(res), res.absolutes(), ratioTable(ratios))
 	if jsonFile == "" {
-		return nil
-	}
-	text, err := json.MarshalIndent(ratios, "", "  ")
-	if err != nil {
 		return err
 	}
-	return os.WriteFile(jsonFile, append(text, '\n'), 0o644)
+	text, failed := json.MarshalIndent(ratios, "", "  ")
+	if failed == nil {
+		failed = os.WriteFile(jsonFile, append(text, '\n'), 0o644)
+	}
+	return errors.Join(err, failed)
 }
 
 // parse reads the command line.

@@ -17,8 +17,8 @@ type load struct {
 
 const burst = 64 // frames a turn
 
-func newLoad(t testing.TB) *load {
-	g := &load{rig: newRig(t, options{frames: 1024, ring: 256, noLedger: true})}
+func newLoad(t testing.TB, mtu int) *load {
+	g := &load{rig: newRig(t, options{frames: 1024, ring: 256, noLedger: true, change: func(_ *Config, h *sockets.Config) { h.MTU = mtu }})}
 	g.dev.prompt = false
 	g.settle()
 	g.deliver(g.arpFrame(proto.ARPRequest))
@@ -88,13 +88,13 @@ func (g *load) repeat(frame []byte) func() {
 }
 
 func TestNoAllocationUDP(t *testing.T) {
-	g := newLoad(t)
+	g := newLoad(t, 1500)
 	g.echo()
 	g.noAllocations(burst, g.repeat(g.udpFrame(echoPort, make([]byte, 64))))
 }
 
 func TestNoAllocationPing(t *testing.T) {
-	g := newLoad(t)
+	g := newLoad(t, 1500)
 	n := proto.PutEthernet(g.frame[:], ourMAC, peerMAC, proto.EtherIPv4)
 	n += proto.PutIPv4(g.frame[n:], &proto.IPv4{Src: peerAddr, Dst: ourAddr, TTL: 64, Proto: proto.ProtoICMP, TotalLen: 20 + 64})
 	proto.PutICMP(g.frame[n:], proto.ICMPEcho, 0, 1)
@@ -103,13 +103,13 @@ func TestNoAllocationPing(t *testing.T) {
 }
 
 func TestNoAllocationARP(t *testing.T) {
-	g := newLoad(t)
+	g := newLoad(t, 1500)
 	g.noAllocations(burst, g.repeat(g.arpFrame(proto.ARPRequest)))
 }
 
 // TestNoAllocationWait: the same through Poller.Wait, as a goroutine beside the reactor does it.
 func TestNoAllocationWait(t *testing.T) {
-	g := newLoad(t)
+	g := newLoad(t, 1500)
 	s := g.bind(echoPort)
 	g.enter(func(*sockets.Host, int64) {
 		if err := g.p.Add(s, sockets.In, 0); err != nil {
@@ -143,10 +143,10 @@ type stream struct {
 	*load
 	seq, ack uint32
 	buf      []byte
-	pending  int
+	conn     sockets.Handle // the engine's end
 }
 
-// segment sends n bytes of data and takes the engine's answers.
+// segment is one with n bytes of data; the frame is valid until the next one.
 func (s *stream) segment(flags uint8, data int) []byte {
 	n := proto.PutEthernet(s.frame[:], ourMAC, peerMAC, proto.EtherIPv4)
 	n += proto.PutIPv4(s.frame[n:], &proto.IPv4{
@@ -167,6 +167,7 @@ func (s *stream) segment(flags uint8, data int) []byte {
 func (s *stream) handle(h *sockets.Host, now int64, e Event) {
 	c, err := h.TCPAccept(e.Sock)
 	if err == 0 {
+		s.conn = c
 		if err := s.p.Add(c, sockets.In, 0); err != nil {
 			s.t.Fatal(err)
 		}
@@ -181,8 +182,8 @@ func (s *stream) handle(h *sockets.Host, now int64, e Event) {
 	}
 }
 
-func newStream(t *testing.T) *stream {
-	s := &stream{load: newLoad(t), seq: 1000, buf: make([]byte, 4096)}
+func newStream(t *testing.T, mtu int) *stream {
+	s := &stream{load: newLoad(t, mtu), seq: 1000, buf: make([]byte, 4096)}
 	s.enter(func(h *sockets.Host, _ int64) {
 		s.p.Serve(s.handle)
 		l, err := h.TCPListen(0, echoPort)
@@ -207,7 +208,7 @@ func newStream(t *testing.T) *stream {
 
 // TestNoAllocationTCP (the peer offered no MSS, so 536 bytes are a full segment): a segment in, its echo out, which the next segment acknowledges.
 func TestNoAllocationTCP(t *testing.T) {
-	s := newStream(t)
+	s := newStream(t, 1500)
 	s.noAllocations(1, func() {
 		s.deliver(s.segment(proto.ACK|proto.PSH, 500))
 		s.ack += 500
@@ -219,7 +220,7 @@ func TestNoAllocationTCP(t *testing.T) {
 
 // TestNoAllocationTCPBurst: several segments a turn, echoed and acknowledged together.
 func TestNoAllocationTCPBurst(t *testing.T) {
-	s := newStream(t)
+	s := newStream(t, 1500)
 	last := s.ack
 	s.noAllocations(4, func() {
 		s.ack = last
@@ -232,7 +233,7 @@ func TestNoAllocationTCPBurst(t *testing.T) {
 
 // TestSyscalls: under load a system call serves 32 packets at least.
 func TestSyscalls(t *testing.T) {
-	g := newLoad(t)
+	g := newLoad(t, 1500)
 	g.echo()
 	receive := g.repeat(g.udpFrame(echoPort, make([]byte, 64)))
 	before := g.r.Counters()

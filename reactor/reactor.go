@@ -60,6 +60,7 @@ type Reactor struct {
 	inbox inbox
 
 	inFill    int
+	inTX      int  // given to the device and not completed
 	rxSkip    bool // in the middle of a packet of several frames, which is dropped whole
 	downUntil int64
 	woke      bool // a goroutine was made runnable in this turn
@@ -209,7 +210,7 @@ func (r *Reactor) Leave() {
 		return
 	}
 	if !r.asleep {
-		if r.unfinished() {
+		if r.unfinished() || r.host.Blocked() { // what the caller freed may be what somebody waits for
 			r.poked.Store(true)
 		}
 		r.mu.Unlock()
@@ -217,6 +218,7 @@ func (r *Reactor) Leave() {
 	}
 	// The sender's own thread does the sleeping reactor's work: waking another core would take longer than sending.
 	now := r.now()
+	r.host.EndTurn()
 	r.deliver(now)
 	r.host.Flush(now)
 	r.transmit(now)

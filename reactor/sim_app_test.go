@@ -40,7 +40,6 @@ type appSock struct {
 	dst     netip.AddrPort
 	pending []byte // to be echoed when there is room
 	waiting bool   // for Out
-	eof     bool
 }
 
 func newApp(w *world) *app {

@@ -142,8 +142,8 @@ func (w *world) checkLive() {
 // datagrams each one is looked at.
 func harmless(d sockets.Drop) bool {
 	switch d {
-	case sockets.TCPDuplicate, sockets.TCPOutOfOrder, sockets.TCPOutOfWindow, sockets.TCPBacklogFull, sockets.RxMemLimit,
-		sockets.TxNoFrame, sockets.FragTimeout, sockets.FragLimit, sockets.FragDuplicate, sockets.ARPUnsolicited, sockets.NeighQueueFull, sockets.TCPNoSocket:
+	case sockets.TCPPAWS, sockets.TCPBadFlag, sockets.TCPNoACK, sockets.TCPDuplicate, sockets.TCPOutOfOrder, sockets.TCPOutOfWindow, sockets.TCPBacklogFull, sockets.RxMemLimit,
+		sockets.TxNoFrame, sockets.FragTimeout, sockets.FragLimit, sockets.FragDuplicate, sockets.ARPUnsolicited, sockets.NeighQueueFull, sockets.NeighFailed, sockets.TCPNoSocket:
 		return true
 	}
 	return false

@@ -66,7 +66,8 @@ type client struct {
 	readAt       int64 // our reader sleeps until then
 	rto          int64
 	retries      int
-	abortAt      int // bytes received at which we abort or vanish; -1: never
+	abortAt      int     // bytes received at which we abort or vanish; -1: never
+	sleepy       float64 // how often our reader stops
 	wasAccepted  bool
 	excused      bool // the program did something that ends the connection early
 }
@@ -125,7 +126,10 @@ func (m *tcpModel) dial() {
 	m.iss += 1 << 20
 	k := &client{
 		m: m, st: st, f: f, total: rng.IntN(1 << (4 + rng.IntN(12))), mss: uint16(between(rng, 200, 1460)), ws: rng.IntN(16) - 1,
-		ts: rng.IntN(2) == 0, salt: rng.Uint64(), iss: m.iss, buffer: between(rng, 600, 30_000), rto: 300_000_000, abortAt: -1,
+		ts: rng.IntN(2) == 0, salt: rng.Uint64(), iss: m.iss, buffer: between(rng, 600, 30_000), rto: 300_000_000, abortAt: -1, sleepy: 0.05,
+	}
+	if rng.IntN(2) == 0 {
+		k.buffer, k.sleepy = between(rng, 600, 3000), 0.4
 	}
 	k.ws = min(k.ws, bits.Len(uint(k.buffer))-8) // the window must not round to nothing
 	if rng.IntN(5) == 0 {
@@ -218,7 +222,8 @@ func (k *client) retransmit() {
 		k.send(proto.SYN, k.iss, 0, &opt)
 		k.nxt, k.max = k.iss+1, k.iss+1
 	case k.wnd == 0 && k.nxt == k.una && k.nxt-k.iss-1 < uint32(k.total):
-		k.sendData(1) // a probe of one byte
+		k.sendData(1) // a probe of one byte: it does not count as sent (RFC 9293 3.8.6.1), or no ACK would be acceptable
+		k.nxt = k.una
 	}
 }
 
@@ -247,7 +252,12 @@ func (k *client) push() {
 		k.advance(1)
 	}
 	if k.ackDue {
-		k.send(proto.ACK, k.nxt, 0, &proto.TCPOptions{})
+		// Not nxt, which a timeout sets back; nor a probe's byte behind the window.
+		seq := k.max
+		if edge := k.una + k.wnd; int32(seq-edge) > 0 {
+			seq = edge
+		}
+		k.send(proto.ACK, seq, 0, &proto.TCPOptions{})
 	}
 	k.arm()
 }
@@ -501,7 +511,7 @@ func (k *client) ackLater(now bool) {
 
 // read has the client's program take n bytes at once, or later: then the window shrinks.
 func (k *client) read(n int) {
-	if k.readAt == 0 && k.m.w.chance(0.95) {
+	if k.readAt == 0 && !k.m.w.chance(k.sleepy) {
 		return
 	}
 	k.unread = min(k.unread+n, k.buffer)

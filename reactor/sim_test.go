@@ -190,12 +190,14 @@ func chooseParams(rng *rand.Rand) params {
 func makeClean(rng *rand.Rand, p params) params {
 	p.fillRing, p.rxRing = pow2(rng, 5, 8), pow2(rng, 4, 8)
 	p.fillFrames = between(rng, 24, int(p.fillRing))
-	p.frames = p.fillFrames + between(rng, 64, 600)
 	p.rcvBuf = p.chunk * between(rng, 16, 64)
 	p.maxConns, p.backlog = 64, 16
+	p.rxBurst += 8 // ARP replies must not come later than anybody waits for them
 	if rng.IntN(3) == 0 {
 		p.in.Duplicate, p.out.Duplicate = rng.Float64(), rng.Float64()
+		p.rxRing, p.fillRing, p.fillFrames = 64, 64, 64 // ARP packets come twice as well
 	}
+	p.frames = p.fillFrames + between(rng, 64, 600)
 	return p
 }
 

@@ -151,6 +151,9 @@ func (w *world) run() {
 	if w.p.clean {
 		w.peer.introduce()
 		w.settle(w.clock.Now() + simSecond)
+		if !w.p.share && w.peer.arps < w.p.stations {
+			w.fail("%d of %d ARP requests were answered", w.peer.arps, w.p.stations)
+		}
 	}
 	for w.steps = 0; w.steps < w.p.steps; w.steps++ {
 		w.step()

@@ -85,13 +85,9 @@ func TestLeaveSignalsEarlierDeadline(t *testing.T) {
 // TestLeaveServes: what a handler left over when it ran inside Leave, and a socket that was ready when it was added, are
 // served without another event.
 func TestLeaveServes(t *testing.T) {
-	g, s, stop := newAsleep(t)
-	if err := stop(); err != nil {
-		t.Fatal(err)
-	}
 	for _, asleep := range []bool{true, false} {
-		g = newRig(t, options{realTime: true, change: func(c *Config, _ *sockets.Config) { c.MaxSpin = 1 }})
-		s = g.bind(echoPort)
+		g := newRig(t, options{realTime: true, change: func(c *Config, _ *sockets.Config) { c.MaxSpin = 1 }})
+		s := g.bind(echoPort)
 		const n = 5
 		for range n {
 			g.settle()
@@ -160,6 +156,9 @@ func TestNoLostWakeup(t *testing.T) {
 		}
 	}()
 	for i := range n {
+		if i%100 == 0 {
+			g.awaitAsleep()
+		}
 		g.r.mu.Lock() // the device is this goroutine's and the reactor's
 		ok := g.nic.Deliver(g.udpFrame(echoPort, nil))
 		g.r.mu.Unlock()

@@ -68,13 +68,13 @@ func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
 		r.hear(start)
 	}
 	worked = r.reap() || worked
-	r.host.EndTurn()
 	r.refill()
 	worked = r.receive(start) || worked
 	now := r.now()
 	if now >= r.host.NextDeadline() {
 		r.host.Tick(now)
 	}
+	r.host.EndTurn()
 	worked = r.deliver(now) || worked
 	r.host.Flush(now)
 	worked = r.transmit(now) || worked
@@ -90,7 +90,7 @@ func (r *Reactor) Turn() (worked bool, deadline int64) {
 
 func (r *Reactor) deadline(now int64) int64 {
 	d := min(r.host.NextDeadline(), foreverNS)
-	if r.host.Blocked() { // completions free frames without a wake-up
+	if r.host.Blocked() && r.inTX > 0 { // completions free frames without a wake-up
 		d = min(d, now+blockedNS)
 	}
 	if r.port.TX.Pending() > 0 || r.host.TxPending() > 0 {
@@ -119,6 +119,7 @@ func (r *Reactor) reap() bool {
 				continue
 			}
 			r.pool.Move(f, umem.TX, umem.Comp)
+			r.inTX--
 			r.host.Completed(f)
 		}
 		r.port.Comp.Release(n)
@@ -250,6 +251,7 @@ func (r *Reactor) transmit(now int64) bool {
 			*r.port.TX.Slot(idx + i) = rings.Desc{Addr: r.pool.Region().Addr(f) + uint64(off), Len: uint32(length)}
 		}
 		r.port.TX.Submit(n)
+		r.inTX += int(n)
 		r.counters.TxFrames += uint64(n)
 		worked = true
 	}

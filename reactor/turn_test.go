@@ -334,3 +334,31 @@ func TestWakeRX(t *testing.T) {
 		t.Error("a device that sees the TX ring by itself was kicked")
 	}
 }
+
+// TestBlockedRests: a datagram that waits for the frames of a connection whose peer is silent costs no turns, and its
+// socket hears of it when the connection gives them up.
+func TestBlockedRests(t *testing.T) {
+	s := newStream(t, 576)
+	s.dev.prompt = true
+	u := s.bind(9)
+	big := make([]byte, sockets.MaxUDP)
+	s.enter(func(h *sockets.Host, now int64) {
+		for n := 1; n > 0; {
+			n, _ = h.TCPWrite(s.conn, s.buf, now)
+		}
+		if err := h.UDPSend(u, big, peerPort, now); err != sockets.EAGAIN {
+			t.Fatalf("UDPSend: %v, want EAGAIN", err)
+		}
+	})
+	if deadline := s.settle(); !s.host.Blocked() || deadline < s.clock.Now()+100*blockedNS {
+		t.Errorf("blocked (%v) by a silent peer, the reactor wakes after %d ns", s.host.Blocked(), deadline-s.clock.Now())
+	}
+	s.enter(func(h *sockets.Host, now int64) {
+		if err := h.TCPAbort(s.conn, now); err != 0 || h.Ready(u)&sockets.Out != 0 {
+			t.Fatalf("TCPAbort: %v; the socket is ready for %#x", err, h.Ready(u))
+		}
+	})
+	if s.r.Turn(); s.host.Ready(u)&sockets.Out == 0 {
+		t.Error("the socket did not hear of the frames that came free")
+	}
+}

@@ -144,18 +144,23 @@ func (h *Host) await(list []Handle, s Handle) []Handle {
 	return append(list, s)
 }
 
-// wakeFrame is for those that found no frame to send with.
-func (h *Host) wakeFrame(s Handle) {
+// wakeFrame is for those that found no frame to send with. false: free frames are too few for this one.
+func (h *Host) wakeFrame(s Handle, free int) bool {
 	if !h.exists(s) {
-		return
+		return true
 	}
 	if s.kind() == kindTCP {
 		h.tcp.at(s.index()).later = false
 		h.tcpMark(s.index(), h.tcp.at(s.index()))
-		return
+		return true
 	}
-	h.udp.get(s).blocked = false
+	u := h.udp.get(s)
+	if u.need > free {
+		return false
+	}
+	u.blocked = false
 	h.notify(s)
+	return true
 }
 
 // wakeData is for TCP writers that found no frame for their data.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"xdpd/proto"
 	"xdpd/umem"
@@ -386,7 +387,7 @@ func (h *Host) Unsent() bool {
 }
 
 // EndTurn tells sockets that waited for room to send when a fair share of it is there again. The reactor calls it once
-// a turn, after completions were reaped.
+// a turn, after everything that frees frames.
 func (h *Host) EndTurn() {
 	if !h.Blocked() {
 		return
@@ -394,10 +395,7 @@ func (h *Host) EndTurn() {
 	// TCP data may hold all but the reserve for ever: the share that wakes others must fit into that.
 	free, share := h.txFree(), max(1, min(64, h.txLimit/16))
 	if free >= share {
-		for _, s := range h.noTxFrame {
-			h.wakeFrame(s)
-		}
-		h.noTxFrame = h.noTxFrame[:0]
+		h.noTxFrame = slices.DeleteFunc(h.noTxFrame, func(s Handle) bool { return h.wakeFrame(s, free) })
 	}
 	if free >= share+h.txReserve() {
 		for _, s := range h.noTxData {
@@ -407,8 +405,8 @@ func (h *Host) EndTurn() {
 	}
 }
 
-// txReserve is how many frames TCP data leaves to ACKs, ARP, ICMP and datagrams.
-func (h *Host) txReserve() int { return h.txLimit / 8 }
+// txReserve is how many frames TCP data leaves to ACKs, ARP, ICMP and datagrams. Half of it sendSplit may take.
+func (h *Host) txReserve() int { return max(2, h.txLimit/8) }
 
 // Tick runs the timers that are due at now (ns, monotonic).
 func (h *Host) Tick(now int64) {

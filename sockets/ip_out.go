@@ -53,14 +53,19 @@ func (h *Host) gatherRead(g *gather, dst []byte) {
 	}
 }
 
+// fragments is how many packets a transport message of n bytes takes, and how much of it each but the last carries.
+func (h *Host) fragments(n int) (count, per int) {
+	if n <= h.cfg.MTU-20 {
+		return 1, n
+	}
+	per = (h.cfg.MTU - 20) &^ 7
+	return (n + per - 1) / per, per
+}
+
 // sendMessage sends a transport message of n bytes, g.head first, in as many fragments as the MTU asks for
 // (RFC 791 3.2). EAGAIN without the frames for it, EMSGSIZE if there never will be so many.
 func (h *Host) sendMessage(g *gather, n int, src, dst, hop proto.Addr, protocol uint8) Errno {
-	per := (h.cfg.MTU - 20) &^ 7
-	if n <= h.cfg.MTU-20 {
-		per = n
-	}
-	need := (n + per - 1) / per
+	need, per := h.fragments(n)
 	if need > min(h.txLimit, len(h.txq)) {
 		return EMSGSIZE
 	}

@@ -271,8 +271,10 @@ func (h *Host) tcpACK(i uint32, c *tcb, s *segment) bool {
 	if seqLT(c.sndUna, ack) || c.probing && s.tcp.Window != 0 {
 		c.setRTO() // the peer takes data: what backing off added goes
 	}
-	c.retries = 0
 	acked := seqLT(c.sndUna, ack)
+	if acked || c.probing { // else it shows that the peer lives, not that it hears us
+		c.retries = 0
+	}
 	if acked {
 		h.tcpAcked(i, c, ack)
 	}

@@ -189,6 +189,10 @@ func (h *Host) sendLater(c *tcb) {
 
 // sendSplit cuts frame f after k bytes and puts the rest into a frame of its own behind it.
 func (h *Host) sendSplit(c *tcb, f umem.Frame, k int) bool {
+	// With the last frame would go the ARP request and the ACK without which no frame may ever come back.
+	if h.txUsed >= h.txLimit-h.txReserve()/2 {
+		return false
+	}
 	g := h.allocTX()
 	if g == umem.None {
 		return false

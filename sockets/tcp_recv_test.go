@@ -291,15 +291,23 @@ func TestTCPWindowNeverShrinks(t *testing.T) {
 func TestTCPReceiveBound(t *testing.T) {
 	t.Run("single bytes", func(t *testing.T) {
 		k, c := established(t, smallWindow)
+		edge := c.tcb().rcvAdv
 		for c.tcb().rcvNxt == c.seq { // until one is refused
 			c.send(ack, []byte("x"))
 			k.sleep(41 * ms)
-			c.got()
+			for _, s := range c.got() {
+				if e := s.ack + uint32(s.wnd)<<7; seqLT(edge, e) {
+					edge = e
+				}
+			}
 			if n := int(c.tcb().rcvBytes); n > k.h.cfg.RcvBuf+127 {
 				t.Fatalf("%d bytes queued, the buffer is %d", n, k.h.cfg.RcvBuf)
 			}
 		}
 		c.seq--
+		if c.seq != edge {
+			t.Errorf("refused the byte %d before the furthest edge that was promised", int32(edge-c.seq))
+		}
 		c.read() // and it goes on when somebody reads
 		if got := c.got(); len(got) == 0 || got[len(got)-1].wnd == 0 {
 			t.Fatalf("after all was read: %+v, want an open window", got)

@@ -193,6 +193,42 @@ func TestTCPRTO(t *testing.T) {
 	}
 }
 
+// TestTCPRTT: RFC 6298 section 2, and Karn: what was sent twice is not measured.
+func TestTCPRTT(t *testing.T) {
+	k, c := established(t)
+	if c.tcb().srtt == 0 || c.tcb().srtt > ms {
+		t.Fatalf("after a handshake within one turn: SRTT %d ns", c.tcb().srtt)
+	}
+	c.tcb().srtt = 0
+	measure := func(d int64) {
+		c.write([]byte("x"))
+		c.got()
+		k.sleep(d)
+		c.ackAll()
+	}
+	measure(100 * ms)
+	if b := c.tcb(); b.srtt != 100*ms || b.rttvar != 50*ms || b.rto != 300*ms {
+		t.Errorf("first sample: SRTT %d, RTTVAR %d, RTO %d ms", b.srtt/ms, b.rttvar/ms, b.rto/ms)
+	}
+	measure(180 * ms)
+	// RTTVAR = 3/4 * 50 + 1/4 * 80, SRTT = 7/8 * 100 + 1/8 * 180
+	if b := c.tcb(); b.srtt != 110*ms || b.rttvar != 57*ms+ms/2 || b.rto != 340*ms {
+		t.Errorf("second sample: SRTT %d, RTTVAR %d, RTO %d ms", b.srtt/ms, b.rttvar/ms, b.rto/ms)
+	}
+	for range 3 {
+		measure(900 * ms)
+		if k.h.counters.Stats[TCPRetransmits] == 0 || c.tcb().srtt != 110*ms || c.tcb().rto != 340*ms {
+			t.Fatalf("after a retransmission: SRTT %d ms, RTO %d ms", c.tcb().srtt/ms, c.tcb().rto/ms)
+		}
+	}
+	for range 60 {
+		measure(ms)
+	}
+	if b := c.tcb(); b.rto != 200*ms {
+		t.Errorf("RTO %d ms on a short path, want the lower bound", b.rto/ms)
+	}
+}
+
 // TestTCPRecovery: after a timeout what the peer has is not sent again, and what was sent is what was written.
 func TestTCPRecovery(t *testing.T) {
 	k, c := established(t)

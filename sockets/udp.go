@@ -20,6 +20,7 @@ type udpSock struct {
 	connected  bool
 	marked     bool // an event is queued
 	blocked    bool // waits in Host.noTxFrame
+	need       int  // while blocked: frames for the datagram that was refused
 	err        Errno
 	head, tail umem.Frame
 	datagrams  int
@@ -401,9 +402,12 @@ func (h *Host) UDPSend(s Handle, payload []byte, dst netip.AddrPort, now int64) 
 		src = u.key.Local
 	}
 	err := h.udpOutput(payload, flowKey{Local: src, Remote: remote, LPort: u.key.LPort, RPort: rport}, hop)
-	if err == EAGAIN && !u.blocked {
-		u.blocked = true
-		h.wantTX(s)
+	if err == EAGAIN {
+		u.need, _ = h.fragments(len(payload) + 8)
+		if !u.blocked {
+			u.blocked = true
+			h.wantTX(s)
+		}
 	}
 	return err
 }

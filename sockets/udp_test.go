@@ -360,6 +360,33 @@ func TestUDPNoFrames(t *testing.T) {
 	}
 }
 
+// TestUDPNoFramesForAll: a datagram that needs more frames than others wait for is not called before there are as many:
+// it would be refused again, and called again, turn after turn.
+func TestUDPNoFramesForAll(t *testing.T) {
+	k := newKit(t)
+	k.late = true
+	s, small := k.bind(0, 7), k.bind(0, 8)
+	const size = 60_000
+	need := (size + 8 + 1479) / 1480
+	for k.h.UDPSend(s, pattern(size), port(peerIP, 9), k.now) == 0 {
+	}
+	for k.h.UDPSend(small, nil, port(peerIP, 9), k.now) == 0 {
+	}
+	k.pump()
+	k.complete(need - 1)
+	k.pump()
+	if got := k.events(); len(got) != 1 || got[small]&Out == 0 {
+		t.Errorf("events %v with %d free frames, want Out for the socket of which a datagram takes one", got, need-1)
+	}
+	k.complete(1)
+	k.pump()
+	if got := k.events(); len(got) != 1 || got[s]&Out == 0 || k.h.Blocked() {
+		t.Errorf("events %v with %d free frames, want Out for the other", got, need)
+	}
+	k.complete(len(k.device))
+	k.sent()
+}
+
 // TestUDPTooBig: 65507 bytes are the most; and what this Host never has the frames for is too big as well, for a socket
 // that waited for them would wait for ever.
 func TestUDPTooBig(t *testing.T) {
