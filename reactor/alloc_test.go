@@ -18,7 +18,9 @@ type load struct {
 const burst = 64 // frames a turn
 
 func newLoad(t testing.TB, mtu int) *load {
-	g := &load{rig: newRig(t, options{frames: 1024, ring: 256, noLedger: true, change: func(_ *Config, h *sockets.Config) { h.MTU = mtu }})}
+	g := &load{rig: newRig(t, options{
+		frames: 1024, ring: 256, noLedger: true, change: func(_ *Config, h *sockets.Config) { h.MTU = mtu },
+	})}
 	g.dev.prompt = false
 	g.settle()
 	g.deliver(g.arpFrame(proto.ARPRequest))
@@ -206,7 +208,8 @@ func newStream(t *testing.T, mtu int) *stream {
 	return s
 }
 
-// TestNoAllocationTCP (the peer offered no MSS, so 536 bytes are a full segment): a segment in, its echo out, which the next segment acknowledges.
+// TestNoAllocationTCP: a segment in, its echo out, which the next segment acknowledges. The peer offered no MSS, so 536
+// bytes are a full segment.
 func TestNoAllocationTCP(t *testing.T) {
 	s := newStream(t, 1500)
 	s.noAllocations(1, func() {

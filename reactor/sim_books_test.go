@@ -21,7 +21,7 @@ func (w *world) checkBooks() {
 		total += n
 	}
 	inFill := int(w.port.Fill.Pending() + w.port.RX.Avail())
-	inTX := int(w.port.TX.Pending()) + w.nic.InFlight() + int(w.nic.Port().Comp.Avail()) + len(w.comp.held) + int(w.port.Comp.Avail())
+	inTX := int(w.port.TX.Pending()+w.nic.Port().Comp.Avail()+w.port.Comp.Avail()) + w.nic.InFlight() + len(w.comp.held)
 	switch {
 	case total != w.p.frames:
 		w.fail("the ledger has %d frames of %d: %v", total, w.p.frames, c)
@@ -68,7 +68,8 @@ func (w *world) checkCounters() {
 	}{
 		{"frames received by the NIC and by the reactor", r.RxFrames + uint64(w.port.RX.Avail()), w.nicIn},
 		{"frames received by the reactor and by the Host", s[sockets.RxFrames] + r.RxBadDesc + r.RxMultiBuffer, r.RxFrames},
-		{"packets received and accounted for", s[sockets.RxARP] + link + ip + s[sockets.RxFragments] + up, s[sockets.RxFrames] + s[sockets.Reassembled]},
+		{"packets received and accounted for", s[sockets.RxARP] + link + ip + s[sockets.RxFragments] + up,
+			s[sockets.RxFrames] + s[sockets.Reassembled]},
 		{"frames sent by the Host and by the reactor", r.TxFrames + uint64(w.host.TxPending()), s[sockets.TxFrames]},
 		{"frames sent by the reactor and by the NIC", w.nicOut + uint64(w.port.TX.Pending()), r.TxFrames},
 		{"bad descriptors and completions", r.RxBadDesc + r.RxMultiBuffer + r.BadCompletions, 0},
@@ -83,11 +84,13 @@ func (w *world) checkCounters() {
 func (w *world) checkDatagrams() {
 	h := w.host.Counters()
 	s, d := &h.Stats, &h.Drops
-	udp := s[sockets.RxUDP] - d[proto.UDPShort] - d[proto.UDPLen] - d[proto.UDPChecksum] - d[sockets.UDPNoSocket] - d[sockets.UDPQueueFull]
+	udp := s[sockets.RxUDP] - d[proto.UDPShort] - d[proto.UDPLen] - d[proto.UDPChecksum] -
+		d[sockets.UDPNoSocket] - d[sockets.UDPQueueFull]
 	refused, limit := udp-w.app.delivered(), d[sockets.RxMemLimit]
 	exact := !w.p.tcp && s[sockets.RxFragments] == 0 // else fragments and segments share the counter
 	if refused > limit || exact && refused != limit {
-		w.fail("of %d datagrams %d were delivered; %d were refused for want of memory\n%s", udp, w.app.delivered(), limit, hostCounters(h))
+		w.fail("of %d datagrams %d were delivered; %d were refused for want of memory\n%s",
+			udp, w.app.delivered(), limit, hostCounters(h))
 	}
 }
 
@@ -142,8 +145,10 @@ func (w *world) checkLive() {
 // datagrams each one is looked at.
 func harmless(d sockets.Drop) bool {
 	switch d {
-	case sockets.TCPPAWS, sockets.TCPBadFlag, sockets.TCPNoACK, sockets.TCPDuplicate, sockets.TCPOutOfOrder, sockets.TCPOutOfWindow, sockets.TCPBacklogFull, sockets.RxMemLimit,
-		sockets.TxNoFrame, sockets.FragTimeout, sockets.FragLimit, sockets.FragDuplicate, sockets.ARPUnsolicited, sockets.NeighQueueFull, sockets.NeighFailed, sockets.TCPNoSocket:
+	case sockets.TCPPAWS, sockets.TCPBadFlag, sockets.TCPNoACK, sockets.TCPDuplicate, sockets.TCPOutOfOrder,
+		sockets.TCPOutOfWindow, sockets.TCPBacklogFull, sockets.TCPNoSocket, sockets.RxMemLimit, sockets.TxNoFrame,
+		sockets.FragTimeout, sockets.FragLimit, sockets.FragDuplicate, sockets.ARPUnsolicited, sockets.NeighQueueFull,
+		sockets.NeighFailed:
 		return true
 	}
 	return false
@@ -169,7 +174,8 @@ func (w *world) checkEnd() {
 		w.fail("at the end there are sockets: %+v %+v", u, k)
 	}
 	if w.host.Busy() || w.host.Blocked() || w.host.Unsent() || w.host.TxPending() != 0 {
-		w.fail("at the end the Host is busy: %v, blocked: %v, has %d frames to send", w.host.Busy(), w.host.Blocked(), w.host.TxPending())
+		w.fail("at the end the Host is busy: %v, blocked: %v, has %d frames to send",
+			w.host.Busy(), w.host.Blocked(), w.host.TxPending())
 	}
 }
 

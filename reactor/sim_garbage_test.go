@@ -28,7 +28,8 @@ func (p *peer) garbage() {
 	case 0: // no Ethernet frame at all
 		p.w.in.Send(p.bytes(rng.IntN(80)))
 	case 1: // any type, LLC, tags without an end
-		p.sendLink(st.mac, engineMAC, []uint16{0x86dd, 0x0027, 0x8100, 0x88a8, proto.EtherARP, proto.EtherIPv4}[rng.IntN(6)], p.bytes(rng.IntN(120)))
+		types := []uint16{0x86dd, 0x0027, 0x8100, 0x88a8, proto.EtherARP, proto.EtherIPv4}
+		p.sendLink(st.mac, engineMAC, types[rng.IntN(len(types))], p.bytes(rng.IntN(120)))
 	case 2: // to somebody else, or on another VLAN
 		n := proto.PutEthernetTagged(p.frame[:], proto.MAC{2, 9, 9, 9, 9, 9}, st.mac, p.w.p.vlans, proto.EtherIPv4)
 		if rng.IntN(2) == 0 {
@@ -39,7 +40,8 @@ func (p *peer) garbage() {
 		p.badHeader(st, src)
 	case 4: // from, or to, an address that cannot be
 		h := proto.IPv4{Src: src, Dst: engineAddr, TTL: 9, Proto: proto.ProtoUDP}
-		wrong := []proto.Addr{0, 0x7f000001, 0xe0000001, 0xffffffff, 0xf0000001, engineAddr | 0xff, engineAddr, 0x01020304}[rng.IntN(8)]
+		addrs := []proto.Addr{0, 0x7f000001, 0xe0000001, 0xffffffff, 0xf0000001, engineAddr | 0xff, engineAddr, 0x01020304}
+		wrong := addrs[rng.IntN(len(addrs))]
 		if rng.IntN(2) == 0 || wrong == engineAddr {
 			h.Src = wrong
 		} else {
@@ -74,7 +76,8 @@ func (p *peer) garbage() {
 func (p *peer) badHeader(st station, src proto.Addr) {
 	rng := p.w.rng
 	b := p.bytes(20 + rng.IntN(60))
-	proto.PutIPv4(b, &proto.IPv4{Src: src, Dst: engineAddr, TTL: 9, Proto: []uint8{1, 6, 17}[rng.IntN(3)], TotalLen: uint16(len(b))})
+	protocol := []uint8{proto.ProtoICMP, proto.ProtoTCP, proto.ProtoUDP}[rng.IntN(3)]
+	proto.PutIPv4(b, &proto.IPv4{Src: src, Dst: engineAddr, TTL: 9, Proto: protocol, TotalLen: uint16(len(b))})
 	switch rng.IntN(4) {
 	case 0:
 		b[0] = byte(rng.Uint32())
@@ -99,7 +102,8 @@ func (p *peer) badHeader(st station, src proto.Addr) {
 func (p *peer) badFragments(st station, src proto.Addr) {
 	rng := p.w.rng
 	p.ipID++
-	h := proto.IPv4{Src: src, Dst: engineAddr, ID: p.ipID, TTL: 9, Proto: []uint8{proto.ProtoUDP, proto.ProtoICMP, proto.ProtoTCP}[rng.IntN(3)]}
+	protocol := []uint8{proto.ProtoUDP, proto.ProtoICMP, proto.ProtoTCP}[rng.IntN(3)]
+	h := proto.IPv4{Src: src, Dst: engineAddr, ID: p.ipID, TTL: 9, Proto: protocol}
 	for range 1 + rng.IntN(8) {
 		h.FragOff, h.MF = uint16(rng.IntN(8)*8*(1+rng.IntN(20))), rng.IntN(3) > 0
 		if rng.IntN(10) == 0 {

@@ -126,7 +126,8 @@ func (m *tcpModel) dial() {
 	m.iss += 1 << 20
 	k := &client{
 		m: m, st: st, f: f, total: rng.IntN(1 << (4 + rng.IntN(12))), mss: uint16(between(rng, 200, 1460)), ws: rng.IntN(16) - 1,
-		ts: rng.IntN(2) == 0, salt: rng.Uint64(), iss: m.iss, buffer: between(rng, 600, 30_000), rto: 300_000_000, abortAt: -1, sleepy: 0.05,
+		ts: rng.IntN(2) == 0, salt: rng.Uint64(), iss: m.iss, buffer: between(rng, 600, 30_000), rto: 300_000_000,
+		abortAt: -1, sleepy: 0.05,
 	}
 	if rng.IntN(2) == 0 {
 		k.buffer, k.sleepy = between(rng, 600, 3000), 0.4
@@ -328,6 +329,11 @@ func (m *tcpModel) sendSegment(st station, src proto.Addr, h *proto.TCP, opt *pr
 	m.w.peer.sendIP(st, src, proto.ProtoTCP, b)
 }
 
+func (m *tcpModel) sendRST(st station, from flow, seq uint32) {
+	h := proto.TCP{SrcPort: from.port, DstPort: tcpPort, Seq: seq, Flags: proto.RST}
+	m.sendSegment(st, from.ip, &h, &proto.TCPOptions{}, nil)
+}
+
 // receive takes a TCP packet of the engine.
 func (m *tcpModel) receive(ip *proto.IPv4, b []byte, bad func(string, ...any)) {
 	h, fault := proto.ParseTCP(b)
@@ -349,7 +355,7 @@ func (m *tcpModel) receive(ip *proto.IPv4, b []byte, bad func(string, ...any)) {
 	}
 	if h.Flags&proto.RST == 0 && h.Flags&proto.ACK != 0 && m.w.rng.IntN(2) == 0 {
 		if st, ok := m.w.peer.stationFor(ip.Dst); ok {
-			m.sendSegment(st, ip.Dst, &proto.TCP{SrcPort: h.DstPort, DstPort: h.SrcPort, Seq: h.Ack, Flags: proto.RST}, &proto.TCPOptions{}, nil)
+			m.sendRST(st, flow{ip.Dst, h.DstPort}, h.Ack)
 		}
 	}
 }
@@ -379,7 +385,7 @@ func (k *client) synAnswer(h *proto.TCP, opt *proto.TCPOptions) {
 	}
 	if h.Ack != k.iss+1 {
 		if h.Flags&proto.RST == 0 {
-			k.m.sendSegment(k.st, k.f.ip, &proto.TCP{SrcPort: k.f.port, DstPort: tcpPort, Seq: h.Ack, Flags: proto.RST}, &proto.TCPOptions{}, nil)
+			k.m.sendRST(k.st, k.f, h.Ack)
 		}
 		return
 	}

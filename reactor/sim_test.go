@@ -246,8 +246,8 @@ func (s *simTotals) addHost(c *sockets.Counters) {
 
 func (s *simTotals) String() string {
 	return fmt.Sprintf("%d runs (%d clean), %d turns, %d frames; udp %d sent, %d echoed, %d pongs; tcp %d connections, "+
-		"%d finished, %d bytes; %d frames lost, %d times no TX frame, %d TX ring full, %d fill ring empty, %d RX ring full; %d reassembled, "+
-		"%d UDP queue full, %d bad checksums",
+		"%d finished, %d bytes; %d frames lost, %d times no TX frame, %d TX ring full, %d fill ring empty, %d RX ring full; "+
+		"%d reassembled, %d UDP queue full, %d bad checksums",
 		s.runs, s.clean, s.turns, s.frames, s.udpSent, s.udpEchoed, s.pings, s.conns, s.finished, s.bytes,
 		s.lost, s.noFrame, s.ringFull, s.fill, s.rxFull, s.reassembled, s.queueFull, s.badSums)
 }
@@ -260,7 +260,8 @@ func (s *simTotals) check(t *testing.T) {
 	}{
 		{"clean runs", s.clean}, {"UDP echoes", s.udpEchoed}, {"pongs", s.pings}, {"finished TCP connections", s.finished},
 		{"lost frames", s.lost}, {"sends without a frame", s.noFrame}, {"full TX rings", s.ringFull},
-		{"empty fill rings", s.fill}, {"full RX rings", s.rxFull}, {"reassembled datagrams", s.reassembled}, {"full UDP queues", s.queueFull},
+		{"empty fill rings", s.fill}, {"full RX rings", s.rxFull}, {"reassembled datagrams", s.reassembled},
+		{"full UDP queues", s.queueFull},
 		{"bad checksums", s.badSums},
 	} {
 		if c.n < s.runs/10 {

@@ -46,7 +46,10 @@ type datagram struct {
 }
 
 func newUDPModel(w *world) *udpModel {
-	return &udpModel{w: w, sent: make(map[uint64]*datagram), short: make(map[uint16]uint64), unsolicited: make(map[uint64]int), seen: make(map[uint64]bool)}
+	return &udpModel{
+		w: w, sent: make(map[uint64]*datagram), short: make(map[uint16]uint64),
+		unsolicited: make(map[uint64]int), seen: make(map[uint64]bool),
+	}
 }
 
 // least is how often it must come back when there are no faults but copies: of fragments that come twice a receiver may
@@ -115,7 +118,8 @@ func (m *udpModel) sendClean() bool {
 	p := &m.w.p
 	_, rxLimit, tx, txLimit := m.w.host.Held()
 	window := min(p.fillFrames/2, int(p.rxRing), rxLimit/4, p.rcvBuf/p.chunk, txLimit/4) - 5 // ARP needs some as well
-	if m.w.steps%2 == 0 {                                                                    // pings are dropped when no frame can be sent; echoes wait
+	pings := m.w.steps%2 == 0
+	if pings { // they are dropped when no frame can be sent; echoes wait
 		window -= tx
 	}
 	if p.in.Duplicate > 0 {
@@ -129,7 +133,7 @@ func (m *udpModel) sendClean() bool {
 	for m.frames(size+8) > room {
 		size /= 2
 	}
-	if m.w.steps%2 == 0 && window-tx > 0 && m.w.chance(0.3) {
+	if pings && m.w.chance(0.3) {
 		m.ping(max(8, size))
 	} else {
 		m.datagram(echoPorts[m.w.rng.IntN(len(echoPorts))], size, true)
@@ -232,7 +236,8 @@ func (m *udpModel) arrived(port uint16, payload []byte, whole int, from netip.Ad
 	case d == nil:
 		m.w.fail("the program got a datagram from %v that nobody sent: % x", from, payload)
 	case d.src != src || d.sport != from.Port() || d.dport != port || d.size != whole || d.ping || !payloadIs(payload, serial):
-		m.w.fail("datagram %d (%+v) reached the program on port %d from %v with %d bytes: % x", serial, *d, port, from, whole, payload)
+		m.w.fail("datagram %d (%+v) reached the program on port %d from %v with %d bytes: % x",
+			serial, *d, port, from, whole, payload)
 	}
 	if d.received++; d.received > d.copies {
 		m.w.fail("datagram %d was sent %d times and delivered %d times", serial, d.copies, d.received)

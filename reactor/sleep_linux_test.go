@@ -240,10 +240,14 @@ func TestDeadDeviceFD(t *testing.T) {
 	g.dev.fd = int(r.Fd())
 	g.bind(echoPort)
 	g.settle()
-	start := time.Now()
-	g.r.sleep()
-	if rest := time.Since(start); rest < downRetryNS {
-		t.Errorf("a reactor without a device slept only %v", rest)
+	rested := false
+	for i := 0; !rested && i < 1000; i++ { // a signal of the Go runtime may end a sleep early
+		start := time.Now()
+		g.r.sleep()
+		rested = time.Since(start) >= downRetryNS
+	}
+	if !rested {
+		t.Error("a reactor without a device does not rest")
 	}
 	g.r.wake.signal()
 	g.r.sleep()

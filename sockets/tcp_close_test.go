@@ -121,9 +121,13 @@ func TestTCPFINWithData(t *testing.T) {
 	k.h.Close(c.h, k.now)
 	c.wantState(tcpFinWait1)
 	k.sleep(second)
-	for len(c.got()) > 0 || c.ack != c.irs+1+1501 {
+	for range 20 {
+		c.got()
 		c.ackAll()
 		k.sleep(second)
+	}
+	if c.ack != c.irs+1+1501 {
+		t.Fatalf("%d bytes and FIN of 1501 came", c.ack-c.irs-1)
 	}
 	c.ackAll()
 	c.wantState(tcpFinWait2)
@@ -323,15 +327,20 @@ func TestTCPBadACK(t *testing.T) {
 // whose ACKs were lost depends on it.
 func TestTCPChallengeLimit(t *testing.T) {
 	k, c := established(t)
-	sent := 0
-	for range 500 {
-		s := c.seg(ack, nil)
-		s.seq += 1 << 30
-		c.inject(s)
-		sent += len(c.got())
+	for range 2 {
+		sent := 0
+		for range 500 {
+			s := c.seg(ack, nil)
+			s.seq += 1 << 30
+			c.inject(s)
+			sent += len(c.got())
+		}
+		if sent < 60 || sent > 100 {
+			t.Errorf("%d challenges at once, want no more than 100", sent)
+		}
+		k.sleep(3600 * second)
 	}
-	if sent < 60 || sent > 100 {
-		t.Errorf("%d challenges at once, want no more than 100", sent)
+	for len(c.got()) > 0 {
 	}
 	c.send(ack, []byte("data"))
 	c.got()

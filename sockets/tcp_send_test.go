@@ -158,6 +158,48 @@ func TestTCPPeerWindow(t *testing.T) {
 	}
 }
 
+// TestTCPOldWindow: the window of an older segment does not replace that of a newer one (RFC 9293 3.10.7.4, WL1 and WL2).
+func TestTCPOldWindow(t *testing.T) {
+	_, c := established(t)
+	old := c.seg(ack, pattern(600))
+	old.wnd = 10
+	c.send(ack, pattern(100))
+	c.wnd = 4000
+	c.send(ack, pattern(500)[100:])
+	c.inject(old)
+	if w := c.tcb().sndWnd; w != 4000 {
+		t.Errorf("a window of %d, want 4000", w)
+	}
+	c.seq += 100
+	c.got()
+}
+
+// TestTCPSillyWindow: a segment is not cut for a sliver of window while there is hope for more (RFC 9293 3.8.6.2.1); half
+// of the largest window the peer ever had is no sliver.
+func TestTCPSillyWindow(t *testing.T) {
+	_, c := established(t)
+	c.wnd = 1000
+	c.ackAll()
+	c.write(pattern(3000))
+	c.none()
+	c.wnd = 1460
+	c.ackAll()
+	if n := len(c.one().data); n != 1460 {
+		t.Errorf("%d bytes for a window of one segment", n)
+	}
+	k := newKit(t)
+	l, _ := k.h.TCPListen(0, svc)
+	p := newPeer(k, svc, 1)
+	p.wnd = 1000 // it never had more
+	synSent(k, p, optMSS(1460))
+	p.ackAll()
+	s, _ := k.h.TCPAccept(l)
+	conn{tpeer: p, h: s}.write(pattern(3000))
+	if n := len(p.one().data); n != 1000 {
+		t.Errorf("%d bytes for all the window there ever was", n)
+	}
+}
+
 // TestTCPRTO: RFC 6298: one second without a sample, then doubled; each time from the first unacknowledged byte on, one
 // segment. The connection ends after 15 times.
 func TestTCPRTO(t *testing.T) {
@@ -274,10 +316,10 @@ func TestTCPStreamUnderLoss(t *testing.T) {
 		k.late = true
 		data := pattern(60_000)
 		s := newSink(c, len(data))
-		closed := false
+		closed, fin := false, uint32(0)
 		for at, step := 0, 0; s.whole() < len(data) || c.tcb().state != tcpFinWait2; step++ {
 			if step > 20_000 {
-				t.Fatalf("stuck at %d of %d bytes, seed %d", s.whole(), len(data), seed)
+				t.Fatalf("stuck at %d of %d bytes in %s, seed %d", s.whole(), len(data), tcpStateNames[c.tcb().state], seed)
 			}
 			if at < len(data) {
 				n, _ := k.h.TCPWrite(c.h, data[at:min(len(data), at+r.IntN(9000))], k.now)
@@ -287,7 +329,6 @@ func TestTCPStreamUnderLoss(t *testing.T) {
 				k.h.TCPShutdown(c.h, k.now)
 			}
 			c.ack = 0 // got must not count
-			fin := uint32(0)
 			for _, g := range c.got() {
 				if r.IntN(3) > 0 {
 					s.take([]tcpSeg{g})
