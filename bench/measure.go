@@ -136,6 +136,9 @@ func (b *bench) run(ctx context.Context) (results, error) {
 					continue
 				}
 				got, err := b.measureUntilGood(ctx, s, m)
+				if ctx.Err() != nil {
+					return res, fmt.Errorf("interrupted in round %d", round+1)
+				}
 				if err != nil {
 					return res, fmt.Errorf("round %d, %s, %s: %w", round+1, m, s, err)
 				}

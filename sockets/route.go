@@ -21,7 +21,7 @@ func mask(bits int) proto.Addr {
 // SetAddrs replaces addresses and routes, as a running interface may see them change in share mode. Sockets bound to an
 // address that went away keep it and hear nothing more.
 func (h *Host) SetAddrs(addrs []Prefix, routes []Route) {
-	h.cfg.Addrs = addrs
+	h.cfg.Addrs = slices.Clone(addrs)
 	h.routes = h.routes[:0]
 	for _, a := range addrs {
 		h.routes = append(h.routes, Route{Dst: a.Addr & mask(a.Bits), Bits: a.Bits, Src: a.Addr})
