@@ -133,3 +133,37 @@ func TestTCPSplitLeavesReserve(t *testing.T) {
 	k.h.Close(l, k.now)
 	k.sent()
 }
+
+// TestTCPWindowTakenBack: a window that shrinks below what is in flight (RFC 9293 MUST-34; an ACK that came late looks
+// the same) does not keep what was sent from being sent again: the peer may have it all, and only that makes it say so.
+func TestTCPWindowTakenBack(t *testing.T) {
+	for _, wnd := range []uint16{0, 1, 100, 999} {
+		k, c := established(t)
+		c.wnd = 3000
+		c.ackAll()
+		c.write(pattern(1000))
+		if n := len(c.one().data); n != 1000 {
+			t.Fatalf("%d bytes sent, want 1000", n)
+		}
+		late := c.seg(ack, nil)
+		late.ack, late.wnd = c.irs+1, wnd
+		c.inject(late)
+		c.none()
+		for range 20 { // longer than a peer without an answer is given
+			c.inject(late)
+			k.sleep(130 * second)
+			if n := len(c.got()); n == 0 {
+				t.Fatalf("nothing is sent again into a window of %d", wnd)
+			}
+			if wnd > 0 {
+				break
+			}
+		}
+		c.ackAll()
+		k.sleep(200 * second)
+		c.none()
+		if k.h.Ready(c.h)&(Err|Hup) != 0 || c.tcb().sndBytes != 0 {
+			t.Errorf("ready for %#x with %d bytes to send after all was acknowledged", k.h.Ready(c.h), c.tcb().sndBytes)
+		}
+	}
+}

@@ -272,7 +272,7 @@ func (h *Host) tcpACK(i uint32, c *tcb, s *segment) bool {
 		c.setRTO() // the peer takes data: what backing off added goes
 	}
 	acked := seqLT(c.sndUna, ack)
-	if acked || c.probing { // else it shows that the peer lives, not that it hears us
+	if acked || c.probing || s.tcp.Window == 0 { // else it shows that the peer lives, not that it hears us
 		c.retries = 0
 	}
 	if acked {

@@ -155,7 +155,8 @@ func (h *Host) sendNextSegment(c *tcb) bool {
 	}
 	flight := c.sndNxt - c.sndUna
 	usable := int(min(c.sndWnd, c.cwnd)) - int(flight)
-	if usable < int(b.Len) {
+	// What a timeout brings back goes out even if the peer took its window back (MUST-34): its answer tells the window.
+	if again := flight == 0 && seqLT(c.sndNxt, c.sndMax); usable < int(b.Len) && !again {
 		// Sender's silly-window avoidance (RFC 9293 3.8.6.2.1): a part of a segment only if it is half of the largest
 		// window the peer ever had.
 		if usable <= 0 || flight != 0 || uint32(usable) < c.maxWnd/2 || !h.sendSplit(c, f, usable) {
