@@ -192,7 +192,8 @@ func makeClean(rng *rand.Rand, p params) params {
 	p.fillFrames = between(rng, 24, int(p.fillRing))
 	p.rcvBuf = p.chunk * between(rng, 16, 64)
 	p.maxConns, p.backlog = 64, 16
-	p.rxBurst += 8 // ARP replies must not come later than anybody waits for them
+	// ARP must not take longer than anybody waits for it.
+	p.rxBurst, p.txBurst, p.compBurst = p.rxBurst+8, p.txBurst+8, p.compBurst+8
 	if rng.IntN(3) == 0 {
 		p.in.Duplicate, p.out.Duplicate = rng.Float64(), rng.Float64()
 		p.rxRing, p.fillRing, p.fillFrames = 64, 64, 64 // ARP packets come twice as well
