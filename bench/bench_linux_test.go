@@ -121,7 +121,7 @@ func TestServerFails(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	b, _, err := parse([]string{"-rounds", "1", "-seconds", "0.1", "-modes", "open"})
+	b, _, err := parse([]string{"-rounds", "1", "-seconds", "0.1", "-noise", "100", "-modes", "open"})
 	if err != nil {
 		t.Fatal(err)
 	}

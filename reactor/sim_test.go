@@ -188,8 +188,8 @@ func chooseParams(rng *rand.Rand) params {
 
 // makeClean leaves room: the closed loop of requests must fit into every queue on its way (see sendClean).
 func makeClean(rng *rand.Rand, p params) params {
-	p.fillRing, p.rxRing = pow2(rng, 5, 8), pow2(rng, 4, 8)
-	p.fillFrames = between(rng, 24, int(p.fillRing))
+	p.fillRing, p.rxRing = pow2(rng, 6, 8), pow2(rng, 5, 8)
+	p.fillFrames = between(rng, 40, int(p.fillRing))
 	p.rcvBuf = p.chunk * between(rng, 16, 64)
 	p.maxConns, p.backlog = 64, 16
 	// ARP must not take longer than anybody waits for it.

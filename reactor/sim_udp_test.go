@@ -117,7 +117,8 @@ func (m *udpModel) frames(n int) int {
 func (m *udpModel) sendClean() bool {
 	p := &m.w.p
 	_, rxLimit, tx, txLimit := m.w.host.Held()
-	window := min(p.fillFrames/2, int(p.rxRing), rxLimit/4, p.rcvBuf/p.chunk, txLimit/4) - 5 // ARP needs some as well
+	arp := 2*p.stations + 5 // what ARP may need beside
+	window := min(min(p.fillFrames/2, int(p.rxRing))-arp, rxLimit/4-2, p.rcvBuf/p.chunk-2, txLimit/4-2)
 	pings := m.w.steps%2 == 0
 	if pings { // they are dropped when no frame can be sent; echoes wait
 		window -= tx
