@@ -93,10 +93,18 @@ const (
 	TxTCP
 	TxFragments
 	TCPAccepted
-	TCPResets      // RST sent
-	TCPRetransmits // segments sent again
-	TCPTimeouts    // retransmission timer fired
-	TCPChallenges  // challenge ACKs sent (RFC 5961)
+	TCPResets         // RST sent
+	TCPRetransmits    // segments sent again
+	TCPTimeouts       // retransmission timer fired
+	TCPChallenges     // challenge ACKs sent (RFC 5961)
+	TCPOutOfOrderHeld // segments that came before their turn
+	TCPRecoveries     // fast recoveries begun
+	TCPProbes         // loss probes sent (RFC 8985)
+	TCPDSACKs         // D-SACKs received: something arrived twice
+	TCPSpurious       // reductions taken back, for nothing had been lost
+	TCPCookies        // SYN cookies sent
+	TCPMarked         // data segments with congestion experienced (RFC 3168)
+	TCPPathMTU        // times that a path's MTU turned out smaller
 	NStats
 )
 
@@ -104,6 +112,8 @@ var statNames = [...]string{
 	"rx_frames", "rx_bytes", "rx_arp", "rx_icmp", "rx_udp", "rx_tcp", "rx_fragments", "reassembled", "rx_partial_sum",
 	"rx_delivered", "rx_coalesced", "tx_frames", "tx_bytes", "tx_arp", "tx_icmp", "tx_udp", "tx_tcp", "tx_fragments",
 	"tcp_accepted", "tcp_resets", "tcp_retransmits", "tcp_timeouts", "tcp_challenges",
+	"tcp_out_of_order_held", "tcp_recoveries", "tcp_loss_probes", "tcp_dsacks", "tcp_spurious", "tcp_syn_cookies",
+	"tcp_marked", "tcp_path_mtu",
 }
 
 // String is the counter's name.

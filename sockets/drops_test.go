@@ -90,7 +90,6 @@ var dropCases = []dropCase{
 	frameCase(TCPNoSocket, tcpSeg{sport: 1, dport: 2, flags: syn}.frame()),
 
 	segCase(TCPOutOfWindow, func(c conn, s *tcpSeg) { s.seq += 1 << 30 }),
-	segCase(TCPOutOfOrder, func(c conn, s *tcpSeg) { s.seq++; s.data = []byte("x") }),
 	segCase(TCPDuplicate, func(c conn, s *tcpSeg) { s.seq--; s.data = []byte("x") }),
 	segCase(TCPNoACK, func(c conn, s *tcpSeg) { s.flags = 0 }),
 	segCase(TCPBadFlag, func(c conn, s *tcpSeg) { s.flags = syn | ack }),
@@ -107,10 +106,26 @@ var dropCases = []dropCase{
 		k.h.Close(c.h, k.now)
 		return k, func(*kit) { c.inject(c.seg(psh|ack, []byte("nobody reads this"))) }
 	}},
+	{why: TCPOutOfOrder, make: func(t *testing.T) (*kit, func(*kit)) {
+		k, c := established(t)
+		for i := range uint32(ofoMax) { // every second byte, until no more are kept
+			if k.h.rxUsed >= k.h.rxLimit/2 {
+				break
+			}
+			s := c.seg(ack, []byte("x"))
+			s.seq += 1 + 2*i
+			c.inject(s)
+		}
+		return k, func(*kit) {
+			s := c.seg(ack, []byte("x"))
+			s.seq += 10_000
+			c.inject(s)
+		}
+	}},
 	{why: TCPBacklogFull, make: func(t *testing.T) (*kit, func(*kit)) {
 		k := newKit(t, func(c *Config) { c.Backlog = 1 })
 		k.h.TCPListen(0, svc)
-		k.inject(tcpSeg{sport: 1, dport: svc, flags: syn}.frame())
+		dial(k, svc, 1)
 		return k, func(k *kit) { k.inject(tcpSeg{sport: 2, dport: svc, flags: syn}.frame()) }
 	}},
 	{why: UDPQueueFull, make: func(t *testing.T) (*kit, func(*kit)) {

@@ -158,7 +158,7 @@ func (h *Host) fragEvict(keep *fragEntry) bool {
 	var oldest *fragEntry
 	for i := range h.frags.entries {
 		e := &h.frags.entries[i]
-		if e.used && e != keep && (oldest == nil || h.timers.nodes[e.timer].when < h.timers.nodes[oldest.timer].when) {
+		if e.used && e != keep && (oldest == nil || h.timers.when(e.timer) < h.timers.when(oldest.timer)) {
 			oldest = e
 		}
 	}

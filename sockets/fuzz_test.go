@@ -189,12 +189,24 @@ func summed(f []byte) []byte {
 // segment sends a segment of one of four peers, with numbers close to what the connection, if there is one, expects.
 func (z *fuzzer) segment(arg int) {
 	s := tcpSeg{sport: 1000 + uint16(arg&3), dport: svc, seq: 1000, flags: z.a.byte()}
-	if i, ok := z.h.tcp.flows.get(flowKey{usIP, peerIP, svc, s.sport}); ok {
+	if kind, i := z.h.tcp.flows.get(flowKey{usIP, peerIP, svc, s.sport}); kind == demuxTCB {
 		c := z.h.tcp.at(i)
 		s.seq = c.rcvNxt + uint32(int8(z.a.byte()))*uint32(1+arg>>2*97)
-		s.ack = c.sndUna + uint32(z.a.byte())*uint32(c.sndMax-c.sndUna)/128
-		if ts := z.a.byte(); c.tsOK {
+		s.ack = c.sndUna + uint32(z.a.byte())*uint32(c.sndNxt-c.sndUna)/128
+		ts := z.a.byte()
+		if c.tsOK {
 			s.opts = optTS(c.tsRecent+uint32(ts>>6)-1, 0)
+		}
+		if ts&1 != 0 {
+			from := c.sndUna + uint32(ts>>1&31)*97
+			s.opts = append(s.opts, concat([]byte{1, 1, 5, 10}, be32(from), be32(from+uint32(ts>>3)*50))...)
+		}
+	} else if kind == demuxHalf {
+		r := z.h.tcp.half.at(i)
+		s.seq = r.irs + 1 + uint32(int8(z.a.byte()))*uint32(1+arg>>2*97)
+		s.ack = r.iss + uint32(z.a.byte())/128
+		if ts := z.a.byte(); r.flags&halfTS != 0 {
+			s.opts = optTS(r.tsRecent+uint32(ts>>6)-1, 0)
 		}
 	} else if s.flags&syn != 0 {
 		o := z.a.byte()
@@ -388,12 +400,12 @@ func TestFuzzSeeds(t *testing.T) {
 		t.Run(filepath.Base(name), func(t *testing.T) { sum.Add(runProgram(t, []byte(b))) })
 	}
 	for _, s := range []Stat{RxARP, RxICMP, RxUDP, RxTCP, Reassembled, RxDelivered, TxARP, TxICMP, TxUDP, TxFragments,
-		TCPAccepted, TCPResets, TCPRetransmits, TCPChallenges} {
+		TCPAccepted, TCPResets, TCPRetransmits, TCPChallenges, TCPCookies, TCPOutOfOrderHeld} {
 		if sum.Stats[s] == 0 {
 			t.Errorf("no seed reaches %v", s)
 		}
 	}
-	for _, d := range []Drop{ARPConflict, IPSourceRoute, FragOverlap, FragDuplicate, FragTimeout, TCPBacklogFull, TCPPAWS,
+	for _, d := range []Drop{ARPConflict, IPSourceRoute, FragOverlap, FragDuplicate, FragTimeout, TCPPAWS,
 		TCPOutOfWindow, TCPDuplicate, UDPNoSocket} {
 		if sum.Drops[d] == 0 {
 			t.Errorf("no seed reaches the drop %v", d)

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"math/bits"
+	"net/netip"
 
 	"xdpd/proto"
 )
@@ -14,6 +15,9 @@ type flowKey struct {
 	Local, Remote proto.Addr
 	LPort, RPort  uint16
 }
+
+func (k *flowKey) local() netip.AddrPort  { return netip.AddrPortFrom(k.Local.Netip(), k.LPort) }
+func (k *flowKey) remote() netip.AddrPort { return netip.AddrPortFrom(k.Remote.Netip(), k.RPort) }
 
 // secret keys every hash and random choice of a Host, so that a peer cannot aim at one bucket or guess an ISN. It comes
 // from Config.Seed: a test that fixes the seed fixes them all.
@@ -58,13 +62,36 @@ func (s *secret) next() uint64 {
 }
 
 // isn is RFC 6528: a 4 µs clock plus a keyed hash of the connection's four-tuple.
-func (s *secret) isn(k flowKey, now int64) uint32 {
-	var b [32 + 12]byte
+func (s *secret) isn(k flowKey, now int64) uint32 { return s.digest(k, 0, forISN) + uint32(now/4000) }
+
+// cookieBase and cookie are the keyed parts of a SYN cookie.
+func (s *secret) cookieBase(k flowKey) uint32 { return s.digest(k, 0, forCookieBase) }
+
+func (s *secret) cookie(k flowKey, irs, more uint32) uint32 {
+	return s.digest(k, irs, forCookie|more) & (1<<24 - 1)
+}
+
+// dial is the offset at which the search for a source port begins (RFC 6056 3.3.3).
+func (s *secret) dial(k flowKey) uint32 { return s.digest(k, 0, forPort) }
+
+// What a digest is for.
+const (
+	forISN = iota << 24
+	forCookieBase
+	forCookie
+	forPort
+)
+
+// digest is a keyed hash that resists a peer who sees as many of its outputs as he likes.
+func (s *secret) digest(k flowKey, irs, more uint32) uint32 {
+	var b [32 + 20]byte
 	copy(b[:], s.seed[:])
 	binary.BigEndian.PutUint32(b[32:], uint32(k.Local))
 	binary.BigEndian.PutUint32(b[36:], uint32(k.Remote))
 	binary.BigEndian.PutUint16(b[40:], k.LPort)
 	binary.BigEndian.PutUint16(b[42:], k.RPort)
+	binary.BigEndian.PutUint32(b[44:], irs)
+	binary.BigEndian.PutUint32(b[48:], more)
 	d := sha256.Sum256(b[:])
-	return binary.BigEndian.Uint32(d[:]) + uint32(now/4000)
+	return binary.BigEndian.Uint32(d[:])
 }

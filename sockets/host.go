@@ -40,9 +40,13 @@ type Config struct {
 
 	FillFrames int // frames that the fill ring needs: never held by sockets (default a quarter of the pool)
 	RcvBuf     int // bytes a socket may queue, counted in whole frames (default 1 MiB)
-	SndBuf     int // bytes a TCP connection may have unacknowledged or unsent (default 256 KiB)
-	MaxConns   int // TCP connections in any state, TIME-WAIT too (default 262144); SYNs beyond are dropped
-	Backlog    int // connections waiting for Accept, per listener (default 1024); half-open ones have the same limit
+	SndBuf     int // bytes a TCP connection may have unacknowledged or unsent (default 4 MiB; the window says how many)
+	MaxConns   int // TCP connections (default 1048576); SYNs beyond are dropped. TIME-WAIT has the same limit: the oldest go
+	Backlog    int // connections waiting for Accept, per listener (default 1024); past as many half-open ones SYN cookies go out
+
+	Congestion string    // "cubic" (default) or "reno"
+	NoECN      bool      // neither ask for ECN nor accept it
+	KeepAlive  KeepAlive // of new connections (default off)
 }
 
 // Host is one reactor's stack. Not safe for concurrent use.
@@ -88,15 +92,20 @@ const (
 	bufQueued = 1 << iota // in txq or in the device's TX ring
 	bufKept               // in a TCP send queue: its completion does not free it
 	bufSent               // was sent once: no byte may be added to it
+	bufFIN                // FIN stands behind its last byte
+	bufSacked             // the peer has it (RFC 2018)
+	bufLost               // to be sent again
+	bufAgain              // was sent again since it was marked lost
+	bufEver               // was sent more than once: no good for measuring (Karn)
 )
 
 const (
 	txqSize      = 4096
 	maxLead      = 22
 	defaultBuf   = 1 << 20
-	defaultSnd   = 256 << 10
+	defaultSnd   = 4 << 20
 	defaultQueue = 1024
-	defaultConns = 1 << 18
+	defaultConns = 1 << 20
 )
 
 // New makes a Host over the frames of pool. Its errors name the field that is wrong.
@@ -138,6 +147,11 @@ func New(cfg Config, pool *umem.Pool, now int64) (*Host, error) {
 		if *d.v < 0 {
 			return nil, fmt.Errorf("sockets: a limit of %d", *d.v)
 		}
+	}
+	switch cfg.Congestion {
+	case "", "cubic", "reno":
+	default:
+		return nil, fmt.Errorf("sockets: congestion control %q; there are cubic and reno", cfg.Congestion)
 	}
 	rest := pool.Total() - cfg.FillFrames
 	if rest < 16 {
@@ -377,13 +391,12 @@ func (h *Host) Unsent() bool {
 	if h.Busy() {
 		return true
 	}
-	for _, i := range h.tcp.flows.all() {
-		c := h.tcp.at(i)
-		if c.sndBytes > 0 || c.wantFIN && c.state != tcpTimeWait && c.state != tcpFinWait2 {
-			return true
-		}
-	}
-	return false
+	unsent := false
+	h.tcp.each(func(_ uint32, c *tcb) {
+		done := c.state == tcpClosed || c.state == tcpTimeWait || c.state == tcpFinWait2
+		unsent = unsent || c.sndBytes > 0 || c.wantFIN && !done
+	})
+	return unsent
 }
 
 // EndTurn tells sockets that waited for room to send when a fair share of it is there again. The reactor calls it once
@@ -427,6 +440,8 @@ const (
 	timerNeigh = iota + 1
 	timerFrag
 	timerTCP
+	timerHalf
+	timerTimeWait
 )
 
 func timerOwner(kind, index uint32) uint32 { return kind<<28 | index }
@@ -440,6 +455,10 @@ func (h *Host) fire(owner uint32) {
 		h.fragTimer(index)
 	case timerTCP:
 		h.tcpTimer(index)
+	case timerHalf:
+		h.halfTimer()
+	case timerTimeWait:
+		h.twTimer()
 	}
 }
 

@@ -96,7 +96,7 @@ func (h *Host) icmpInput(p *packet) {
 	case proto.ICMPEcho:
 		h.icmpEcho(p)
 	case proto.ICMPUnreachable, proto.ICMPTimeExceeded, proto.ICMPParameter:
-		if h.socketError(data[8:], icmpErrno(data[0], data[1])) {
+		if h.socketError(data[8:], icmpErrno(data[0], data[1]), int(binary.BigEndian.Uint16(data[6:]))) {
 			h.discard(p)
 		} else {
 			h.drop(p, ICMPIgnored)
@@ -165,8 +165,8 @@ func (h *Host) icmpEcho(p *packet) {
 
 // socketError delivers err to the socket that sent the packet quoted in b: an IP header and at least 8 bytes behind it.
 // false: the quote is garbage, or concerns no socket of ours. An unconnected UDP socket is not told, as in Linux: the
-// error would come up in a call that concerns somebody else.
-func (h *Host) socketError(b []byte, err Errno) bool {
+// error would come up in a call that concerns somebody else. mtu is the next hop's where err is EMSGSIZE.
+func (h *Host) socketError(b []byte, err Errno, mtu int) bool {
 	if len(b) < 28 || b[0]>>4 != 4 {
 		return false
 	}
@@ -185,7 +185,7 @@ func (h *Host) socketError(b []byte, err Errno) bool {
 	case proto.ProtoUDP:
 		return h.udpError(k, err)
 	case proto.ProtoTCP:
-		return h.tcpError(k, binary.BigEndian.Uint32(b[n+4:]), err)
+		return h.tcpError(k, binary.BigEndian.Uint32(b[n+4:]), err, mtu, int(binary.BigEndian.Uint16(b[2:])))
 	}
 	return false
 }

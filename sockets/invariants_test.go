@@ -113,7 +113,7 @@ func (k *kit) checkUDP() int {
 }
 
 func (k *kit) checkTCP() int {
-	t, sum, live := &k.h.tcp, 0, 0
+	t, sum, live, moving := &k.h.tcp, 0, 0, 0
 	dirty, half := map[uint32]bool{}, map[uint32]int{}
 	for _, i := range t.dirty {
 		if dirty[i] {
@@ -121,79 +121,154 @@ func (k *kit) checkTCP() int {
 		}
 		dirty[i] = true
 	}
-	for i := range uint32(len(t.chunks) * tcbChunk) {
-		c := t.at(i)
-		if !c.used {
-			continue
-		}
+	t.each(func(i uint32, c *tcb) {
 		if c.dirty != dirty[i] {
 			k.t.Errorf("connection %d: dirty is %v", i, c.dirty)
 		}
-		if c.state == tcpSynRcvd {
-			half[c.listener]++
-		}
 		if c.state != tcpClosed {
 			live++
-			if j, ok := t.flows.get(c.key); !ok || j != i {
+			if kind, j := t.flows.get(c.key); kind != demuxTCB || j != i {
 				k.t.Errorf("connection %d is not found by its key", i)
 			}
 		}
+		if c.active != 0 {
+			moving++
+		}
 		sum += k.checkConn(i, c)
+	})
+	halves := 0
+	for n := range t.half.lists {
+		for at := t.half.lists[n].head; at != 0; at = t.half.at(at - 1).link.next {
+			r := t.half.at(at - 1)
+			half[r.listener]++
+			halves++
+			if kind, j := t.flows.get(r.key); kind != demuxHalf || j != at-1 || int(r.retries) != n {
+				k.t.Errorf("half-open connection %d is not found by its key, or in the wrong list", at-1)
+			}
+		}
+	}
+	waits := 0
+	for at := t.tw.list.head; at != 0; at = t.tw.at(at - 1).link.next {
+		waits++
+		if kind, j := t.flows.get(t.tw.at(at - 1).key); kind != demuxTW || j != at-1 {
+			k.t.Errorf("TIME-WAIT record %d is not found by its key", at-1)
+		}
 	}
 	for i := range t.listeners {
 		if l := &t.listeners[i]; l.used && (l.half != half[uint32(i)] || l.ready.n > k.h.cfg.Backlog) {
 			k.t.Errorf("listener %d: %d half-open, %d counted, %d ready", i, half[uint32(i)], l.half, l.ready.n)
 		}
 	}
-	if live != t.conns || live != t.flows.n || live > k.h.cfg.MaxConns {
+	if live != t.conns || live+halves+waits != t.flows.n || live > k.h.cfg.MaxConns {
 		k.t.Errorf("TCP: %d connections, %d counted, %d in the table", live, t.conns, t.flows.n)
+	}
+	if moving != t.act.n || halves != t.half.n || waits != t.tw.n {
+		k.t.Errorf("TCP: %d of %d active records, %d of %d half-open, %d of %d in TIME-WAIT",
+			moving, t.act.n, halves, t.half.n, waits, t.tw.n)
 	}
 	return sum
 }
 
-// checkConn checks one connection and gives the frames in its two queues.
+// checkConn checks one connection and gives the frames in its queues.
 func (k *kit) checkConn(i uint32, c *tcb) int {
 	name := tcpStateNames[c.state]
 	rcvFrames, rcvBytes := k.chain(c.rcvHead)
 	sndFrames, sndBytes := k.chain(c.sndHead)
-	if rcvBytes != int(c.rcvBytes) || sndBytes != int(c.sndBytes) {
-		k.t.Errorf("connection %d in %s: %d bytes received, %d counted; %d to send, %d counted",
-			i, name, rcvBytes, c.rcvBytes, sndBytes, c.sndBytes)
+	if rcvBytes != int(c.rcvBytes) || rcvFrames != int(c.rcvFrames) || sndBytes != int(c.sndBytes) || sndFrames != int(c.sndFrames) {
+		k.t.Errorf("connection %d in %s: %d bytes in %d frames received, %d and %d counted; %d in %d to send, %d and %d counted",
+			i, name, rcvBytes, rcvFrames, c.rcvBytes, c.rcvFrames, sndBytes, sndFrames, c.sndBytes, c.sndFrames)
 	}
-	if rcvBytes > k.h.cfg.RcvBuf+127 || sndBytes > k.h.cfg.SndBuf {
+	if rcvBytes > k.h.cfg.RcvBuf+127 || sndBytes > k.h.cfg.SndBuf+int(c.mssMax) {
 		k.t.Errorf("connection %d in %s: %d bytes received, %d to send: over the limit", i, name, rcvBytes, sndBytes)
 	}
 	if c.state == tcpClosed {
-		if sndFrames > 0 {
+		if sndFrames > 0 || c.active != 0 || c.timer != 0 {
 			k.t.Errorf("connection %d is closed and has %d frames to send", i, sndFrames)
 		}
 		return rcvFrames
 	}
-	if !seqLE(c.sndUna, c.sndNxt) || !seqLE(c.sndNxt, c.sndMax) || !seqLE(c.rcvNxt, c.rcvAdv) {
-		k.t.Errorf("connection %d in %s: UNA %d NXT %d MAX %d; RCV.NXT %d, edge %d",
-			i, name, c.sndUna, c.sndNxt, c.sndMax, c.rcvNxt, c.rcvAdv)
+	if !seqLE(c.sndUna, c.sndNxt) || !seqLE(c.rcvNxt, c.rcvAdv) {
+		k.t.Errorf("connection %d in %s: UNA %d NXT %d; RCV.NXT %d, edge %d", i, name, c.sndUna, c.sndNxt, c.rcvNxt, c.rcvAdv)
 	}
-	if c.state == tcpSynRcvd {
-		return rcvFrames + sndFrames
-	}
-	// sndNext is the frame that begins at sndNxt; with all sent, sndNxt may also be behind the FIN.
-	_, unsent := k.chain(c.sndNext)
-	sent := c.sndNxt - c.sndUna
-	if n := uint32(sndBytes - unsent); sent != n && !(c.finSent && unsent == 0 && sent == n+1) {
-		k.t.Errorf("connection %d in %s: %d bytes before sndNext, NXT-UNA is %d", i, name, n, sent)
-	}
-	if c.sndUna != c.sndMax && c.rtxAt == 0 {
+	if c.sndUna != c.sndNxt && c.rtxAt == 0 {
 		k.t.Errorf("connection %d in %s: data in flight and no timer", i, name)
 	}
-	due := c.rtxAt != 0 || c.ackAt != 0 || c.lingerAt != 0
-	if due && !k.h.timers.running(c.timer) && !c.dirty {
+	x := k.h.activeOf(c)
+	due := c.rtxAt != 0 || c.ackAt != 0 || c.idleAt != 0 || x != nil
+	if due && (c.timer == 0 || !k.h.timers.running(c.timer)) && !c.dirty {
 		k.t.Errorf("connection %d in %s: a deadline and no timer", i, name)
 	}
-	if c.state == tcpTimeWait && c.lingerAt == 0 {
+	if c.state == tcpTimeWait && c.idleAt == 0 {
 		k.t.Errorf("connection %d stays in TIME-WAIT", i)
 	}
 	if c.rcvFIN != (c.state >= tcpCloseWait) {
 		k.t.Errorf("connection %d in %s: rcvFIN is %v", i, name, c.rcvFIN)
 	}
-	return rcvFrames + sndFrames
+	if x == nil {
+		if sndFrames > 0 && c.sndUna != c.sndNxt {
+			k.t.Errorf("connection %d in %s: %d frames to send and no active record", i, name, sndFrames)
+		}
+		return rcvFrames + sndFrames
+	}
+	k.checkScore(i, c, x)
+	return rcvFrames + sndFrames + k.checkOFO(i, c, x)
+}
+
+// checkScore compares the scoreboard's sums with the frames.
+func (k *kit) checkScore(i uint32, c *tcb, x *active) {
+	var sacked, sackedFrames, lost, again, toSend uint32
+	seq, sent := c.sndUna, true
+	for f := c.sndHead; f != umem.None; f = k.pool.Buf(f).Next {
+		b := k.pool.Buf(f)
+		if f == c.sndNext {
+			if sent = false; seq != c.sndNxt {
+				k.t.Errorf("connection %d: the next frame begins at %d, NXT is %d", i, seq, c.sndNxt)
+			}
+		}
+		if b.Seq != seq || (b.Flags&bufSent != 0) != sent {
+			k.t.Errorf("connection %d: a frame of number %d, want %d; flags %#x, sent %v", i, b.Seq, seq, b.Flags, sent)
+		}
+		n := uint32(b.Len)
+		if b.Flags&bufFIN != 0 {
+			n++
+		}
+		seq += n
+		if b.Flags&bufSacked != 0 {
+			sacked += n
+			sackedFrames++
+		}
+		if b.Flags&bufLost != 0 {
+			lost += n
+			if b.Flags&bufAgain == 0 {
+				toSend++
+			}
+		}
+		if b.Flags&bufAgain != 0 {
+			again += n
+		}
+	}
+	if sent && c.sndHead != umem.None && seq != c.sndNxt {
+		k.t.Errorf("connection %d: all frames are sent, the last ends at %d, NXT is %d", i, seq, c.sndNxt)
+	}
+	if sacked != x.sacked || sackedFrames != x.sackedFrames || lost != x.lost || again != x.again || toSend != x.toSend {
+		k.t.Errorf("connection %d: %d sacked in %d frames, %d lost, %d again, %d to send; counted %d, %d, %d, %d, %d", i,
+			sacked, sackedFrames, lost, again, toSend, x.sacked, x.sackedFrames, x.lost, x.again, x.toSend)
+	}
+}
+
+// checkOFO checks the frames that came before their turn and gives their number.
+func (k *kit) checkOFO(i uint32, c *tcb, x *active) int {
+	frames, bytes := k.chain(x.ofoHead)
+	end, last := c.rcvNxt, umem.None
+	for f := x.ofoHead; f != umem.None; f = k.pool.Buf(f).Next {
+		b := k.pool.Buf(f)
+		if seqLT(b.Seq, end) || b.Seq == c.rcvNxt {
+			k.t.Errorf("connection %d: out of order %d after %d, RCV.NXT is %d", i, b.Seq, end, c.rcvNxt)
+		}
+		end, last = b.Seq+uint32(b.Len), f
+	}
+	if frames != int(x.ofoFrames) || bytes != int(x.ofoBytes) || last != x.ofoTail {
+		k.t.Errorf("connection %d: %d bytes in %d frames out of order, %d and %d counted", i, bytes, frames, x.ofoBytes, x.ofoFrames)
+	}
+	return frames
 }

@@ -245,12 +245,9 @@ func (k *kit) finish() {
 		k.t.Errorf("left over: %d frames at neighbours, %d in reassembly, %d timers",
 			h.neigh.waiting, h.frags.frames, h.timers.n)
 	}
-	for i := range h.tcp.chunks {
-		for j := range h.tcp.chunks[i] {
-			if c := &h.tcp.chunks[i][j]; c.used {
-				k.t.Errorf("connection %d still in use in %s", i*tcbChunk+j, tcpStateNames[c.state])
-			}
-		}
+	h.tcp.each(func(i uint32, c *tcb) { k.t.Errorf("connection %d still in use in %s", i, tcpStateNames[c.state]) })
+	if h.tcp.act.n != 0 || h.tcp.half.n != 0 || h.tcp.tw.n != 0 {
+		k.t.Errorf("left over: %d active records, %d half-open, %d in TIME-WAIT", h.tcp.act.n, h.tcp.half.n, h.tcp.tw.n)
 	}
 }
 
@@ -267,13 +264,11 @@ func openSockets(h *Host) []Handle {
 			out = append(out, makeHandle(kindListener, l.gen, uint32(i)))
 		}
 	}
-	for i := range h.tcp.chunks {
-		for j := range h.tcp.chunks[i] {
-			if c := &h.tcp.chunks[i][j]; c.used && !c.orphan && !c.embryo {
-				out = append(out, h.tcp.handle(uint32(i*tcbChunk+j)))
-			}
+	h.tcp.each(func(i uint32, c *tcb) {
+		if !c.orphan && !c.embryo {
+			out = append(out, h.tcp.handle(i))
 		}
-	}
+	})
 	return out
 }
 

@@ -1,19 +1,18 @@
 package sockets
 
 import (
-	"net/netip"
-
-	"xdpd/proto"
 	"xdpd/umem"
 )
 
 // States of a connection (RFC 9293 3.3.2). LISTEN is a listener of its own, CLOSED a record that only waits for its
-// owner to close the handle.
+// owner to close the handle. A connection that a peer opens has no tcb before its handshake is done (halfOpen), and none
+// in TIME-WAIT once its owner is gone (timeWait).
 type tcpState uint8
 
 const (
 	tcpClosed tcpState = iota
-	tcpSynRcvd
+	tcpSynSent
+	tcpSynRcvd // after SYN-SENT: simultaneous open
 	tcpEstablished
 	tcpFinWait1
 	tcpFinWait2
@@ -24,88 +23,134 @@ const (
 )
 
 var tcpStateNames = [...]string{
-	"CLOSED", "SYN-RECEIVED", "ESTABLISHED", "FIN-WAIT-1", "FIN-WAIT-2", "CLOSE-WAIT", "CLOSING", "LAST-ACK", "TIME-WAIT",
+	"CLOSED", "SYN-SENT", "SYN-RECEIVED", "ESTABLISHED", "FIN-WAIT-1", "FIN-WAIT-2", "CLOSE-WAIT", "CLOSING", "LAST-ACK",
+	"TIME-WAIT",
 }
 
-// tcb is the transmission control block: one record of a slab, without Go pointers. Names are RFC 9293 3.3.1's.
+// tcb is the transmission control block: one record of a slab, without Go pointers, small enough for a million of them.
+// What a connection needs only while data moves is in its active record. Names are RFC 9293 3.3.1's.
 type tcb struct {
-	key   flowKey
-	gen   uint32
-	next  uint32 // accept queue, free list or dirty list
-	state tcpState
+	key    flowKey
+	gen    uint32
+	next   uint32 // accept queue or free list
+	active uint32 // index+1 of the active record; 0: quiet
+	timer  uint32 // wheel node, there only while it runs; 0: none
 
-	used     bool
-	marked   bool // an event is queued
-	blocked  bool // its writer waits in Host.noTxData
-	later    bool // waits in Host.noTxFrame for tcpOutput
-	dirty    bool // waits in tcpTable.dirty for tcpOutput
-	orphan   bool // the owner closed its handle
-	embryo   bool // not accepted yet: listener says whose
-	wantFIN  bool // send FIN behind the data
-	finSent  bool // FIN has a sequence number: sndMax-1
-	rcvFIN   bool
-	ackNow   bool
-	tsOK     bool // both sides offered timestamps
-	rttValid bool // rttSeq is being timed
-	probing  bool // the retransmission timer is the persist timer
-	retries  uint8
-	listener uint32
-	sndScale uint8
-	rcvScale uint8
-	mss      uint16 // payload bytes of a full segment
-	rcvMSS   uint16 // largest segment seen: what "full-sized" means for delayed ACKs
-	err      Errno
+	state     tcpState
+	used      bool
+	marked    bool // an event is queued
+	blocked   bool // its writer waits in Host.noTxData
+	later     bool // waits in Host.noTxFrame for tcpOutput
+	dirty     bool // waits in tcpTable.dirty for tcpOutput
+	orphan    bool // the owner closed its handle
+	embryo    bool // not accepted yet
+	opened    bool // the handshake was done
+	wantFIN   bool // FIN behind the data
+	finQueued bool // the last frame of the send queue carries it
+	rcvFIN    bool
+	rcvShut   bool // the owner reads no more
+	ackNow    bool
+	tsOK      bool // both sides offered timestamps
+	sackOK    bool
+	ecnOK     bool
+	probing   bool // the retransmission timer is the persist timer
+	delay     bool // Nagle
+	reno      bool
+	retries   uint8 // timeouts that nothing answered
+	probes    uint8 // zero-window or keep-alive probes in a row
+	sndScale  uint8
+	rcvScale  uint8
+	keepAlive uint8  // index into tcpTable.keepAlives; 0: off
+	mss       uint16 // payload bytes of a full segment
+	mssMax    uint16 // what the peer and the interface allow
+	rcvMSS    uint16 // largest segment seen: what "full-sized" means for delayed ACKs
+	err       uint16 // Errno
+	userMS    uint32 // RFC 5482 user timeout in ms; 0: none
 
-	iss, sndUna, sndNxt, sndMax  uint32
-	sndWnd, sndWl1, sndWl2       uint32
-	maxWnd                       uint32 // largest window the peer ever offered
-	cwnd, ssthresh               uint32
-	sndBytes                     uint32     // in the send queue: unacknowledged and unsent, without SYN and FIN
-	sndHead, sndTail, sndNext    umem.Frame // sndNext starts at sndNxt; None: nothing unsent
-	rttSeq                       uint32
-	srtt, rttvar, rto, rttAt     int64  // ns
-	irs, rcvNxt, rcvAdv, lastAck uint32 // rcvAdv: right edge of the advertised window; lastAck: last ACK sent
-	rcvBytes                     uint32
-	rcvHead, rcvTail             umem.Frame
-	tsRecent                     uint32
-	tsRecentAt                   int64
-	timer                        uint32
-	rtxAt, ackAt, lingerAt       int64 // deadlines; 0: none
+	sndUna, sndNxt   uint32
+	sndWnd, sndWl1   uint32
+	maxWnd           uint32 // largest window the peer ever offered
+	cwnd, ssthresh   uint32
+	sndBytes         uint32     // in the send queue, without SYN and FIN
+	sndFrames        uint32     // frames of the send queue
+	sndHead, sndTail umem.Frame // ascending; Buf.Seq is the first byte's number
+	sndNext          umem.Frame // first frame never sent; None: all were
+	srtt, rttvar     uint32     // µs
+	sentAt           uint32     // ms: when data was last sent, for the idle restart
+	heardAt          uint32     // ms: when anything valid last came, for keep-alive
+	stalledAt        uint32     // ms: since when the oldest data waits for an ACK, for the user timeout
+	challengeAt      uint32     // ms: when a segment that may be an attack was last answered
+	retransmits      uint32
+	acked, received  uint64 // bytes, for people
+
+	rcvNxt, rcvAdv, lastAck uint32 // rcvAdv: right edge of the advertised window; lastAck: last ACK sent
+	rcvBytes                uint32
+	rcvFrames               uint32
+	rcvBuf                  uint32 // bytes the window is made of; grows with what the reader takes
+	rcvHead, rcvTail        umem.Frame
+	tsRecent, tsRecentAt    uint32 // tsRecentAt in seconds
+
+	rto                  uint32 // µs, backed off
+	rtxAt, ackAt, idleAt int64  // deadlines; 0: none. idleAt: the end of TIME-WAIT and FIN-WAIT-2, or keep-alive
 }
 
 const (
 	tcbChunk  = 256 // records allocated at once; they never move
 	tcpIWSegs = 10  // RFC 6928
 	tcpScale  = 7
+	mssFloor  = 64 // a peer cannot make us send headers for single bytes
+	mssNone   = 536
 
-	rtoFirstNS  = 1_000_000_000
-	rtoMinNS    = 200_000_000
-	rtoMaxNS    = 120_000_000_000
+	rtoFirstUS  = 1_000_000
+	rtoMinUS    = 200_000
+	rtoMaxUS    = 120_000_000
 	delackNS    = 40_000_000
 	timeWaitNS  = 60_000_000_000 // 2 MSL, with Linux's TCP_TIMEWAIT_LEN
 	finWait2NS  = 60_000_000_000 // without an owner (net.ipv4.tcp_fin_timeout)
+	quietNS     = 1_000_000_000
 	synRetries  = 5
 	dataRetries = 15
+	orphanTries = 8 // net.ipv4.tcp_orphan_retries: probes of a closed window once the owner is gone
 )
 
 type tcpTable struct {
-	chunks    [][]tcb
-	free      uint32 // list by tcb.next, index+1
-	flows     *flat[flowKey]
-	listeners []tcpListener
-	bound     *flat[flowKey]
-	dirty     []uint32
-	challenge bucket
-	conns     int
+	chunks     [][]tcb
+	free       uint32 // list by tcb.next, index+1
+	conns      int
+	flows      demux
+	act        activeTable
+	half       halfTable
+	tw         twTable
+	listeners  []tcpListener
+	bound      *flat[flowKey]
+	dirty      []uint32
+	challenge  bucket
+	keepAlives []KeepAlive // interned: connections share a few settings; the first is off, the second the default
+	pmtu       pmtuCache
+	dialNext   uint32 // RFC 6056 algorithm 3's counter
 }
 
 func (t *tcpTable) init(h *Host) {
-	t.flows = newFlat(h.sec.flow)
+	t.flows.init(t, &h.sec)
 	t.bound = newFlat(h.sec.flow)
 	t.challenge = bucket{100, h.now}
+	t.keepAlives = []KeepAlive{{}, h.cfg.KeepAlive}
+	t.half.init(h)
+	t.tw.init(h)
 }
 
 func (t *tcpTable) at(i uint32) *tcb { return &t.chunks[i/tcbChunk][i%tcbChunk] }
+
+// each calls f for every record in use.
+func (t *tcpTable) each(f func(i uint32, c *tcb)) {
+	for n := range t.chunks {
+		for k := range t.chunks[n] {
+			if c := &t.chunks[n][k]; c.used {
+				f(uint32(n*tcbChunk+k), c)
+			}
+		}
+	}
+}
 
 // get finds the connection of a handle; nil once its owner closed it.
 func (t *tcpTable) get(s Handle) *tcb {
@@ -144,26 +189,31 @@ func (h *Host) tcpAlloc(k flowKey) (uint32, *tcb) {
 	t.free = c.next
 	*c = tcb{
 		key: k, gen: c.gen + 1, used: true, sndHead: umem.None, sndTail: umem.None, sndNext: umem.None,
-		rcvHead: umem.None, rcvTail: umem.None, timer: h.timers.alloc(timerOwner(timerTCP, i)),
+		rcvHead: umem.None, rcvTail: umem.None, keepAlive: 1, rto: rtoFirstUS, reno: h.cfg.Congestion == "reno",
+		rcvBuf: uint32(min(rcvBufStart, h.rcvLimit())), ssthresh: 1 << 30,
+		heardAt: h.nowMS(), sentAt: h.nowMS(), challengeAt: h.nowMS() - challengeMS,
 	}
-	t.flows.put(k, i)
+	t.flows.put(demuxTCB, i)
 	t.conns++
 	return i, c
 }
+
+// nowMS is the time of the call in progress for the records' small clocks; they wrap after 49 days.
+func (h *Host) nowMS() uint32 { return uint32(h.now / 1_000_000) }
 
 // tcpFree gives everything back that the connection holds. A connection that still has an owner stays as a CLOSED record
 // until the owner closes its handle, with what was received still readable.
 func (h *Host) tcpFree(i uint32, c *tcb) {
 	t := &h.tcp
 	if c.state != tcpClosed {
-		if c.state == tcpSynRcvd { // nobody ever saw it
-			t.listeners[c.listener].half--
-			c.orphan = true
-		}
 		c.state = tcpClosed
 		t.flows.del(c.key)
-		h.timers.release(c.timer)
+		if c.timer != 0 {
+			h.timers.release(c.timer)
+			c.timer = 0
+		}
 		h.sendPurge(c)
+		h.activeFree(c)
 		t.conns--
 	}
 	if !c.orphan {
@@ -171,9 +221,9 @@ func (h *Host) tcpFree(i uint32, c *tcb) {
 		return
 	}
 	h.releaseChain(c.rcvHead)
-	c.rcvHead, c.rcvBytes = umem.None, 0
+	c.rcvHead, c.rcvBytes, c.rcvFrames = umem.None, 0, 0
 	if c.dirty {
-		return // tcpFlush finds it there and frees the record
+		return // Flush finds it there and frees the record
 	}
 	c.used = false
 	if c.gen < maxGen {
@@ -189,234 +239,29 @@ func (h *Host) sendPurge(c *tcb) {
 		h.sendRelease(f)
 		f = next
 	}
-	c.sndHead, c.sndTail, c.sndNext, c.sndBytes = umem.None, umem.None, umem.None, 0
+	c.sndHead, c.sndTail, c.sndNext, c.sndBytes, c.sndFrames = umem.None, umem.None, umem.None, 0, 0
 }
 
 func (h *Host) sendRelease(f umem.Frame) {
 	b := h.pool.Buf(f)
-	b.Flags &^= bufKept | bufSent
+	b.Flags &= bufQueued
 	if b.Flags&bufQueued == 0 {
 		h.freeTX(f, umem.Held)
 	}
 }
 
-// TCPAddr gives a listener's or a connection's addresses.
-func (h *Host) TCPAddr(s Handle) (local, remote netip.AddrPort) {
-	if l := h.tcp.listener(s); l != nil {
-		return netip.AddrPortFrom(l.key.Local.Netip(), l.key.LPort), netip.AddrPort{}
-	}
-	if c := h.tcp.get(s); c != nil {
-		return netip.AddrPortFrom(c.key.Local.Netip(), c.key.LPort), netip.AddrPortFrom(c.key.Remote.Netip(), c.key.RPort)
-	}
-	return netip.AddrPort{}, netip.AddrPort{}
-}
-
-// tcpReady is tcp_poll.
-func (h *Host) tcpReady(c *tcb) Ready {
-	var r Ready
-	if c.rcvBytes > 0 || c.rcvFIN || c.state == tcpClosed {
-		r |= In
-	}
-	if c.rcvFIN || c.state == tcpClosed {
-		r |= RdHup
-	}
-	if c.err != 0 {
-		r |= Err
-	}
-	if c.state == tcpClosed || c.rcvFIN && c.wantFIN {
-		r |= Hup
-	}
-	// Writable only when a third of the buffer is free, or the writer would be woken for every segment acknowledged.
-	if c.state == tcpClosed || c.wantFIN || !c.blocked && int(c.sndBytes) <= h.cfg.SndBuf/3*2 {
-		r |= Out
-	}
-	return r
-}
-
-// TCPRead copies received bytes into dst. n == 0 and no error: the peer sent FIN, or dst is empty. Errors: EAGAIN,
-// EBADF, ECONNRESET or ETIMEDOUT once, then end of stream.
-func (h *Host) TCPRead(s Handle, dst []byte, now int64) (n int, err Errno) {
-	h.now = now
-	c := h.tcp.get(s)
-	switch {
-	case c == nil:
-		return 0, EBADF
-	case c.rcvBytes > 0:
-		n = h.rcvCopy(c, dst)
-		h.rcvWindowCheck(s.index(), c)
-		return n, 0
-	case c.err != 0:
-		err, c.err = c.err, 0
-		return 0, err
-	case c.rcvFIN || c.state == tcpClosed || len(dst) == 0:
-		return 0, 0
-	}
-	return 0, EAGAIN
-}
-
-// rcvCopy moves bytes from the receive queue to dst and frees the frames that are empty.
-func (h *Host) rcvCopy(c *tcb, dst []byte) int {
-	n := 0
-	for n < len(dst) && c.rcvHead != umem.None {
-		b := h.pool.Buf(c.rcvHead)
-		k := copy(dst[n:], h.pool.Data(c.rcvHead))
-		n += k
-		b.Off += uint16(k)
-		b.Len -= uint16(k)
-		if b.Len == 0 {
-			f := c.rcvHead
-			c.rcvHead = b.Next
-			h.release(f)
-		}
-	}
-	c.rcvBytes -= uint32(n)
-	return n
-}
-
-// TCPWrite queues bytes of p to be sent and returns how many. Errors: EAGAIN when none fit (the socket reports Out when
-// some do), EPIPE after a shutdown, EBADF, ECONNRESET or ETIMEDOUT once.
-func (h *Host) TCPWrite(s Handle, p []byte, now int64) (n int, err Errno) {
-	h.now = now
-	c := h.tcp.get(s)
-	switch {
-	case c == nil:
-		return 0, EBADF
-	case c.err != 0:
-		err, c.err = c.err, 0
-		return 0, err
-	case c.wantFIN || c.state != tcpEstablished && c.state != tcpCloseWait:
-		return 0, EPIPE
-	case len(p) == 0:
-		return 0, 0
-	}
-	p = p[:min(len(p), max(0, h.cfg.SndBuf-int(c.sndBytes)))]
-	n = h.sendQueue(c, p)
-	if n < len(p) && !c.blocked {
-		c.blocked = true
-		h.noTxData = h.await(h.noTxData, s)
-	}
-	if n == 0 {
-		return 0, EAGAIN
-	}
-	h.tcpMark(s.index(), c)
-	return n, 0
-}
-
-// TCPShutdown closes our direction: FIN follows what is queued. Errors: EBADF, ENOTCONN.
-func (h *Host) TCPShutdown(s Handle, now int64) Errno {
-	h.now = now
-	c := h.tcp.get(s)
-	switch {
-	case c == nil:
-		return EBADF
-	case c.state == tcpClosed:
-		return ENOTCONN
-	}
-	h.tcpFinish(s.index(), c)
-	return 0
-}
-
-// tcpFinish queues the FIN.
-func (h *Host) tcpFinish(i uint32, c *tcb) {
-	if !c.wantFIN {
-		c.wantFIN = true
-		switch c.state {
-		case tcpEstablished:
-			c.state = tcpFinWait1
-		case tcpCloseWait:
-			c.state = tcpLastAck
-		}
-		h.tcpMark(i, c)
-	}
-}
-
-// Close closes any socket. A TCP connection goes on without its owner until the peer has everything; one that held data
-// nobody read is reset, so that the peer learns of it (RFC 2525 2.17). Errors: EBADF.
-func (h *Host) Close(s Handle, now int64) Errno {
-	h.now = now
-	if h.Open(s) {
-		h.closed = append(h.closed, s)
-	}
-	switch s.kind() {
-	case kindUDP:
-		return h.udpClose(s)
-	case kindListener:
-		return h.tcpCloseListener(s)
-	}
-	c := h.tcp.get(s)
-	if c == nil {
-		return EBADF
-	}
-	i := s.index()
-	c.orphan = true
-	switch {
-	case c.state == tcpClosed:
-		h.tcpFree(i, c)
-	case c.rcvBytes > 0:
-		h.tcpAbort(i, c)
-	default:
-		h.tcpFinish(i, c)
-		if c.state == tcpFinWait2 {
-			h.tcpLinger(i, c, finWait2NS)
-		}
-	}
-	return 0
-}
-
-// TCPAbort closes a connection with RST.
-func (h *Host) TCPAbort(s Handle, now int64) Errno {
-	h.now = now
-	c := h.tcp.get(s)
-	if c == nil {
-		return EBADF
-	}
-	h.closed = append(h.closed, s)
-	c.orphan = true
-	h.tcpAbort(s.index(), c)
-	return 0
+// tcpFail ends a connection with an error for its owner.
+func (h *Host) tcpFail(i uint32, c *tcb, err Errno) {
+	c.err = uint16(err)
+	h.tcpFree(i, c)
 }
 
 // tcpAbort resets and frees a connection.
 func (h *Host) tcpAbort(i uint32, c *tcb) {
 	switch c.state {
-	case tcpClosed, tcpTimeWait:
+	case tcpClosed, tcpTimeWait, tcpSynSent:
 	default:
-		h.sendRST(c.key, c.sndMax, c.rcvNxt, proto.RST|proto.ACK)
+		h.sendRST(c.key, c.sndNxt, c.rcvNxt, rstAck)
 	}
 	h.tcpFree(i, c)
-}
-
-// TCPInfo is what there is to know about a connection for a person.
-type TCPInfo struct {
-	Local, Remote netip.AddrPort
-	State         string
-	SendQueue     int   // bytes unacknowledged or unsent
-	RecvQueue     int   // bytes nobody read yet
-	Cwnd          int   // bytes
-	RTT           int64 // smoothed, ns; 0: not known
-}
-
-// TCPSockets lists listeners and connections.
-func (h *Host) TCPSockets() []TCPInfo {
-	var out []TCPInfo
-	for _, l := range h.tcp.listeners {
-		if l.used {
-			out = append(out, TCPInfo{
-				Local: netip.AddrPortFrom(l.key.Local.Netip(), l.key.LPort), State: "LISTEN", RecvQueue: l.ready.n,
-			})
-		}
-	}
-	for _, chunk := range h.tcp.chunks {
-		for i := range chunk {
-			if c := &chunk[i]; c.used {
-				out = append(out, TCPInfo{
-					Local:  netip.AddrPortFrom(c.key.Local.Netip(), c.key.LPort),
-					Remote: netip.AddrPortFrom(c.key.Remote.Netip(), c.key.RPort),
-					State:  tcpStateNames[c.state], SendQueue: int(c.sndBytes), RecvQueue: int(c.rcvBytes),
-					Cwnd: int(c.cwnd), RTT: c.srtt,
-				})
-			}
-		}
-	}
-	return out
 }

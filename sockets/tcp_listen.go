@@ -4,12 +4,13 @@ import "xdpd/proto"
 
 // tcpListener is a listening socket; connections that completed their handshake wait in ready.
 type tcpListener struct {
-	key    flowKey
-	gen    uint32
-	used   bool
-	marked bool
-	half   int // connections in SYN-RECEIVED
-	ready  connQueue
+	key      flowKey
+	gen      uint32
+	used     bool
+	marked   bool
+	half     int   // half-open connections
+	cookieAt int64 // when a SYN cookie was last sent
+	ready    connQueue
 }
 
 // connQueue is a list of connections linked by tcb.next.
@@ -86,7 +87,7 @@ func (h *Host) acceptPush(l *tcpListener, i uint32) {
 	l.ready.n++
 }
 
-// tcpCloseListener closes a listener; connections nobody accepted are reset.
+// tcpCloseListener closes a listener; connections nobody accepted are reset, open or half-open.
 func (h *Host) tcpCloseListener(s Handle) Errno {
 	l := h.tcp.listener(s)
 	if l == nil {
@@ -100,18 +101,18 @@ func (h *Host) tcpCloseListener(s Handle) Errno {
 		h.tcpAbort(i, c)
 		i = next
 	}
-	h.tcp.eachOf(s.index(), func(i uint32, c *tcb) { h.tcpAbort(i, c) })
-	l.used = false
-	return 0
-}
-
-// eachOf calls f for the half-open connections of a listener.
-func (t *tcpTable) eachOf(listener uint32, f func(i uint32, c *tcb)) {
-	for n := range t.chunks {
-		for k := range t.chunks[n] {
-			if c := &t.chunks[n][k]; c.used && c.embryo && c.listener == listener && c.state == tcpSynRcvd {
-				f(uint32(n*tcbChunk+k), c)
+	t := &h.tcp.half
+	for n := range t.lists {
+		for at := t.lists[n].head; at != 0 && l.half > 0; {
+			i := at - 1
+			r := t.at(i)
+			at = r.link.next
+			if r.listener == s.index() {
+				h.sendRST(r.key, r.iss+1, r.irs+1, rstAck)
+				h.halfFree(i)
 			}
 		}
 	}
+	l.used = false
+	return 0
 }

@@ -5,6 +5,8 @@ import (
 	"xdpd/umem"
 )
 
+const rstAck = proto.RST | proto.ACK
+
 // tcpMark puts the connection on the list that Flush works off.
 func (h *Host) tcpMark(i uint32, c *tcb) {
 	if !c.dirty {
@@ -23,7 +25,7 @@ func (h *Host) tcpAckSoon(i uint32, c *tcb, now bool) {
 	}
 	if c.ackAt == 0 {
 		c.ackAt = h.now + delackNS
-		h.tcpArm(c)
+		h.tcpArm(i, c)
 	}
 }
 
@@ -40,34 +42,42 @@ func (h *Host) Flush(now int64) {
 			}
 			continue
 		}
-		h.tcpOutput(c)
+		h.tcpOutput(i, c)
+		if c.state == tcpTimeWait && c.orphan {
+			h.tcpTimeWait(i, c)
+		}
 	}
 	h.tcp.dirty = h.tcp.dirty[:0]
 }
 
+// sndLimit is how many bytes the send queue takes: twice the congestion window, so that there is always something to
+// send, from sndBufStart to SndBuf.
+func (h *Host) sndLimit(c *tcb) int {
+	return min(h.cfg.SndBuf, max(sndBufStart, 2*int(c.cwnd)))
+}
+
+// sndFrameLimit keeps single bytes from holding a frame each without end.
+func (h *Host) sndFrameLimit(bytes int) int { return max(16, bytes/sndFrameBytes) }
+
+const (
+	sndBufStart   = 256 << 10
+	sndFrameBytes = 512 // least average payload of a send queue's frames
+)
+
 // sendQueue copies p into frames of at most one segment each and returns the bytes that found room. The last frame is
 // filled up while nothing of it was sent. Some TX frames always stay for ACKs, ARP and ICMP.
 func (h *Host) sendQueue(c *tcb, p []byte) int {
-	total := 0
+	total, frames := 0, h.sndFrameLimit(h.sndLimit(c))
 	for len(p) > 0 {
 		if c.sndTail == umem.None || !h.sendRoom(c) {
-			if h.txUsed >= h.txLimit-h.txReserve() {
+			if int(c.sndFrames) >= frames || h.txUsed >= h.txLimit-h.txReserve() {
 				break
 			}
 			f := h.allocTX()
 			if f == umem.None {
 				break
 			}
-			h.pool.Buf(f).Flags = bufKept
-			if c.sndTail == umem.None {
-				c.sndHead = f
-			} else {
-				h.pool.Buf(c.sndTail).Next = f
-			}
-			c.sndTail = f
-			if c.sndNext == umem.None {
-				c.sndNext = f
-			}
+			h.sendLink(c, f)
 		}
 		b := h.pool.Buf(c.sndTail)
 		room := h.pool.Chunk(c.sndTail)[int(b.Off)+int(b.Len) : int(b.Off)+int(c.mss)]
@@ -80,110 +90,214 @@ func (h *Host) sendQueue(c *tcb, p []byte) int {
 	return total
 }
 
+// sendLink puts a frame behind the send queue.
+func (h *Host) sendLink(c *tcb, f umem.Frame) {
+	b := h.pool.Buf(f)
+	b.Flags, b.Next = bufKept, umem.None
+	b.Seq = c.sndUna
+	if c.sndTail == umem.None {
+		c.sndHead = f
+		if c.sndNxt != c.sndUna { // only a FIN could be out without a frame, and nothing follows it
+			b.Seq = c.sndNxt
+		}
+	} else {
+		tail := h.pool.Buf(c.sndTail)
+		tail.Next = f
+		b.Seq = tail.Seq + uint32(tail.Len)
+	}
+	c.sndTail = f
+	c.sndFrames++
+	if c.sndNext == umem.None {
+		c.sndNext = f
+	}
+}
+
 // sendRoom reports whether the tail frame takes more bytes.
 func (h *Host) sendRoom(c *tcb) bool {
 	b := h.pool.Buf(c.sndTail)
-	return b.Flags&bufSent == 0 && b.Len < c.mss
+	return b.Flags&(bufSent|bufFIN) == 0 && b.Len < c.mss
 }
 
-// sendAcked removes n acknowledged bytes from the send queue.
-func (h *Host) sendAcked(c *tcb, n uint32) {
-	c.sndBytes -= n
-	for n > 0 {
-		f := c.sndHead
-		b := h.pool.Buf(f)
-		if n < uint32(b.Len) {
-			b.Off += uint16(n)
-			b.Len -= uint16(n)
-			return
-		}
-		n -= uint32(b.Len)
-		c.sndHead = b.Next
-		if c.sndNext == f {
-			c.sndNext = b.Next
-		}
-		if c.sndTail == f {
-			c.sndTail = umem.None
-		}
-		h.sendRelease(f)
-	}
-}
-
-// tcpOutput is tcp_write_xmit: it sends what the windows allow, then a FIN that is due, then an ACK that is due.
-func (h *Host) tcpOutput(c *tcb) {
+// tcpOutput is tcp_write_xmit: first what was lost, then what the windows allow of the rest, then an ACK that is due.
+func (h *Host) tcpOutput(i uint32, c *tcb) {
 	switch c.state {
-	case tcpClosed:
+	case tcpClosed, tcpSynSent:
 		return
 	case tcpSynRcvd: // our idea of the sequence numbers is all that may be said
 		if c.ackNow {
-			h.sendControl(c, proto.ACK, c.sndNxt)
+			h.sendACK(c)
 		}
 		return
 	}
-	for c.sndNext != umem.None {
-		if !h.sendNextSegment(c) {
-			break
-		}
+	if c.wantFIN && !c.finQueued {
+		h.queueFIN(i, c)
 	}
-	// A FIN goes out behind the last byte, and again when a timeout brought sndNxt back to it.
-	if c.wantFIN && c.sndNext == umem.None && (!c.finSent || c.sndNxt != c.sndMax) {
-		if h.sendControl(c, proto.FIN|proto.ACK, c.sndNxt) {
-			c.finSent = true
-			h.sent(c, 1)
-		} else {
-			h.sendLater(c)
+	if c.sndHead != umem.None {
+		x := h.moving(i, c)
+		if c.sndNext == c.sndHead && c.sndUna == c.sndNxt {
+			h.ccIdle(c, x)
 		}
+		h.sendLost(i, c, x)
+		h.sendNew(i, c, x)
 	}
 	if c.ackNow {
-		// Not sndNxt: after a timeout it stands back where the peer would take the ACK for an old duplicate.
-		h.sendControl(c, proto.ACK, c.sndMax)
+		h.sendACK(c)
 	}
 	// Data waits, nothing is on its way that would bring an ACK: the persist timer asks for one.
-	if c.sndNext != umem.None && c.sndUna == c.sndMax && c.rtxAt == 0 {
+	if c.sndNext != umem.None && c.sndUna == c.sndNxt && c.rtxAt == 0 && !c.later {
 		c.probing = true
-		c.rtxAt = h.now + c.rto
+		c.stalledAt = h.nowMS()
+		c.rtxAt = h.now + int64(backoff(c.rto, c.probes))*1000
 	}
-	h.tcpArm(c)
+	h.tcpArm(i, c)
 }
 
-// sendNextSegment sends the frame at sndNxt. false: not now.
-func (h *Host) sendNextSegment(c *tcb) bool {
-	f := c.sndNext
-	b := h.pool.Buf(f)
-	if b.Flags&bufQueued != 0 {
-		return false // sent before and still with the device: its bytes must not be touched, and it will arrive
+// queueFIN marks the last frame of the send queue with FIN, or makes one for it.
+func (h *Host) queueFIN(i uint32, c *tcb) {
+	if c.sndTail == umem.None || h.pool.Buf(c.sndTail).Flags&bufSent != 0 {
+		f := h.allocTX()
+		if f == umem.None {
+			h.sendLater(i, c)
+			return
+		}
+		h.sendLink(c, f)
 	}
-	flight := c.sndNxt - c.sndUna
-	usable := int(min(c.sndWnd, c.cwnd)) - int(flight)
-	// What a timeout brings back goes out even if the peer took its window back (MUST-34): its answer tells the window.
-	if again := flight == 0 && seqLT(c.sndNxt, c.sndMax); usable < int(b.Len) && !again {
-		// Sender's silly-window avoidance (RFC 9293 3.8.6.2.1): a part of a segment only if it is half of the largest
-		// window the peer ever had.
-		if usable <= 0 || flight != 0 || uint32(usable) < c.maxWnd/2 || !h.sendSplit(c, f, usable) {
-			return false
+	h.pool.Buf(c.sndTail).Flags |= bufFIN
+	c.finQueued = true
+}
+
+// sendLost sends again what is marked lost, as far as the congestion window goes.
+func (h *Host) sendLost(i uint32, c *tcb, x *active) {
+	x.stuck = false
+	for f := c.sndHead; x.toSend > 0 && f != umem.None && f != c.sndNext; {
+		b := h.pool.Buf(f)
+		next := b.Next
+		if b.Flags&(bufLost|bufAgain) == bufLost {
+			if pipe := c.pipe(x); pipe > 0 && pipe+uint32(b.Len) > c.cwnd {
+				x.limited = true
+				return
+			}
+			if b.Flags&bufQueued != 0 {
+				x.stuck = true // still with the device: its bytes must not be touched, and it will arrive
+			} else if !h.sendData(i, c, x, f) {
+				return
+			}
+		}
+		f = next
+	}
+}
+
+// inWindow reports whether a frame fits into the peer's window.
+func (h *Host) inWindow(c *tcb, b *umem.Buf) bool {
+	return seqLE(b.Seq+uint32(b.Len), c.sndUna+c.sndWnd)
+}
+
+// sendNew sends what was not sent yet, as far as both windows go.
+func (h *Host) sendNew(i uint32, c *tcb, x *active) {
+	for c.sndNext != umem.None {
+		f := c.sndNext
+		b := h.pool.Buf(f)
+		pipe := c.pipe(x)
+		if pipe > 0 && pipe+uint32(b.Len) > c.cwnd {
+			x.limited = true
+			return
+		}
+		if !h.inWindow(c, b) {
+			// Sender's silly-window avoidance (RFC 9293 3.8.6.2.1): a part of a segment only if it is half of the largest
+			// window the peer ever had.
+			usable := c.sndUna + c.sndWnd - b.Seq
+			if int32(usable) <= 0 || c.sndUna != c.sndNxt || usable < c.maxWnd/2 || !h.sendSplit(c, f, int(usable)) {
+				break
+			}
+		} else if c.delay && c.sndUna != c.sndNxt && b.Next == umem.None && b.Len < c.mss && b.Flags&bufFIN == 0 {
+			break // Nagle (RFC 9293 3.7.4)
+		}
+		if !h.sendData(i, c, x, f) {
+			return
 		}
 	}
+	// In slow start a window that is half used will be whole used (tcp_is_cwnd_limited).
+	x.limited = c.cwnd < c.ssthresh && 2*(c.sndNxt-c.sndUna) > c.cwnd
+}
+
+// sendData sends a frame of the send queue, for the first time or again. false: not now.
+func (h *Host) sendData(i uint32, c *tcb, x *active, f umem.Frame) bool {
 	if h.txRoom() == 0 {
-		h.sendLater(c)
+		h.sendLater(i, c)
 		return false
 	}
-	flags := uint8(proto.ACK)
-	if b.Next == umem.None {
-		flags |= proto.PSH
+	b := h.pool.Buf(f)
+	again := b.Flags&bufSent != 0
+	if b.Len > c.mss && !h.sendSplit(c, f, int(c.mss)) { // the path's MTU became smaller
+		return false
+	}
+	hdr := proto.TCP{Seq: b.Seq, Flags: proto.ACK}
+	tos := uint8(0)
+	if c.ecnOK && !again && b.Len > 0 {
+		tos = ecnECT0
+		if x.cwrDue {
+			x.cwrDue = false
+			hdr.Flags |= proto.CWR
+		}
+	}
+	if b.Next == umem.None && b.Len > 0 {
+		hdr.Flags |= proto.PSH
 	}
 	n := uint32(b.Len)
-	h.sendFrame(c, f, flags)
+	if b.Flags&bufFIN != 0 {
+		hdr.Flags |= proto.FIN
+		n++
+	}
+	var opt proto.TCPOptions
+	h.header(c, &hdr, &opt)
+	off := int(b.Off) - proto.TCPHeaderLen
+	if c.tsOK {
+		off -= 12
+	}
+	// A frame that is refused counts as lost on the way.
+	h.finishSegment(f, off, int(b.Off)-off+int(b.Len), c.key, &hdr, &opt, tos)
 	b.Flags |= bufSent
-	c.sndNext = b.Next
-	h.sent(c, n)
+	b.Aux = h.nowUS()
+	c.sentAt = h.nowMS()
+	if x.phase == phaseRecovery || x.phase == phaseCWR {
+		x.prrOut += n
+	}
+	if again {
+		h.sentAgain(c, x, b, n)
+	} else {
+		if c.sndUna == c.sndNxt {
+			c.stalledAt = h.nowMS()
+		}
+		c.sndNext = b.Next
+		c.sndNxt += n
+		c.probing = false
+		h.armLoss(c, x)
+	}
 	return true
 }
 
-// sendLater has tcpOutput called again when there are frames and room to send. The table knows the record's index.
-func (h *Host) sendLater(c *tcb) {
+// sentAgain accounts for a retransmission.
+func (h *Host) sentAgain(c *tcb, x *active, b *umem.Buf, n uint32) {
+	h.count(TCPRetransmits)
+	c.retransmits++
+	b.Flags |= bufAgain | bufEver
+	x.toSend--
+	x.again += n
+	if x.undoAgain >= 0 {
+		x.undoAgain++
+		if x.againTS == 0 {
+			x.againTS = max(h.tsNow(c.key), 1)
+		}
+	}
+	if c.rtxAt == 0 {
+		c.rtxAt = h.now + int64(c.rto)*1000
+	}
+}
+
+// sendLater has tcpOutput called again when there are frames and room to send.
+func (h *Host) sendLater(i uint32, c *tcb) {
 	if !c.later {
 		c.later = true
-		i, _ := h.tcp.flows.get(c.key)
 		h.wantTX(h.tcp.handle(i))
 	}
 }
@@ -200,109 +314,85 @@ func (h *Host) sendSplit(c *tcb, f umem.Frame, k int) bool {
 	}
 	from, to := h.pool.Buf(f), h.pool.Buf(g)
 	to.Len = uint16(copy(h.pool.Chunk(g)[umem.Headroom:], h.pool.Data(f)[k:]))
-	to.Flags = bufKept | from.Flags&bufSent
-	to.Next = from.Next
+	to.Flags = from.Flags &^ bufQueued
+	to.Aux, to.Seq, to.Next = from.Aux, from.Seq+uint32(k), from.Next
 	from.Len, from.Next = uint16(k), g
+	from.Flags &^= bufFIN
+	if x := h.activeOf(c); x != nil {
+		if to.Flags&bufSacked != 0 {
+			x.sackedFrames++
+		}
+		if to.Flags&(bufLost|bufAgain) == bufLost {
+			x.toSend++
+		}
+	}
+	c.sndFrames++
 	if c.sndTail == f {
 		c.sndTail = g
 	}
 	return true
 }
 
-// sent accounts for n sequence numbers from sndNxt on.
-func (h *Host) sent(c *tcb, n uint32) {
-	if seqLT(c.sndNxt, c.sndMax) {
-		h.count(TCPRetransmits)
-	} else if !c.rttValid && c.retries == 0 {
-		c.rttValid, c.rttSeq, c.rttAt = true, c.sndNxt, h.now
-	}
-	c.sndNxt += n
-	if seqLT(c.sndMax, c.sndNxt) {
-		c.sndMax = c.sndNxt
-	}
-	if c.rtxAt == 0 || c.probing {
-		c.probing = false
-		c.rtxAt = h.now + c.rto
-	}
-}
-
 // tsNow is our timestamp clock: milliseconds, with an offset of its own for each flow (RFC 7323 5.4).
-func (h *Host) tsNow(c *tcb) uint32 { return uint32(h.now/1_000_000) + uint32(h.sec.flow(c.key)) }
+func (h *Host) tsNow(k flowKey) uint32 { return h.nowMS() + uint32(h.sec.flow(k)>>32) }
 
-// header fills in what every segment of the connection has and returns its length with options.
+// header fills in what every segment of the connection has.
 func (h *Host) header(c *tcb, hdr *proto.TCP, opt *proto.TCPOptions) {
 	hdr.SrcPort, hdr.DstPort = c.key.LPort, c.key.RPort
 	hdr.Ack = c.rcvNxt
 	hdr.Window = h.rcvAdvertise(c)
 	if c.tsOK {
-		opt.HasTS, opt.TSVal, opt.TSEcr = true, h.tsNow(c), c.tsRecent
+		opt.HasTS, opt.TSVal, opt.TSEcr = true, h.tsNow(c.key), c.tsRecent
+	}
+	if x := h.activeOf(c); x != nil && x.eceDue {
+		hdr.Flags |= proto.ECE
 	}
 	c.lastAck = c.rcvNxt
-	c.ackNow = false
 	c.ackAt = 0
+	if !h.sackDue(c) { // data carries no SACK blocks: an ACK that has some goes out by itself
+		c.ackNow = false
+	}
 }
 
-// sendFrame writes headers in front of a data frame's payload and sends it. A frame that is refused counts as lost on
-// the way.
-func (h *Host) sendFrame(c *tcb, f umem.Frame, flags uint8) {
-	hdr := proto.TCP{Seq: c.sndNxt, Flags: flags}
-	var opt proto.TCPOptions
-	h.header(c, &hdr, &opt)
-	b := h.pool.Buf(f)
-	n := proto.TCPHeaderLen
-	if c.tsOK {
-		n += 12
-	}
-	off := int(b.Off) - n
-	h.finishSegment(f, off, n+int(b.Len), c.key, &hdr, &opt)
-}
+// sendACK sends an ACK without data, with what is to be SACKed.
+func (h *Host) sendACK(c *tcb) { h.sendPure(c, c.sndNxt) }
 
-// sendControl sends a segment without data. false: no frame for it, counted.
-func (h *Host) sendControl(c *tcb, flags uint8, seq uint32) bool {
-	f := h.allocTX()
-	if f == umem.None {
-		h.counters.Drops[TxNoFrame]++
-		return false
-	}
-	hdr := proto.TCP{Seq: seq, Flags: flags}
+func (h *Host) sendPure(c *tcb, seq uint32) {
+	hdr := proto.TCP{Seq: seq, Flags: proto.ACK}
 	var opt proto.TCPOptions
 	h.header(c, &hdr, &opt)
-	if flags&proto.SYN != 0 {
-		hdr.Window = uint16(min(c.rcvAdv-c.rcvNxt, 0xffff)) // never scaled on a SYN
-		opt.MSS = uint16(h.cfg.MTU - 40)
-		opt.HasWScale, opt.WScale = c.rcvScale != 0, c.rcvScale
-	}
-	h.sendHeader(f, c.key, &hdr, &opt)
-	return true
+	h.sackOptions(c, &opt)
+	c.ackNow = false
+	h.sendBare(c.key, &hdr, &opt)
 }
 
 // sendRST answers a segment that belongs to no connection, or ends one.
 func (h *Host) sendRST(k flowKey, seq, ack uint32, flags uint8) {
+	h.count(TCPResets)
+	h.sendBare(k, &proto.TCP{SrcPort: k.LPort, DstPort: k.RPort, Seq: seq, Ack: ack, Flags: flags}, &proto.TCPOptions{})
+}
+
+// sendBare sends a segment of header and options alone in a frame of its own. Without one it is lost, and counted.
+func (h *Host) sendBare(k flowKey, hdr *proto.TCP, opt *proto.TCPOptions) {
 	f := h.allocTX()
 	if f == umem.None {
 		h.counters.Drops[TxNoFrame]++
 		return
 	}
-	h.count(TCPResets)
-	h.sendHeader(f, k, &proto.TCP{SrcPort: k.LPort, DstPort: k.RPort, Seq: seq, Ack: ack, Flags: flags}, &proto.TCPOptions{})
-}
-
-// sendHeader sends a segment of header and options alone in a frame of its own.
-func (h *Host) sendHeader(f umem.Frame, k flowKey, hdr *proto.TCP, opt *proto.TCPOptions) {
-	n := proto.TCPHeaderLen + optionsLen(opt)
-	if !h.finishSegment(f, umem.Headroom, n, k, hdr, opt) {
+	if !h.finishSegment(f, umem.Headroom, proto.TCPHeaderLen+opt.Len(), k, hdr, opt, 0) {
 		h.freeTX(f, umem.Held)
 	}
 }
 
-// optionsLen is the room that PutTCPOptions takes.
-func optionsLen(o *proto.TCPOptions) int {
-	var scratch [proto.TCPOptionsMax]byte
-	return proto.PutTCPOptions(scratch[:], o)
-}
+// ECN field of the IP header (RFC 3168 section 5).
+const (
+	ecnMask = 3
+	ecnECT0 = 2
+	ecnCE   = 3
+)
 
 // finishSegment writes TCP and IP header of the segment chunk[off:off+n] and sends it.
-func (h *Host) finishSegment(f umem.Frame, off, n int, k flowKey, hdr *proto.TCP, opt *proto.TCPOptions) bool {
+func (h *Host) finishSegment(f umem.Frame, off, n int, k flowKey, hdr *proto.TCP, opt *proto.TCPOptions, tos uint8) bool {
 	hop, _, ok := h.route(k.Remote)
 	if !ok {
 		h.counters.Drops[TxNoRoute]++
@@ -317,8 +407,8 @@ func (h *Host) finishSegment(f umem.Frame, off, n int, k flowKey, hdr *proto.TCP
 	proto.PutTCP(seg, hdr)
 	off -= 20
 	ip := proto.IPv4{
-		Src: k.Local, Dst: k.Remote, ID: h.ident(k.Remote), TTL: defaultTTL, Proto: proto.ProtoTCP,
-		HeaderLen: 20, TotalLen: uint16(n + 20),
+		Src: k.Local, Dst: k.Remote, ID: h.ident(k.Remote), TTL: defaultTTL, Proto: proto.ProtoTCP, TOS: tos,
+		DF: true, HeaderLen: 20, TotalLen: uint16(n + 20),
 	}
 	proto.PutIPv4(chunk[off:], &ip)
 	if !h.transmit(f, off, n+20, hop) {
@@ -326,41 +416,4 @@ func (h *Host) finishSegment(f umem.Frame, off, n int, k flowKey, hdr *proto.TCP
 	}
 	h.count(TxTCP)
 	return true
-}
-
-// rcvAdvertise is the window to put on the wire. The right edge never moves back (RFC 9293 SHLD-14), and forward only by
-// a segment or half the buffer (3.8.6.2.2). Where all sockets together hold most of the memory there is, it stands still.
-func (h *Host) rcvAdvertise(c *tcb) uint16 {
-	limit, said := h.rcvLimit(), c.rcvAdv
-	edge := c.rcvNxt + uint32(max(0, limit-int(c.rcvBytes)))
-	if pressure := h.rxUsed > h.rxLimit/4*3; !pressure && int32(edge-c.rcvAdv) >= int32(min(int(c.rcvMSS), limit/2)) {
-		c.rcvAdv = edge
-	}
-	wnd := c.rcvAdv - c.rcvNxt
-	// What scaling cuts off is rounded up, or the edge would move back by it. But each ACK adds to the edge that way, so
-	// that single bytes would fill any memory: at twice the limit it does move back (RFC 7323 2.4 says how peers take it).
-	up := uint32(1)<<c.rcvScale - 1
-	if int(c.rcvBytes)+int(wnd) > h.cfg.RcvBuf {
-		up = 0
-	}
-	scaled := min((wnd+up)>>c.rcvScale, 0xffff)
-	if c.rcvAdv = c.rcvNxt + scaled<<c.rcvScale; seqLT(c.rcvAdv, said) {
-		c.rcvAdv = said // what was promised once is taken
-	}
-	return uint16(scaled)
-}
-
-// rcvLimit is the receive buffer in bytes of data: half of RcvBuf, which counts whole frames.
-func (h *Host) rcvLimit() int { return h.cfg.RcvBuf / 2 }
-
-// rcvWindowCheck sends an update when a reader has made room and the peer sees a small window.
-func (h *Host) rcvWindowCheck(i uint32, c *tcb) {
-	if c.state == tcpClosed || c.rcvFIN {
-		return
-	}
-	seen := int(int32(c.rcvAdv - c.rcvNxt))
-	room := h.rcvLimit() - int(c.rcvBytes)
-	if seen < h.rcvLimit()/4 && room-seen >= min(2*int(c.rcvMSS), h.rcvLimit()/2) {
-		h.tcpAckSoon(i, c, true)
-	}
 }

@@ -1,147 +1,246 @@
 package sockets
 
-import "xdpd/proto"
+// KeepAlive says when a silent connection is probed (RFC 9293 3.8.4): after Idle, then every Interval, Count times
+// without an answer before it is given up. Times in ns; Idle 0: never.
+type KeepAlive struct {
+	Idle, Interval int64
+	Count          int
+}
 
 // tcpArm sets the connection's one wheel timer to its earliest deadline. A later deadline than the wheel's is left: the
 // timer then fires early, finds nothing due and is set again, which is cheaper than moving it with every ACK.
-func (h *Host) tcpArm(c *tcb) {
-	at := int64(0)
-	for _, d := range [...]int64{c.rtxAt, c.ackAt, c.lingerAt} {
-		if d != 0 && (at == 0 || d < at) {
-			at = d
+func (h *Host) tcpArm(i uint32, c *tcb) {
+	at := first(first(c.rtxAt, c.ackAt), c.idleAt)
+	if x := h.activeOf(c); x != nil {
+		at = first(first(at, x.reoAt), x.restAt)
+		if x.stuck {
+			at = first(at, h.now+tickNS)
 		}
 	}
 	if at == 0 {
 		return
 	}
-	if h.timers.running(c.timer) && h.timers.nodes[c.timer].when*tickNS <= at {
+	if c.timer == 0 {
+		c.timer = h.timers.alloc(timerOwner(timerTCP, i))
+	} else if h.timers.when(c.timer) <= at {
 		return
 	}
 	h.timers.start(c.timer, at)
 }
 
+// first is the earlier of two deadlines, of which 0 is none.
+func first(a, b int64) int64 {
+	if a == 0 || b != 0 && b < a {
+		return b
+	}
+	return a
+}
+
 // tcpLinger starts or restarts the time that a connection stays without being of use to anybody.
 func (h *Host) tcpLinger(i uint32, c *tcb, ns int64) {
-	c.lingerAt = h.now + ns
-	h.tcpArm(c)
+	c.idleAt = h.now + ns
+	h.tcpMark(i, c)
+	h.tcpArm(i, c)
 }
 
 func (h *Host) tcpTimer(i uint32) {
 	c := h.tcp.at(i)
-	if c.lingerAt != 0 && c.lingerAt <= h.now {
-		h.tcpFree(i, c)
+	h.timers.release(c.timer)
+	c.timer = 0
+	if c.idleAt != 0 && c.idleAt <= h.now && !h.idleTimer(i, c) {
 		return
 	}
 	if c.ackAt != 0 && c.ackAt <= h.now {
 		c.ackAt, c.ackNow = 0, true
 		h.tcpMark(i, c)
 	}
-	if c.rtxAt != 0 && c.rtxAt <= h.now && !h.tcpTimeout(i, c) {
+	x := h.activeOf(c)
+	switch {
+	case c.rtxAt == 0 || c.rtxAt > h.now:
+	case x != nil && x.tlpNext:
+		h.tlpProbe(i, c, x)
+	case !h.tcpTimeout(i, c, x):
 		return
 	}
-	h.tcpArm(c)
+	if x != nil {
+		if x.reoAt != 0 && x.reoAt <= h.now {
+			h.reoTimer(i, c, x)
+		}
+		if x.stuck {
+			h.tcpMark(i, c)
+		}
+		if x.restAt <= h.now {
+			h.activeRest(c, x)
+		}
+	}
+	h.tcpArm(i, c)
+}
+
+// reoTimer is the RACK reordering timer: what was given time to arrive late has had it.
+func (h *Host) reoTimer(i uint32, c *tcb, x *active) {
+	h.rackDetect(c, x)
+	if x.toSend > 0 {
+		if x.phase == phaseOpen || x.phase == phaseCWR {
+			var r ackResult
+			h.reduce(c, x, phaseRecovery, &r)
+			h.prr(c, x, &r, true, true)
+		}
+		h.tcpMark(i, c)
+	}
+}
+
+// idleTimer ends TIME-WAIT and FIN-WAIT-2, or probes a silent peer. false: the connection is gone.
+func (h *Host) idleTimer(i uint32, c *tcb) bool {
+	if c.state == tcpTimeWait || c.state == tcpFinWait2 && c.orphan {
+		h.tcpFree(i, c)
+		return false
+	}
+	k := h.tcp.keepAlives[c.keepAlive]
+	c.idleAt = 0
+	if k.Idle == 0 {
+		return true
+	}
+	silent := int64(h.nowMS()-c.heardAt) * 1_000_000
+	if silent < k.Idle-tickNS || c.sndUna != c.sndNxt || c.sndBytes > 0 { // what waits for an ACK has its own timer
+		if silent < k.Idle {
+			c.probes = 0
+		}
+		h.keepAliveArm(i, c)
+		return true
+	}
+	if int(c.probes) >= k.Count {
+		h.sendRST(c.key, c.sndNxt, c.rcvNxt, rstAck)
+		h.tcpFail(i, c, ETIMEDOUT)
+		return false
+	}
+	c.probes++
+	h.sendPure(c, c.sndUna-1)
+	c.idleAt = h.now + k.Interval
+	return true
+}
+
+// keepAliveArm starts the time after which a silent peer is probed.
+func (h *Host) keepAliveArm(i uint32, c *tcb) {
+	k := h.tcp.keepAlives[c.keepAlive]
+	if k.Idle == 0 || c.state == tcpTimeWait || c.orphan && c.state == tcpFinWait2 {
+		return
+	}
+	silent := int64(h.nowMS()-c.heardAt) * 1_000_000
+	c.idleAt = h.now + max(k.Idle-silent, tickNS)
+	h.tcpArm(i, c)
 }
 
 // tcpTimeout is the retransmission timer (RFC 6298 section 5) and the persist timer (RFC 9293 3.8.6.1). false: the
 // connection was given up.
-func (h *Host) tcpTimeout(i uint32, c *tcb) bool {
-	limit := uint8(dataRetries)
-	if c.state == tcpSynRcvd {
-		limit = synRetries
-	}
-	if c.retries >= limit {
-		c.err = ETIMEDOUT
-		h.tcpFree(i, c)
+func (h *Host) tcpTimeout(i uint32, c *tcb, x *active) bool {
+	if h.givenUp(c) {
+		if c.probing { // it may be there, and would keep its half for ever
+			h.sendRST(c.key, c.sndNxt, c.rcvNxt, rstAck)
+		}
+		h.tcpFail(i, c, ETIMEDOUT)
 		return false
 	}
 	c.retries++
-	c.rttValid = false // Karn: what is sent again is not timed
-	c.rto = min(2*c.rto, rtoMaxNS)
-	c.rtxAt = h.now + c.rto
-	h.count(TCPTimeouts)
 	switch {
-	case c.state == tcpSynRcvd:
-		h.sendControl(c, proto.SYN|proto.ACK, c.iss)
+	case c.state == tcpSynSent || c.state == tcpSynRcvd:
+		h.count(TCPTimeouts)
 		h.count(TCPRetransmits)
-	case c.probing && c.sndWnd > 0:
-		h.sendOverride(i, c)
+		h.sendSYN(c)
 	case c.probing:
+		c.probes = min(c.probes+1, 200)
+		c.rtxAt = h.now + int64(backoff(c.rto, c.probes))*1000
+		if c.sndWnd > 0 {
+			h.sendOverride(i, c)
+			return true
+		}
 		// An old sequence number without data makes any receiver say what its window is (as Linux's tcp_xmit_probe_skb).
-		h.sendControl(c, proto.ACK, c.sndUna-1)
+		h.sendPure(c, c.sndUna-1)
+		return true
 	default:
-		c.ssthresh = max((c.sndMax-c.sndUna)/2, 2*uint32(c.mss)) // RFC 5681 (4)
-		c.cwnd = uint32(c.mss)
-		c.sndNxt, c.sndNext = c.sndUna, c.sndHead
+		h.count(TCPTimeouts)
+		h.blackHole(c, x)
+		h.enterLoss(c, x)
 		h.tcpMark(i, c)
 	}
+	c.rto = backoff(c.rto, 1)
+	c.rtxAt = h.now + int64(c.rto)*1000
+	if c.userMS != 0 {
+		left := int32(c.stalledAt + c.userMS - h.nowMS())
+		c.rtxAt = min(c.rtxAt, h.now+int64(max(left, 1))*1_000_000)
+	}
 	return true
+}
+
+// givenUp reports whether a timeout was one too many.
+func (h *Host) givenUp(c *tcb) bool {
+	limit := uint8(dataRetries)
+	switch {
+	case c.state == tcpSynSent || c.state == tcpSynRcvd:
+		limit = synRetries
+	case c.probing && (c.orphan || h.txUsed > h.txLimit/2):
+		// A peer that takes nothing for ever must not hold what others need, however politely it answers.
+		if c.probes >= orphanTries {
+			return true
+		}
+	}
+	if c.userMS != 0 && h.nowMS()-c.stalledAt >= c.userMS {
+		return true
+	}
+	return c.retries >= limit
 }
 
 // sendOverride is for a window that has become small for good: what fits into it goes, however little (RFC 9293
 // 3.8.6.2.1).
 func (h *Host) sendOverride(i uint32, c *tcb) {
-	usable := min(c.sndWnd, c.cwnd)
-	if f := c.sndNext; usable >= uint32(h.pool.Buf(f).Len) || h.sendSplit(c, f, int(usable)) {
-		h.tcpMark(i, c)
+	f := c.sndNext
+	if h.inWindow(c, h.pool.Buf(f)) || h.sendSplit(c, f, int(c.sndUna+c.sndWnd-h.pool.Buf(f).Seq)) {
+		h.sendData(i, c, h.moving(i, c), f)
 	}
 }
 
-// sendSYNACK sends the SYN-ACK, for the first time or again on the peer's request.
-func (h *Host) sendSYNACK(i uint32, c *tcb) {
-	if c.rcvAdv == 0 {
-		c.rcvAdv = c.rcvNxt
-	}
-	h.sendControl(c, proto.SYN|proto.ACK, c.iss)
-	if c.sndMax == c.iss {
-		c.sndNxt, c.sndMax = c.iss+1, c.iss+1
-		c.rttValid, c.rttSeq, c.rttAt = true, c.iss, h.now
-		c.rtxAt = h.now + c.rto
-	} else {
-		c.rttValid = false
-	}
-	h.tcpArm(c)
-}
+// challengeMS is how long one connection's answers to what may be an attack are apart (net.ipv4.tcp_invalid_ratelimit).
+const challengeMS = 500
 
-// challengeACK answers what may be an attack with our idea of the sequence numbers (RFC 5961), at most a thousand times a
-// second. As with icmpLimit, who counts his own answers must not learn what others were sent (CVE-2016-5696).
+// challengeACK answers what may be an attack with our idea of the sequence numbers (RFC 5961): for one connection twice a
+// second, for all together a thousand times.
 func (h *Host) challengeACK(i uint32, c *tcb) {
-	if !h.tcp.challenge.take(h.now, 1e6, 100-int32(h.sec.next()&31)) {
+	if h.nowMS()-c.challengeAt < challengeMS || !h.challengeToken() {
 		return
 	}
-	h.count(TCPChallenges)
+	c.challengeAt = h.nowMS()
 	h.tcpAckSoon(i, c, true)
 }
 
-// rttSample is RFC 6298 section 2 with Linux's lower bound of the RTO.
-func (c *tcb) rttSample(r int64) {
+// challengeToken is the limit for all connections. As with icmpLimit, who counts his own answers must not learn what
+// others were sent (CVE-2016-5696).
+func (h *Host) challengeToken() bool {
+	if !h.tcp.challenge.take(h.now, 1e6, 100-int32(h.sec.next()&31)) {
+		return false
+	}
+	h.count(TCPChallenges)
+	return true
+}
+
+// rttSample is RFC 6298 section 2; r in µs.
+func (c *tcb) rttSample(r uint32) {
+	r = min(max(r, 1), rtoMaxUS)
 	if c.srtt == 0 {
-		c.srtt, c.rttvar = max(r, 1), r/2
+		c.srtt, c.rttvar = r, r/2
 	} else {
-		d := c.srtt - r
+		d := int32(c.srtt - r)
 		if d < 0 {
 			d = -d
 		}
-		c.rttvar += (d - c.rttvar) / 4
-		c.srtt += (r - c.srtt) / 8
+		c.rttvar += uint32((d - int32(c.rttvar)) / 4)
+		c.srtt += uint32((int32(r) - int32(c.srtt)) / 8)
 	}
 	c.setRTO()
 }
 
+// setRTO is RFC 6298 (2.3) with Linux's lower bound.
 func (c *tcb) setRTO() {
-	c.rto = rtoFirstNS
+	c.rto = rtoFirstUS
 	if c.srtt != 0 {
-		c.rto = min(max(c.srtt+max(4*c.rttvar, tickNS), rtoMinNS), rtoMaxNS)
+		c.rto = min(max(c.srtt+max(4*c.rttvar, tickNS/1000), rtoMinUS), rtoMaxUS)
 	}
-}
-
-// tcpError takes an ICMP error about a segment of ours. It counts only if the quoted sequence number is in flight
-// (RFC 5927 section 4), and even then ends nothing: unreachable is a soft error (RFC 1122 4.2.3.9), and what is meant
-// will show by the retransmissions' timeout.
-func (h *Host) tcpError(k flowKey, seq uint32, err Errno) bool {
-	i, ok := h.tcp.flows.get(k)
-	if !ok {
-		return false
-	}
-	c := h.tcp.at(i)
-	return seqLE(c.sndUna, seq) && seqLT(seq, c.sndMax)
 }

@@ -9,7 +9,7 @@ type wheel struct {
 	tick  int64 // the last tick that was run
 	heads [wheelLevels][wheelSlots]uint32
 	used  [wheelLevels]uint64 // bit s: slot s of the level is not empty
-	nodes []wheelNode
+	nodes [][]wheelNode       // chunks: a million timers must not be copied when one more is made
 	free  uint32
 	n     int
 }
@@ -26,44 +26,58 @@ const (
 	wheelBits   = 6
 	wheelSlots  = 1 << wheelBits
 	tickNS      = 1_000_000
+	wheelChunk  = 1024
 	nilNode     = 0 // node 0 is never handed out
 	noSlot      = 0xffff
 )
 
 func newWheel(now int64) *wheel {
-	return &wheel{tick: now / tickNS, nodes: make([]wheelNode, 1, 64)}
+	return &wheel{tick: now / tickNS}
 }
+
+func (w *wheel) at(id uint32) *wheelNode { return &w.nodes[id/wheelChunk][id%wheelChunk] }
 
 // alloc makes a timer for owner, not running.
 func (w *wheel) alloc(owner uint32) uint32 {
-	id := w.free
-	if id != nilNode {
-		w.free = w.nodes[id].next
-	} else {
-		w.nodes = append(w.nodes, wheelNode{})
-		id = uint32(len(w.nodes) - 1)
+	if w.free == nilNode {
+		w.grow()
 	}
-	w.nodes[id] = wheelNode{owner: owner, slot: noSlot}
+	id := w.free
+	n := w.at(id)
+	w.free = n.next
+	*n = wheelNode{owner: owner, slot: noSlot}
 	return id
+}
+
+func (w *wheel) grow() {
+	base := uint32(len(w.nodes) * wheelChunk)
+	w.nodes = append(w.nodes, make([]wheelNode, wheelChunk))
+	for id := base + wheelChunk - 1; id+1 > max(base, 1); id-- {
+		w.at(id).next = w.free
+		w.free = id
+	}
 }
 
 // release stops the timer and gives its node back.
 func (w *wheel) release(id uint32) {
 	w.stop(id)
-	w.nodes[id].next = w.free
+	w.at(id).next = w.free
 	w.free = id
 }
 
-func (w *wheel) running(id uint32) bool { return w.nodes[id].slot != noSlot }
+func (w *wheel) running(id uint32) bool { return w.at(id).slot != noSlot }
+
+// when is the time (ns) for which a running timer is set.
+func (w *wheel) when(id uint32) int64 { return w.at(id).when * tickNS }
 
 // start sets the timer to fire at or just after the time at (ns), replacing an earlier setting.
 func (w *wheel) start(id uint32, at int64) {
 	when := max((at+tickNS-1)/tickNS, w.tick+1)
-	if w.running(id) && w.nodes[id].when == when {
+	if w.running(id) && w.at(id).when == when {
 		return
 	}
 	w.stop(id)
-	w.nodes[id].when = when
+	w.at(id).when = when
 	w.link(id)
 	w.n++
 }
@@ -76,7 +90,7 @@ func (w *wheel) stop(id uint32) {
 }
 
 func (w *wheel) link(id uint32) {
-	n := &w.nodes[id]
+	n := w.at(id)
 	// The level is that of the highest bit in which the deadline differs from now: everything above is the same, so
 	// the slot is reached within the level's current turn. The top level has nothing above it, and no turns.
 	level := min(max(bits.Len64(uint64(n.when^w.tick))-1, 0)/wheelBits, wheelLevels-1)
@@ -85,17 +99,17 @@ func (w *wheel) link(id uint32) {
 	head := w.heads[level][slot]
 	n.slot, n.next, n.prev = uint16(level<<wheelBits|slot), head, nilNode
 	if head != nilNode {
-		w.nodes[head].prev = id
+		w.at(head).prev = id
 	}
 	w.heads[level][slot] = id
 	w.used[level] |= 1 << slot
 }
 
 func (w *wheel) unlink(id uint32) {
-	n := &w.nodes[id]
+	n := w.at(id)
 	level, slot := n.slot>>wheelBits, n.slot&(wheelSlots-1)
 	if n.prev != nilNode {
-		w.nodes[n.prev].next = n.next
+		w.at(n.prev).next = n.next
 	} else {
 		w.heads[level][slot] = n.next
 		if n.next == nilNode {
@@ -103,7 +117,7 @@ func (w *wheel) unlink(id uint32) {
 		}
 	}
 	if n.next != nilNode {
-		w.nodes[n.next].prev = n.prev
+		w.at(n.next).prev = n.prev
 	}
 	n.slot = noSlot
 }
@@ -128,9 +142,9 @@ func (w *wheel) expire(level, slot int, fire func(uint32)) {
 	for w.heads[level][slot] != nilNode {
 		id := w.heads[level][slot]
 		w.unlink(id)
-		if w.nodes[id].when <= w.tick {
+		if w.at(id).when <= w.tick {
 			w.n--
-			fire(w.nodes[id].owner)
+			fire(w.at(id).owner)
 			continue
 		}
 		w.link(id)

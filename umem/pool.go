@@ -8,9 +8,10 @@ import "fmt"
 type Buf struct {
 	Next     Frame  // queue or chain link
 	Off, Len uint16 // the payload is chunk[Off:Off+Len]
-	Flags    uint16 // Flags, Seg and Aux are for the layer that holds the frame
+	Flags    uint16 // Flags, Seg, Aux and Seq are for the layer that holds the frame
 	Seg      uint16
 	Aux      uint32
+	Seq      uint32 // of the payload's first byte, where the layer has numbers for bytes
 }
 
 // Pool is the free list of one reactor: a stack over the frames

@@ -1,0 +1,317 @@
+package sockets
+
+import (
+	"net/netip"
+
+	"xdpd/umem"
+)
+
+// TCPAddr gives a listener's or a connection's addresses.
+func (h *Host) TCPAddr(s Handle) (local, remote netip.AddrPort) {
+	if l := h.tcp.listener(s); l != nil {
+		return netip.AddrPortFrom(l.key.Local.Netip(), l.key.LPort), netip.AddrPort{}
+	}
+	if c := h.tcp.get(s); c != nil {
+		return c.key.local(), c.key.remote()
+	}
+	return netip.AddrPort{}, netip.AddrPort{}
+}
+
+// tcpReady is tcp_poll.
+func (h *Host) tcpReady(c *tcb) Ready {
+	var r Ready
+	if c.state == tcpSynSent || c.state == tcpSynRcvd {
+		return 0
+	}
+	eof := c.rcvFIN || c.rcvShut || c.state == tcpClosed
+	if c.rcvBytes > 0 || eof {
+		r |= In
+	}
+	if eof {
+		r |= RdHup
+	}
+	if c.err != 0 {
+		r |= Err
+	}
+	if c.state == tcpClosed || (c.rcvFIN || c.rcvShut) && c.wantFIN {
+		r |= Hup
+	}
+	// Writable only when a third of the buffer is free, or the writer would be woken for every segment acknowledged.
+	if c.state == tcpClosed || c.wantFIN || !c.blocked && h.sndRoomy(c) {
+		r |= Out
+	}
+	return r
+}
+
+// sndRoomy reports whether a writer is worth waking.
+func (h *Host) sndRoomy(c *tcb) bool {
+	limit := h.sndLimit(c)
+	return int(c.sndBytes) <= limit/3*2 && int(c.sndFrames) <= h.sndFrameLimit(limit)/3*2
+}
+
+// TCPError takes a connection's pending error, as SO_ERROR does.
+func (h *Host) TCPError(s Handle) Errno {
+	c := h.tcp.get(s)
+	if c == nil {
+		return EBADF
+	}
+	return c.takeErr()
+}
+
+func (c *tcb) takeErr() Errno {
+	err := Errno(c.err)
+	c.err = 0
+	return err
+}
+
+// TCPConnected reports whether the connection was established, whatever became of it since.
+func (h *Host) TCPConnected(s Handle) bool {
+	c := h.tcp.get(s)
+	return c != nil && c.opened
+}
+
+// readable finds the connection of a reading call. Errors: EBADF, EAGAIN, ECONNRESET or ETIMEDOUT once. c is nil at the
+// end of the stream.
+func (h *Host) readable(s Handle) (c *tcb, err Errno) {
+	c = h.tcp.get(s)
+	switch {
+	case c == nil:
+		return nil, EBADF
+	case c.rcvBytes > 0:
+		return c, 0
+	case c.err != 0:
+		return nil, c.takeErr()
+	case c.rcvFIN || c.rcvShut || c.state == tcpClosed:
+		return nil, 0
+	}
+	return nil, EAGAIN
+}
+
+// TCPRead copies received bytes into dst. n == 0 and no error: the peer sent FIN, or dst is empty. Errors: EAGAIN,
+// EBADF, ECONNRESET or ETIMEDOUT once, then end of stream.
+func (h *Host) TCPRead(s Handle, dst []byte, now int64) (n int, err Errno) {
+	h.now = now
+	c, err := h.readable(s)
+	if c == nil {
+		if err == EAGAIN && len(dst) == 0 {
+			err = 0
+		}
+		return 0, err
+	}
+	n = h.rcvCopy(c, dst)
+	h.rcvTaken(s.index(), c, n)
+	return n, 0
+}
+
+// TCPTake lends the first piece of what was received, without a copy: the frame is the caller's as umem.Lent until
+// TCPGive, and counts as received data until then. None and no error: end of stream. Errors as TCPRead.
+func (h *Host) TCPTake(s Handle, now int64) (f umem.Frame, b []byte, err Errno) {
+	h.now = now
+	c, err := h.readable(s)
+	if c == nil {
+		return umem.None, nil, err
+	}
+	f = c.rcvHead
+	b = h.pool.Data(f)
+	c.rcvHead = h.pool.Buf(f).Next
+	c.rcvFrames--
+	c.rcvBytes -= uint32(len(b))
+	h.pool.Move(f, umem.Held, umem.Lent)
+	h.rcvTaken(s.index(), c, len(b))
+	return f, b, 0
+}
+
+// TCPGive takes back a frame that TCPTake lent; its connection may be long gone.
+func (h *Host) TCPGive(f umem.Frame) {
+	h.pool.Move(f, umem.Lent, umem.Held)
+	h.release(f)
+}
+
+// writable finds the connection of a writing call. Errors: EBADF, EAGAIN before the handshake is done, EPIPE after a
+// shutdown, ECONNRESET or ETIMEDOUT once.
+func (h *Host) writable(s Handle) (*tcb, Errno) {
+	c := h.tcp.get(s)
+	switch {
+	case c == nil:
+		return nil, EBADF
+	case c.err != 0:
+		return nil, c.takeErr()
+	case c.wantFIN:
+		return nil, EPIPE
+	case c.state == tcpSynSent || c.state == tcpSynRcvd:
+		return nil, EAGAIN
+	case c.state != tcpEstablished && c.state != tcpCloseWait:
+		return nil, EPIPE
+	}
+	return c, 0
+}
+
+// TCPWrite queues bytes of p to be sent and returns how many. Errors: EAGAIN when none fit (the socket reports Out when
+// some do), EPIPE after a shutdown, EBADF, ECONNRESET or ETIMEDOUT once.
+func (h *Host) TCPWrite(s Handle, p []byte, now int64) (n int, err Errno) {
+	h.now = now
+	c, err := h.writable(s)
+	if c == nil || len(p) == 0 {
+		return 0, err
+	}
+	n = h.sendQueue(c, p[:min(len(p), max(0, h.sndLimit(c)-int(c.sndBytes)))])
+	if n < len(p) {
+		h.writerWaits(s, c)
+	}
+	if n == 0 {
+		return 0, EAGAIN
+	}
+	h.tcpMark(s.index(), c)
+	return n, 0
+}
+
+// writerWaits notes that the writer must hear of room. What keeps it from writing is its own queue, whose
+// acknowledgements tell it, or the want of frames.
+func (h *Host) writerWaits(s Handle, c *tcb) {
+	if !c.blocked && h.sndRoomy(c) {
+		c.blocked = true
+		h.noTxData = h.await(h.noTxData, s)
+	}
+}
+
+// TCPLend lends a frame to be filled with at most len(b) bytes and given to TCPSendLent. Errors as TCPWrite.
+func (h *Host) TCPLend(s Handle, now int64) (f umem.Frame, b []byte, err Errno) {
+	h.now = now
+	c, err := h.writable(s)
+	if c == nil {
+		return umem.None, nil, err
+	}
+	limit := h.sndLimit(c)
+	if int(c.sndBytes) < limit && int(c.sndFrames) < h.sndFrameLimit(limit) && h.txUsed < h.txLimit-h.txReserve() {
+		if f = h.allocTX(); f != umem.None {
+			h.pool.Move(f, umem.Held, umem.Lent)
+			return f, h.pool.Chunk(f)[umem.Headroom : umem.Headroom+int(c.mss)], 0
+		}
+	}
+	h.writerWaits(s, c)
+	return umem.None, nil, EAGAIN
+}
+
+// TCPSendLent queues the first n bytes of a lent frame, or with n == 0 only takes the frame back; it is the Host's again
+// in any case. Errors: EBADF, EPIPE, ECONNRESET or ETIMEDOUT once: nothing was queued.
+func (h *Host) TCPSendLent(s Handle, f umem.Frame, n int, now int64) Errno {
+	h.now = now
+	h.pool.Move(f, umem.Lent, umem.Held)
+	var c *tcb
+	err := Errno(0)
+	if n > 0 {
+		c, err = h.writable(s)
+	}
+	if c == nil {
+		h.freeTX(f, umem.Held)
+		return err
+	}
+	h.pool.Buf(f).Len = uint16(n)
+	h.sendLink(c, f)
+	c.sndBytes += uint32(n)
+	h.tcpMark(s.index(), c)
+	return 0
+}
+
+// TCPShutdown closes our direction: FIN follows what is queued. Errors: EBADF, ENOTCONN.
+func (h *Host) TCPShutdown(s Handle, now int64) Errno {
+	h.now = now
+	c := h.tcp.get(s)
+	switch {
+	case c == nil:
+		return EBADF
+	case c.state == tcpClosed || c.state == tcpSynSent:
+		return ENOTCONN
+	}
+	h.tcpFinish(s.index(), c)
+	return 0
+}
+
+// TCPShutdownRead closes the other direction: reads give the end of the stream, and what still arrives is acknowledged
+// and forgotten, as Linux does. Errors: EBADF, ENOTCONN.
+func (h *Host) TCPShutdownRead(s Handle, now int64) Errno {
+	h.now = now
+	c := h.tcp.get(s)
+	switch {
+	case c == nil:
+		return EBADF
+	case c.state == tcpClosed || c.state == tcpSynSent:
+		return ENOTCONN
+	}
+	c.rcvShut = true
+	n := int(c.rcvBytes)
+	h.releaseChain(c.rcvHead)
+	c.rcvHead, c.rcvBytes, c.rcvFrames = umem.None, 0, 0
+	h.rcvTaken(s.index(), c, n)
+	h.notify(s)
+	return 0
+}
+
+// tcpFinish queues the FIN.
+func (h *Host) tcpFinish(i uint32, c *tcb) {
+	if c.wantFIN {
+		return
+	}
+	c.wantFIN = true
+	switch c.state {
+	case tcpEstablished, tcpSynRcvd:
+		if c.state == tcpEstablished {
+			c.state = tcpFinWait1
+		}
+	case tcpCloseWait:
+		c.state = tcpLastAck
+	}
+	h.tcpMark(i, c)
+}
+
+// Close closes any socket. A TCP connection goes on without its owner until the peer has everything; one that held data
+// nobody read is reset, so that the peer learns of it (RFC 2525 2.17). Errors: EBADF.
+func (h *Host) Close(s Handle, now int64) Errno {
+	h.now = now
+	if h.Open(s) {
+		h.closed = append(h.closed, s)
+	}
+	switch s.kind() {
+	case kindUDP:
+		return h.udpClose(s)
+	case kindListener:
+		return h.tcpCloseListener(s)
+	}
+	c := h.tcp.get(s)
+	if c == nil {
+		return EBADF
+	}
+	h.tcpOrphan(s.index(), c)
+	return 0
+}
+
+// tcpOrphan goes on without the owner.
+func (h *Host) tcpOrphan(i uint32, c *tcb) {
+	c.orphan = true
+	switch {
+	case c.state == tcpClosed || c.state == tcpSynSent:
+		h.tcpFree(i, c)
+	case c.rcvBytes > 0:
+		h.tcpAbort(i, c)
+	case c.state == tcpTimeWait:
+		h.tcpTimeWait(i, c)
+	default:
+		h.tcpFinish(i, c)
+		if c.state == tcpFinWait2 {
+			h.tcpLinger(i, c, finWait2NS)
+		}
+	}
+}
+
+// TCPAbort closes a connection with RST.
+func (h *Host) TCPAbort(s Handle, now int64) Errno {
+	h.now = now
+	c := h.tcp.get(s)
+	if c == nil {
+		return EBADF
+	}
+	h.closed = append(h.closed, s)
+	c.orphan = true
+	h.tcpAbort(s.index(), c)
+	return 0
+}

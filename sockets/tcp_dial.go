@@ -1,0 +1,166 @@
+package sockets
+
+import "xdpd/proto"
+
+// TCPDial begins an active open (RFC 9293 3.10.1). local 0: by route; lport 0: an ephemeral one (RFC 6056). The handle is
+// in SYN-SENT: event Out says that it is connected, Err|Hup that it failed, and TCPError why. Errors: EADDRNOTAVAIL,
+// EADDRINUSE, ENETUNREACH, EINVAL, EAGAIN with MaxConns connections.
+func (h *Host) TCPDial(local proto.Addr, lport uint16, remote proto.Addr, rport uint16, now int64) (Handle, Errno) {
+	h.now = now
+	_, src, ok := h.route(remote)
+	switch {
+	case rport == 0:
+		return 0, EINVAL
+	case !ok:
+		return 0, ENETUNREACH
+	case local != 0 && !h.isLocal(local):
+		return 0, EADDRNOTAVAIL
+	case h.tcp.conns >= h.cfg.MaxConns:
+		return 0, EAGAIN
+	case local != 0:
+		src = local
+	}
+	k := flowKey{Local: src, Remote: remote, LPort: lport, RPort: rport}
+	if lport == 0 {
+		if k.LPort = h.dialPort(k); k.LPort == 0 {
+			return 0, EADDRNOTAVAIL
+		}
+	} else if kind, _ := h.tcp.flows.get(k); kind != 0 {
+		return 0, EADDRINUSE
+	}
+	i, c := h.tcpAlloc(k)
+	c.state = tcpSynSent
+	c.sndUna = h.sec.isn(k, h.now)
+	c.sndNxt = c.sndUna + 1
+	c.ecnOK = !h.cfg.NoECN // asked for; the answer decides
+	c.rcvScale = tcpScale
+	h.tcpSetMSS(c, h.cfg.MTU-40)
+	h.sendSYN(c)
+	c.rtxAt = h.now + int64(c.rto)*1000
+	h.tcpArm(i, c)
+	return h.tcp.handle(i), 0
+}
+
+// dialPort is RFC 6056 algorithm 3: counting from an offset that a stranger cannot know, so that ports to one peer do
+// not repeat soon. A port is taken when its four-tuple is, or when somebody listens on it.
+func (h *Host) dialPort(k flowKey) uint16 {
+	const span = ephemeralCount
+	offset := h.sec.dial(flowKey{Local: k.Local, Remote: k.Remote, RPort: k.RPort})
+	for range span {
+		h.tcp.dialNext += 1 + uint32(h.sec.next()&7)
+		k.LPort = uint16(ephemeralFirst + (offset+h.tcp.dialNext)%span)
+		if kind, _ := h.tcp.flows.get(k); kind == 0 && !h.tcpPortUsed(k.Local, k.LPort) {
+			return k.LPort
+		}
+	}
+	return 0
+}
+
+// sendSYN sends a SYN of an active open, or the SYN-ACK of a simultaneous one. The second try asks for no ECN: a
+// middlebox may have dropped the first for it (RFC 3168 6.1.1.1).
+func (h *Host) sendSYN(c *tcb) {
+	hdr := proto.TCP{
+		SrcPort: c.key.LPort, DstPort: c.key.RPort, Seq: c.sndUna, Flags: proto.SYN, Window: uint16(h.synWindow()),
+	}
+	opt := proto.TCPOptions{
+		MSS: uint16(h.cfg.MTU - 40), SACKPermitted: true, HasTS: true, TSVal: h.tsNow(c.key),
+		HasWScale: true, WScale: tcpScale,
+	}
+	if c.ecnOK = c.ecnOK && c.retries == 0; c.ecnOK {
+		hdr.Flags |= proto.ECE | proto.CWR
+	}
+	if c.state == tcpSynRcvd {
+		hdr.Flags = proto.SYN | proto.ACK
+		hdr.Ack = c.rcvNxt
+		opt.SACKPermitted, opt.HasTS, opt.TSEcr, opt.HasWScale = c.sackOK, c.tsOK, c.tsRecent, c.rcvScale != 0
+		c.rcvAdv, c.lastAck = c.rcvNxt+h.synWindow(), c.rcvNxt
+	}
+	h.sendBare(c.key, &hdr, &opt)
+}
+
+// synSent is RFC 9293 3.10.7.3.
+func (h *Host) synSent(i uint32, c *tcb, s *segment) {
+	flags := s.tcp.Flags
+	if flags&proto.ACK != 0 && s.tcp.Ack != c.sndNxt {
+		if flags&proto.RST == 0 {
+			h.sendRST(c.key, s.tcp.Ack, 0, proto.RST)
+		}
+		h.drop(s.packet, TCPOutOfWindow)
+		return
+	}
+	if flags&proto.RST != 0 {
+		if flags&proto.ACK == 0 {
+			h.drop(s.packet, TCPNoACK) // anybody could have sent it
+			return
+		}
+		h.discard(s.packet)
+		h.tcpFail(i, c, ECONNREFUSED)
+		return
+	}
+	if flags&proto.SYN == 0 {
+		h.drop(s.packet, TCPBadFlag)
+		return
+	}
+	h.tcpSYNOptions(c, s)
+	if flags&proto.ACK == 0 { // simultaneous open
+		c.ecnOK = false
+		c.state = tcpSynRcvd
+		h.sendSYN(c)
+		h.discard(s.packet)
+		return
+	}
+	c.ecnOK = c.ecnOK && flags&(proto.ECE|proto.CWR) == proto.ECE
+	c.rcvAdv, c.lastAck = c.rcvNxt+h.synWindow(), c.rcvNxt
+	if c.retries == 0 {
+		c.rttSample(uint32((h.now-c.rtxAt)/1000) + c.rto)
+	}
+	c.sndUna = c.sndNxt
+	h.tcpEstablish(i, c)
+	c.ackNow = true
+	h.tcpMark(i, c)
+	if s.data == 0 && !s.fin {
+		h.discard(s.packet)
+		return
+	}
+	s.seq++ // data behind the SYN: the rest of the segment is as any other
+	s.tcp.Flags &^= proto.SYN
+	h.tcpData(i, c, s)
+}
+
+// tcpSYNOptions takes what the peer's SYN or SYN-ACK offers.
+func (h *Host) tcpSYNOptions(c *tcb, s *segment) {
+	c.rcvNxt = s.seq + 1
+	c.sackOK = s.opt.SACKPermitted
+	if c.tsOK = s.opt.HasTS; c.tsOK {
+		c.tsRecent, c.tsRecentAt = s.opt.TSVal, uint32(h.now/1e9)
+	}
+	c.rcvScale = 0
+	if s.opt.HasWScale {
+		c.sndScale, c.rcvScale = s.opt.WScale, tcpScale
+	}
+	peer := int(s.opt.MSS)
+	if peer == 0 {
+		peer = mssNone
+	}
+	h.tcpSetMSS(c, peer)
+	c.sndWnd, c.sndWl1 = uint32(s.tcp.Window), s.seq // a SYN's window is never scaled
+	c.maxWnd = c.sndWnd
+}
+
+// tcpEstablish is the moment at which the owner may write.
+func (h *Host) tcpEstablish(i uint32, c *tcb) {
+	c.state, c.opened = tcpEstablished, true
+	if c.wantFIN {
+		c.state = tcpFinWait1
+	}
+	c.cwnd = initialCwnd(c)
+	if c.retries > 0 {
+		c.cwnd = uint32(c.mss) // RFC 5681 3.1
+	}
+	c.retries, c.rtxAt = 0, 0
+	c.rto = rtoFirstUS
+	c.setRTO()
+	h.keepAliveArm(i, c)
+	h.tcpMark(i, c)
+	h.notify(h.tcp.handle(i))
+}

@@ -1,0 +1,145 @@
+package sockets
+
+import (
+	"xdpd/proto"
+	"xdpd/umem"
+)
+
+const (
+	pmtuMin    = 552 // net.ipv4.route.min_pmtu: who claims less is lying, or not worth it
+	pmtuSize   = 256
+	pmtuLifeNS = 600_000_000_000 // net.ipv4.route.mtu_expires; RFC 1191 6.3
+	plpmtuBase = 1024            // RFC 4821 7.2
+	plpmtuTry  = 2               // timeouts in a row before the path is taken for a black hole
+)
+
+// pmtuCache holds what is known of paths, by destination, so that new connections begin with it: a small table in which
+// a newer entry takes an older one's place.
+type pmtuCache struct {
+	slots [pmtuSize]pmtuEntry
+}
+
+type pmtuEntry struct {
+	dst   proto.Addr
+	mtu   uint16
+	until int64
+}
+
+func (p *pmtuCache) slot(a proto.Addr) *pmtuEntry {
+	return &p.slots[uint32(a)*0x9e3779b1>>24]
+}
+
+// get is the MTU of the path to a; 0: that of the interface.
+func (p *pmtuCache) get(a proto.Addr, now int64) int {
+	if e := p.slot(a); e.dst == a && now < e.until {
+		return int(e.mtu)
+	}
+	return 0
+}
+
+func (p *pmtuCache) put(a proto.Addr, mtu int, now int64) {
+	*p.slot(a) = pmtuEntry{a, uint16(mtu), now + pmtuLifeNS}
+}
+
+// plpmtud is RFC 4821's search on one connection.
+type plpmtud struct {
+	searching bool   // the path swallowed large packets without a word
+	high      uint16 // smallest MSS known to be too large; 0: none
+	tryEnd    uint32 // end of the probe that is out; tried 0: none is
+	tried     uint16 // its MSS
+	nextAt    uint32 // ms: when to probe again
+}
+
+// tcpError takes an ICMP error about a segment of ours. It counts only if the quoted sequence number is in flight
+// (RFC 5927 section 4), and even then ends nothing but an open: unreachable is a soft error (RFC 1122 4.2.3.9), and what
+// is meant will show by the retransmissions' timeout.
+func (h *Host) tcpError(k flowKey, seq uint32, err Errno, mtu, size int) bool {
+	kind, i := h.tcp.flows.get(k)
+	if kind != demuxTCB {
+		return false
+	}
+	c := h.tcp.at(i)
+	if !seqLE(c.sndUna, seq) || !seqLT(seq, c.sndNxt) {
+		return false
+	}
+	switch {
+	case err == EMSGSIZE:
+		return h.tcpTooBig(i, c, mtu, size)
+	case c.state == tcpSynSent && (err == ECONNREFUSED || err == ENOPROTOOPT):
+		h.tcpFail(i, c, ECONNREFUSED) // RFC 1122 4.2.3.9: hard errors; RFC 5927 6.1 keeps them to this state
+	case c.state == tcpSynSent && (err == EHOSTUNREACH || err == ENETUNREACH):
+		h.tcpFail(i, c, err) // as Linux: who dials wants to know now
+	}
+	return true
+}
+
+// tcpTooBig is path MTU discovery (RFC 1191): mtu is the next hop's as the router says, size that of the packet quoted.
+func (h *Host) tcpTooBig(i uint32, c *tcb, mtu, size int) bool {
+	if mtu == 0 { // a router older than RFC 1191
+		mtu = plateau(size)
+	}
+	if mtu >= size || size > h.cfg.MTU { // RFC 5927 7.2: it cannot have been too big
+		return false
+	}
+	mtu = max(mtu, pmtuMin)
+	h.tcp.pmtu.put(c.key.Remote, mtu, h.now)
+	mss := mtu - 40
+	if c.tsOK {
+		mss -= 12
+	}
+	if mss >= int(c.mss) {
+		return false
+	}
+	h.count(TCPPathMTU)
+	h.shrink(i, c, uint16(mss))
+	return true
+}
+
+// plateau is the next lower MTU that occurs in practice (RFC 1191 section 7).
+func plateau(size int) int {
+	for _, p := range [...]int{32000, 17914, 8166, 4352, 2002, 1492, 1006} {
+		if p < size {
+			return p
+		}
+	}
+	return pmtuMin
+}
+
+// shrink takes a smaller segment size. What is out and larger cannot arrive: it is sent again in pieces, which is no
+// sign of congestion.
+func (h *Host) shrink(i uint32, c *tcb, mss uint16) {
+	x := h.moving(i, c)
+	c.mss = mss
+	for f := c.sndHead; f != umem.None && f != c.sndNext; f = h.pool.Buf(f).Next {
+		if b := h.pool.Buf(f); b.Len > mss && b.Flags&bufSacked == 0 {
+			h.markLost(x, b)
+			b.Flags |= bufEver
+		}
+	}
+	if x.toSend > 0 && x.phase == phaseOpen {
+		x.phase, x.recoverSeq = phaseLoss, c.sndNxt // so that lost segments count, with the window as it was
+		x.undoAgain = -1
+	}
+	c.cwnd = max(c.cwnd, 2*uint32(mss))
+	h.tcpMark(i, c)
+}
+
+// blackHole looks whether a path swallows large packets without a word (RFC 4821 7.7): after timeouts in a row the
+// segments become smaller, first of the base size, then by halves.
+func (h *Host) blackHole(c *tcb, x *active) {
+	if x == nil || c.retries <= plpmtuTry || c.sndHead == umem.None {
+		return
+	}
+	b := h.pool.Buf(c.sndHead)
+	base := uint16(plpmtuBase)
+	if c.mss <= base {
+		base = max(c.mss/2, pmtuMin-52)
+	}
+	if b.Len <= base || b.Flags&bufQueued != 0 {
+		return
+	}
+	h.count(TCPPathMTU)
+	x.mtu.searching, x.mtu.high = true, c.mss
+	c.mss = base
+	h.tcp.pmtu.put(c.key.Remote, int(base)+52, h.now)
+}

@@ -1,0 +1,115 @@
+package sockets
+
+import "xdpd/proto"
+
+// timeWait is a connection in TIME-WAIT that nobody owns any more: what RFC 9293 3.10.7 and RFC 6191 need to answer for
+// it, and nothing else (as tcp_timewait_sock in include/linux/tcp.h). All of them wait equally long, so that a list in
+// the order of their deadlines takes the place of timers.
+type timeWait struct {
+	key            flowKey
+	sndNxt, rcvNxt uint32
+	tsRecent       uint32
+	due            uint32 // ms
+	link           link
+	wnd            uint16 // as last advertised, scaled
+	tsOK           bool
+	ackAt          uint8 // low bits of the half second in which it last answered what may be an attack
+}
+
+type twTable struct {
+	slab[timeWait]
+	list  fifo
+	timer uint32
+}
+
+func (t *twTable) init(h *Host) { t.timer = h.timers.alloc(timerOwner(timerTimeWait, 0)) }
+
+func (t *twTable) link(i uint32) *link { return &t.at(i).link }
+
+// tcpTimeWait replaces an ownerless connection by a record of its own. Past the limit the oldest one goes.
+func (h *Host) tcpTimeWait(i uint32, c *tcb) {
+	t := &h.tcp.tw
+	if t.n >= h.cfg.MaxConns {
+		h.twFree(t.list.head - 1)
+	}
+	wnd := uint16(min((c.rcvAdv-c.rcvNxt)>>c.rcvScale, 0xffff))
+	rec := timeWait{key: c.key, sndNxt: c.sndNxt, rcvNxt: c.rcvNxt, tsRecent: c.tsRecent, wnd: wnd, tsOK: c.tsOK}
+	h.tcpFree(i, c)
+	n, w := t.alloc()
+	*w = rec
+	h.tcp.flows.put(demuxTW, n)
+	h.twPush(n, w)
+}
+
+// twPush starts the record's time.
+func (h *Host) twPush(n uint32, w *timeWait) {
+	w.due = h.nowMS() + timeWaitNS/1_000_000
+	h.tcp.tw.list.push(n, h.tcp.tw.link)
+	if !h.timers.running(h.tcp.tw.timer) {
+		h.timers.start(h.tcp.tw.timer, h.now+timeWaitNS)
+	}
+}
+
+func (h *Host) twFree(n uint32) {
+	t := &h.tcp.tw
+	h.tcp.flows.del(t.at(n).key)
+	t.list.remove(n, t.link)
+	t.release(n)
+}
+
+func (h *Host) twTimer() {
+	t := &h.tcp.tw
+	for t.list.head != 0 {
+		left := int32(t.at(t.list.head-1).due - h.nowMS())
+		if left > 0 {
+			h.timers.start(t.timer, h.now+int64(left)*1_000_000)
+			return
+		}
+		h.twFree(t.list.head - 1)
+	}
+}
+
+// twInput is RFC 9293 3.10.7.4 for TIME-WAIT. true: the segment opens a new connection and is the listener's.
+func (h *Host) twInput(n uint32, s *segment) (again bool) {
+	w := h.tcp.tw.at(n)
+	flags := s.tcp.Flags
+	old := w.tsOK && s.opt.HasTS && seqLT(s.opt.TSVal, w.tsRecent)
+	if flags&(proto.SYN|proto.ACK|proto.RST|proto.FIN) == proto.SYN && !old {
+		// RFC 6191: sequence numbers or timestamps that cannot be confused with the old ones.
+		newer := w.tsOK && s.opt.HasTS && seqLT(w.tsRecent, s.opt.TSVal)
+		if newer || seqLT(w.rcvNxt, s.seq) {
+			h.twFree(n)
+			return true
+		}
+	}
+	switch {
+	case flags&proto.RST != 0: // RFC 1337: TIME-WAIT must not be assassinated
+		h.discard(s.packet)
+		return false
+	case s.fin && s.seq+s.length() == w.rcvNxt && !old: // its ACK was lost
+		h.tcp.tw.list.remove(n, h.tcp.tw.link)
+		h.twPush(n, w)
+		h.twACK(w)
+		h.drop(s.packet, TCPDuplicate)
+		return false
+	}
+	if flags&proto.SYN != 0 || s.data > 0 || s.fin || s.seq != w.rcvNxt || s.tcp.Ack != w.sndNxt {
+		if half := uint8(h.nowMS()/challengeMS) | 1; half != w.ackAt {
+			w.ackAt = half
+			h.twACK(w)
+		}
+		h.drop(s.packet, TCPOutOfWindow)
+		return false
+	}
+	h.discard(s.packet)
+	return false
+}
+
+func (h *Host) twACK(w *timeWait) {
+	hdr := proto.TCP{SrcPort: w.key.LPort, DstPort: w.key.RPort, Seq: w.sndNxt, Ack: w.rcvNxt, Flags: proto.ACK, Window: w.wnd}
+	opt := proto.TCPOptions{HasTS: w.tsOK, TSEcr: w.tsRecent}
+	if w.tsOK {
+		opt.TSVal = h.tsNow(w.key)
+	}
+	h.sendBare(w.key, &hdr, &opt)
+}
