@@ -400,7 +400,7 @@ func (k *client) synAnswer(h *proto.TCP, opt *proto.TCPOptions) {
 		return
 	}
 	mtu := k.m.w.p.mtu
-	if int(opt.MSS) != mtu-40 || opt.HasTS != k.ts || opt.HasWScale && k.ws < 0 || opt.SACKPermitted {
+	if int(opt.MSS) != mtu-40 || opt.HasTS != k.ts || opt.HasWScale && k.ws < 0 || opt.SACKPermitted && k.salt&1 != 0 {
 		k.m.w.fail("SYN-ACK %v with options %v for mss %d, scale %d, timestamps %v", h, opt, k.mss, k.ws, k.ts)
 	}
 	k.state, k.irs, k.rcvNxt, k.una = open, h.Seq, h.Seq+1, k.iss+1

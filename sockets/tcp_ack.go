@@ -66,7 +66,7 @@ func (h *Host) tcpWindow(i uint32, c *tcb, s *segment, wnd uint32, acked bool) {
 
 // tcpAcked is tcp_ack: scoreboard, loss detection, recovery, congestion control, timers, in this order.
 func (h *Host) tcpAcked(i uint32, c *tcb, x *active, s *segment, r *ackResult, dup bool) {
-	flight := c.sndNxt - c.sndUna
+	flight, roomy := c.sndNxt-c.sndUna, h.sndRoomy(c)
 	if r.bytes > 0 {
 		sacked := x.sacked
 		h.sndAcked(c, x, s.tcp.Ack, r)
@@ -99,10 +99,10 @@ func (h *Host) tcpAcked(i uint32, c *tcb, x *active, s *segment, r *ackResult, d
 	if r.bytes > 0 || r.delivered > 0 || x.toSend > 0 {
 		h.tcpMark(i, c)
 	}
-	if r.bytes > 0 && !c.blocked && h.sndRoomy(c) && int(c.sndBytes+r.bytes) > h.sndLimit(c)/3*2 {
+	if !roomy && !c.blocked && h.sndRoomy(c) {
 		h.notify(h.tcp.handle(i)) // Out, from here on
 	}
-	if r.bytes > 0 && c.sndUna == c.sndNxt && c.finQueued {
+	if r.bytes > 0 && c.finQueued && c.sndHead == umem.None {
 		h.tcpFinAcked(i, c)
 	}
 }

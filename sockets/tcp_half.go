@@ -187,6 +187,11 @@ func (h *Host) halfInput(i uint32, s *segment) {
 		h.drop(s.packet, TCPNoACK)
 		return
 	case s.tcp.Ack != r.iss+1:
+		if k, li := r.key, r.listener; h.cookieValid(li, k, s) { // its first SYN was answered with a cookie
+			h.halfFree(i)
+			h.cookieOpen(li, k, s)
+			return
+		}
 		h.sendRST(r.key, s.tcp.Ack, 0, proto.RST)
 		h.drop(s.packet, TCPOutOfWindow)
 		return
@@ -285,7 +290,7 @@ func (h *Host) halfACK(r *halfOpen) {
 // remembered of a SYN goes out with the SYN-ACK and comes back with the ACK. The sequence number carries the time in
 // units of 64 s (5 bits), the MSS (3 bits) and a keyed hash of everything (24 bits), all of it behind a keyed offset; the
 // low six bits of the timestamp carry window scale, SACK and ECN. Without timestamps there are no such options.
-var cookieMSS = [8]uint16{216, 536, 1024, 1220, 1360, 1440, 1460, 8960}
+var cookieMSS = [8]uint16{mssFloor, 536, 1024, 1220, 1360, 1440, 1460, 8960}
 
 const (
 	cookieUnitNS = 64_000_000_000
@@ -313,26 +318,30 @@ func (h *Host) sendCookie(r *halfOpen) {
 	h.sendSYNACK(r, ts)
 }
 
-// cookieOpen makes a connection of an ACK whose number is a cookie of ours. false: it is not.
-func (h *Host) cookieOpen(li uint32, k flowKey, s *segment) bool {
+// cookieValid reports whether s acknowledges a cookie of ours.
+func (h *Host) cookieValid(li uint32, k flowKey, s *segment) bool {
 	l := &h.tcp.listeners[li]
 	if l.cookieAt == 0 || h.now-l.cookieAt > (cookieUnits+1)*cookieUnitNS {
 		return false // none is out
 	}
-	irs := s.seq - 1
 	v := s.tcp.Ack - 1 - h.sec.cookieBase(k)
-	at, idx := v>>27, v>>24&7
-	if (uint32(h.now/cookieUnitNS)-at)&31 > cookieUnits || v&(1<<24-1) != h.sec.cookie(k, irs, at<<3|idx) {
+	return (uint32(h.now/cookieUnitNS)-v>>27)&31 <= cookieUnits && v&(1<<24-1) == h.sec.cookie(k, s.seq-1, v>>24)
+}
+
+// cookieOpen makes a connection of an ACK whose number is a cookie of ours. false: it is not.
+func (h *Host) cookieOpen(li uint32, k flowKey, s *segment) bool {
+	if !h.cookieValid(li, k, s) {
 		return false
 	}
-	r := halfOpen{key: k, irs: irs, iss: s.tcp.Ack - 1, listener: li, mss: cookieMSS[idx], sndScale: noScale, wnd: s.tcp.Window}
+	idx := (s.tcp.Ack - 1 - h.sec.cookieBase(k)) >> 24 & 7
+	r := halfOpen{key: k, irs: s.seq - 1, iss: s.tcp.Ack - 1, listener: li, mss: cookieMSS[idx], sndScale: noScale, wnd: s.tcp.Window}
 	if s.opt.HasTS {
 		low := s.opt.TSEcr & (1<<cookieBits - 1)
 		r.flags = halfTS | uint8(low>>3)&(halfSACK|halfECN)
 		r.sndScale = uint8(low & 15)
 		r.tsRecent = s.opt.TSVal
 	}
-	if l.ready.n >= h.cfg.Backlog || h.tcp.conns >= h.cfg.MaxConns {
+	if h.tcp.listeners[li].ready.n >= h.cfg.Backlog || h.tcp.conns >= h.cfg.MaxConns {
 		h.drop(s.packet, TCPBacklogFull)
 		return true
 	}
