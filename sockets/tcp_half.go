@@ -318,14 +318,23 @@ func (h *Host) sendCookie(r *halfOpen) {
 	h.sendSYNACK(r, ts)
 }
 
-// cookieValid reports whether s acknowledges a cookie of ours.
-func (h *Host) cookieValid(li uint32, k flowKey, s *segment) bool {
+// cookieLikely reports whether s may acknowledge a cookie of ours: its time is right. With the first segment behind a
+// cookie lost, the second says so much and no more, and must not be answered with a RST.
+func (h *Host) cookieLikely(li uint32, k flowKey, s *segment) bool {
 	l := &h.tcp.listeners[li]
 	if l.cookieAt == 0 || h.now-l.cookieAt > (cookieUnits+1)*cookieUnitNS {
 		return false // none is out
 	}
+	return (uint32(h.now/cookieUnitNS)-(s.tcp.Ack-1-h.sec.cookieBase(k))>>27)&31 <= cookieUnits
+}
+
+// cookieValid reports whether s acknowledges a cookie of ours, with the number behind its SYN's.
+func (h *Host) cookieValid(li uint32, k flowKey, s *segment) bool {
+	if !h.cookieLikely(li, k, s) {
+		return false
+	}
 	v := s.tcp.Ack - 1 - h.sec.cookieBase(k)
-	return (uint32(h.now/cookieUnitNS)-v>>27)&31 <= cookieUnits && v&(1<<24-1) == h.sec.cookie(k, s.seq-1, v>>24)
+	return v&(1<<24-1) == h.sec.cookie(k, s.seq-1, v>>24)
 }
 
 // cookieOpen makes a connection of an ACK whose number is a cookie of ours. false: it is not.

@@ -93,7 +93,9 @@ func (h *Host) tcpListenInput(li uint32, k flowKey, s *segment) {
 		if flags&proto.SYN == 0 && h.cookieOpen(li, k, s) {
 			return
 		}
-		h.sendRST(k, s.tcp.Ack, 0, proto.RST)
+		if flags&proto.SYN != 0 || !h.cookieLikely(li, k, s) {
+			h.sendRST(k, s.tcp.Ack, 0, proto.RST)
+		}
 		h.drop(s.packet, TCPNoSocket)
 	case flags&(proto.SYN|proto.FIN) == proto.SYN:
 		h.tcpSYN(li, k, s)
