@@ -8,8 +8,7 @@ import "fmt"
 type Buf struct {
 	Next     Frame  // queue or chain link
 	Off, Len uint16 // the payload is chunk[Off:Off+Len]
-	Flags    uint16 // Flags, Seg, Aux and Seq are for the layer that holds the frame
-	Seg      uint16
+	Flags    uint16 // Flags, Aux and Seq are for the layer that holds the frame
 	Aux      uint32
 	Seq      uint32 // of the payload's first byte, where the layer has numbers for bytes
 }

@@ -89,7 +89,8 @@ var ledgerSections = []ledgerSection{
 			took("stack.rx_tcp"),
 			passed("stack.rx_tcp", "-drop.tcp_*"),
 			dropped("drop.tcp_*"),
-			notes("stack.tcp_accepted", "stack.rx_partial_sum"),
+			notes("stack.tcp_accepted", "stack.tcp_syn_cookies", "stack.tcp_out_of_order_held", "stack.tcp_dsacks",
+				"stack.tcp_marked", "stack.rx_partial_sum"),
 		}},
 		{"sockets", []part{
 			each(took("stack.rx_delivered", "stack.rx_coalesced")),
@@ -101,7 +102,8 @@ var ledgerSections = []ledgerSection{
 			each(took("stack.tx_tcp", "stack.tx_udp", "stack.tx_icmp", "stack.tx_arp")),
 			dropped("drop.neigh_*", "drop.tx_*", "drop.icmp_rate_limit"),
 			notes("stack.tx_fragments", "stack.tcp_retransmits", "stack.tcp_timeouts", "stack.tcp_resets",
-				"stack.tcp_challenges", "stack.tx_bytes"),
+				"stack.tcp_challenges", "stack.tcp_recoveries", "stack.tcp_loss_probes", "stack.tcp_spurious",
+				"stack.tcp_path_mtu", "stack.tx_bytes"),
 		}},
 		{"reactor", []part{
 			took("stack.tx_frames"),
