@@ -38,10 +38,7 @@ func dial(t *testing.T, stack *xdpd.Stack, network, address string) *xdpd.TCPCon
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		c.Close()
-		quiet(t, stack)
-	})
+	t.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(2 * patience))
 	return c.(*xdpd.TCPConn)
 }
@@ -136,12 +133,11 @@ func TestDialQueues(t *testing.T) {
 			if total != 32*queues {
 				t.Errorf("%d connections were there for %d that were made", total, 32*queues)
 			}
-			quiet(t, stack)
 		})
 	}
 }
 
-// TestDialRefused compares with what the kernel says of the same address.
+// TestDialErrors compares with what the kernel says of the same address.
 func TestDialErrors(t *testing.T) {
 	lab, stack := engine(t, netlab.Options{})
 	them := kernelSide(lab.Peer, lab.PeerAddr)
@@ -298,7 +294,6 @@ func TestDialContext(t *testing.T) {
 			cancel()
 			ask(t, c, "still there?")
 			c.Close()
-			quiet(t, stack)
 		})
 	}
 }
@@ -328,7 +323,6 @@ func TestDialCancelRace(t *testing.T) {
 		cancel()
 	}
 	t.Logf("%d connected, %d were cancelled", connected, cancelled)
-	quiet(t, stack)
 }
 
 // TestDialStackClose ends dials with the engine.

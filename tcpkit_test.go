@@ -89,7 +89,6 @@ type role struct {
 func bothWays(t *testing.T, o netlab.Options) (*netlab.Lab, *xdpd.Stack, []role) {
 	t.Helper()
 	lab, stack := engine(t, o)
-	t.Cleanup(func() { quiet(t, stack) })
 	us, them := engineSide(stack, lab.EngineAddr), kernelSide(lab.Peer, lab.PeerAddr)
 	return lab, stack, []role{{"accept", them, us}, {"dial", us, them}}
 }
@@ -105,7 +104,6 @@ func dialledPair(t *testing.T, lab *netlab.Lab, stack *xdpd.Stack) (*xdpd.TCPCon
 	t.Cleanup(func() {
 		theirs.Close()
 		ours.Close()
-		quiet(t, stack)
 	})
 	theirs.SetDeadline(time.Now().Add(2 * patience))
 	return ours.(*xdpd.TCPConn), theirs.(*net.TCPConn)

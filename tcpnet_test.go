@@ -66,7 +66,6 @@ func twoEngines(t *testing.T) role {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		quiet(t, stack)
 		quiet(t, other)
 		if err := other.Close(); err != nil {
 			t.Error(err)
@@ -90,7 +89,6 @@ func TestNettestQueues(t *testing.T) {
 
 func TestNettestShare(t *testing.T) {
 	lab, stack := shared(t)
-	t.Cleanup(func() { quiet(t, stack) })
 	us, them := engineSide(stack, lab.EngineAddr), kernelSide(lab.Peer, lab.PeerAddr)
 	for _, r := range []role{{"accept", them, us}, {"dial", us, them}} {
 		t.Run(r.name, func(t *testing.T) { nettest.TestConn(t, r.pipes(false)) })
@@ -145,7 +143,6 @@ func TestTCPListener(t *testing.T) {
 				t.Fatal(err)
 			}
 			again.Close()
-			quiet(t, stack)
 		})
 	}
 }

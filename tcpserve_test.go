@@ -161,7 +161,6 @@ func TestHTTPTransport(t *testing.T) {
 		}
 	}
 	transport.CloseIdleConnections()
-	quiet(t, stack)
 }
 
 func TestHTTP2(t *testing.T) {
