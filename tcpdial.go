@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"xdpd/proto"
-	"xdpd/reactor"
 	"xdpd/sockets"
 )
 
@@ -140,7 +139,7 @@ func (c *TCPConn) connect(ctx context.Context) error {
 // start sends a SYN. It returns the sockets that wait for the answer, one on every queue: which queue that comes in on
 // is the device's choice.
 func (c *TCPConn) start() ([]tcpEnd, error) {
-	const tries = 16
+	const tries = 100
 	for i := 1; ; i++ {
 		ends, errno, err := c.tryStart()
 		if errno == sockets.EADDRINUSE && i < tries { // the port that one queue chose is not free on another
@@ -153,58 +152,50 @@ func (c *TCPConn) start() ([]tcpEnd, error) {
 	}
 }
 
-func (c *TCPConn) tryStart() ([]tcpEnd, sockets.Errno, error) {
+func (c *TCPConn) tryStart() (ends []tcpEnd, errno sockets.Errno, err error) {
+	remote, _ := proto.AddrFrom(c.remote.Addr())
 	first := c.stack.queues[0].reactor
 	h, now, ok := first.Enter()
-	defer first.Leave() // sends the SYN: every queue is ready for its answer by then
+	defer first.Leave() // which sends the SYN
 	if !ok {
 		return nil, 0, c.endError()
 	}
-	remote, _ := proto.AddrFrom(c.remote.Addr())
-	s, errno := h.TCPDial(0, 0, remote, c.remote.Port(), now)
-	if errno != 0 {
-		return nil, errno, nil
-	}
-	c.local, _ = h.TCPAddr(s)
-	ends := []tcpEnd{{first, s}}
-	err := c.stack.keepPort(h, s)
+	port := uint16(0)
 	// The locks of several reactors are only ever taken in this order.
 	for _, q := range c.stack.queues[1:] {
-		if errno != 0 || err != nil {
-			break
-		}
-		if s, errno, err = c.expect(q.reactor, now); errno == 0 && err == nil {
+		h, later, ok := q.reactor.Enter()
+		s := sockets.Handle(0)
+		if !ok {
+			err = c.endError()
+		} else if s, errno = h.TCPExpect(0, port, remote, c.remote.Port(), now, later); errno == 0 {
 			ends = append(ends, tcpEnd{q.reactor, s})
+			err = c.await(h, ends[len(ends)-1])
 		}
+		q.reactor.Leave()
+		if errno != 0 || err != nil {
+			abandon(ends)
+			return nil, errno, err
+		}
+		port = c.local.Port()
 	}
-	if errno != 0 || err != nil {
-		h.TCPAbort(ends[0].s, now)
-		abandon(ends[1:])
-		return nil, errno, err
+	s, errno := h.TCPDial(0, port, remote, c.remote.Port(), now)
+	if errno != 0 {
+		abandon(ends)
+		return nil, errno, nil
 	}
-	first.Watch(ends[0].s, c)
-	return ends, 0, nil
+	if err := c.await(h, tcpEnd{first, s}); err != nil {
+		h.TCPAbort(s, now)
+		abandon(ends)
+		return nil, 0, err
+	}
+	return append(ends, tcpEnd{first, s}), 0, nil
 }
 
-// expect has another queue wait for the answer to the first one's SYN.
-func (c *TCPConn) expect(r *reactor.Reactor, at int64) (sockets.Handle, sockets.Errno, error) {
-	h, now, ok := r.Enter()
-	defer r.Leave()
-	if !ok {
-		return 0, 0, c.endError()
-	}
-	local, _ := proto.AddrFrom(c.local.Addr())
-	remote, _ := proto.AddrFrom(c.remote.Addr())
-	s, errno := h.TCPExpect(local, c.local.Port(), remote, c.remote.Port(), at, now)
-	if errno != 0 {
-		return 0, errno, nil
-	}
-	if err := c.stack.keepPort(h, s); err != nil {
-		h.TCPAbort(s, now)
-		return 0, 0, err
-	}
-	r.Watch(s, c)
-	return s, 0, nil
+// await makes a socket in SYN-SENT ready for its answer. The caller holds its reactor's lock.
+func (c *TCPConn) await(h *sockets.Host, e tcpEnd) error {
+	c.local, _ = h.TCPAddr(e.s)
+	e.r.Watch(e.s, c)
+	return c.stack.keepPort(h, e.s)
 }
 
 // outcome looks whether a socket has connected, which makes it the connection's, or failed.
