@@ -17,5 +17,5 @@ require (
 	github.com/alecthomas/kong v1.17.0
 	github.com/miekg/dns v1.1.73
 	github.com/pelletier/go-toml/v2 v2.4.3
-	golang.org/x/net v0.57.0 // indirect
+	golang.org/x/net v0.57.0
 )

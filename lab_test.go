@@ -71,6 +71,7 @@ func openStack(t testing.TB, lab *netlab.Lab, cfg xdpd.Config) *xdpd.Stack {
 		}
 		checkDetached(t, lab)
 	})
+	t.Cleanup(func() { quiet(t, stack) }) // before that: the last FIN may still be under way
 	return stack
 }
 

@@ -140,6 +140,7 @@ func (s *Stack) open() error {
 		return err
 	}
 	frames := s.cfg.Frames * len(s.cfg.Queues)
+	s.loans.limit = int64(frames / 16)
 	if s.region, err = umem.New(umem.Options{Frames: frames, ChunkSize: chunk, HugePages: s.cfg.HugePages}); err != nil {
 		return err
 	}
@@ -208,7 +209,7 @@ func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
 	rc := reactor.Config{
 		Port: sock.Port(), Pool: pool, Host: queue.host, FillFrames: fill, MaxSpin: s.cfg.MaxSpin,
 		Pin: len(s.cfg.CPUs) > 0, Resolve: s.resolve,
-		Heard: func(a proto.ARP) { s.tellSiblings(i, a) },
+		Heard: func(a proto.ARP) { s.tellSiblings(i, a) }, Gone: s.gone,
 	}
 	if rc.Pin {
 		rc.CPU = s.cfg.CPUs[i]

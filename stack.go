@@ -29,9 +29,10 @@ type Stack struct {
 	queues  []*queue
 	running sync.WaitGroup
 	cancel  context.CancelFunc
+	loans   loans
 
 	mu     sync.Mutex
-	ports  map[portKey]int // share mode: sockets that opened a port
+	ports  map[portKey]int // share mode: sockets and connections that need a port open
 	err    error
 	closed bool
 	done   chan struct{}
@@ -149,7 +150,7 @@ func (s *Stack) release() error {
 		errs = append(errs, q.sock.Close())
 	}
 	if s.region != nil {
-		errs = append(errs, s.region.Close())
+		errs = append(errs, s.freeMemory())
 	}
 	return errors.Join(errs...)
 }
@@ -197,4 +198,24 @@ func (s *Stack) closePort(k portKey) error {
 	}
 	delete(s.ports, k)
 	return s.program.ClosePort(k.proto, k.addr, k.port)
+}
+
+// keepPort has a connection's port open for as long as anything is left of the connection, with or without its owner or
+// its listener (share mode). The caller holds the reactor's lock.
+func (s *Stack) keepPort(h *sockets.Host, c sockets.Handle) error {
+	if !s.cfg.Share {
+		return nil
+	}
+	local, _ := h.TCPAddr(c)
+	if err := s.openPort(portKey{proto.ProtoTCP, local.Addr(), local.Port()}); err != nil {
+		return err
+	}
+	h.TCPTrack(c)
+	return nil
+}
+
+// gone ends what keepPort began. It is called on a reactor, with its lock held.
+func (s *Stack) gone(local proto.Addr, port uint16) {
+	// There is nobody to tell of an error, which an open port always is: it only keeps the kernel from using it.
+	_ = s.closePort(portKey{proto.ProtoTCP, local.Netip(), port})
 }

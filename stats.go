@@ -20,6 +20,7 @@ type Stats struct {
 	HugePages bool
 	ChunkSize int
 	MTU       int
+	Ports     int // share mode: ports that are steered to the engine
 	Verdicts  []xdpprog.Counter
 	Queues    []QueueStats
 }
@@ -53,6 +54,9 @@ func (s *Stack) Stats() (Stats, error) {
 		Interface: s.cfg.Interface, Driver: s.dev.driver, Native: s.program.Native(), ZeroCopy: s.queues[0].sock.ZeroCopy(),
 		HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(), MTU: s.dev.mtu,
 	}
+	s.mu.Lock()
+	st.Ports = len(s.ports)
+	s.mu.Unlock()
 	if err := s.program.NativeRefused(); err != nil {
 		st.Refused = err.Error()
 	}

@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"xdpd/sockets"
@@ -81,7 +82,7 @@ func (w *waiter) endError() error {
 }
 
 func (w *waiter) addr(a netip.AddrPort) net.Addr {
-	if w.network == "tcp" {
+	if strings.HasPrefix(w.network, "tcp") {
 		return net.TCPAddrFromAddrPort(a)
 	}
 	return net.UDPAddrFromAddrPort(a)
@@ -121,11 +122,19 @@ func (w *waiter) setDeadline(d *deadline, t time.Time) error {
 }
 
 // failErrno turns an errno of the stack into what package net would return.
-func (w *waiter) failErrno(op string, errno sockets.Errno) error {
+func (w *waiter) failErrno(op string, errno sockets.Errno) error { return w.failCall(op, op, errno) }
+
+// failCall is failErrno for an operation whose system call has another name.
+func (w *waiter) failCall(op, call string, errno sockets.Errno) error {
+	return w.fail(op, callError(call, errno))
+}
+
+// callError is what package net has inside its errors.
+func callError(call string, errno sockets.Errno) error {
 	if errno == sockets.EBADF {
-		return w.fail(op, net.ErrClosed)
+		return net.ErrClosed
 	}
-	return w.fail(op, os.NewSyscallError(op, errno))
+	return os.NewSyscallError(call, errno)
 }
 
 // fail is the error that package net would return.

@@ -30,6 +30,9 @@ type Config struct {
 	Resolve func(proto.Addr)
 	// Heard is told what siblings must hear of (sockets.Config.Siblings), to Post it to them. It must not block.
 	Heard func(proto.ARP)
+	// Gone is told the local end of a connection of which nothing is left, if it was tracked (Host.TCPTrack). It must not
+	// block.
+	Gone func(local proto.Addr, port uint16)
 }
 
 // Sink is told when a socket became ready for something. It is called with the reactor's lock held, on the reactor's

@@ -299,4 +299,13 @@ func (r *Reactor) resolve() {
 			r.cfg.Heard(a)
 		}
 	}
+	for {
+		local, port, ok := r.host.PopGone()
+		if !ok {
+			break
+		}
+		if r.cfg.Gone != nil {
+			r.cfg.Gone(local, port)
+		}
+	}
 }

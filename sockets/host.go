@@ -75,7 +75,8 @@ type Host struct {
 	noTxData  []Handle // TCP writers who did, to be told when there are some beyond those that sendQueue leaves to others
 
 	events []Event
-	closed []Handle // since the last PopClosed
+	closed []Handle  // since the last PopClosed
+	gone   []flowKey // since the last PopGone
 
 	udp udpTable
 	tcp tcpTable
@@ -380,8 +381,10 @@ func (h *Host) txFree() int {
 	return min(h.txLimit-h.txUsed, h.txRoom(), h.pool.Avail())
 }
 
-// Busy reports whether there is output that Flush and PopTX would give, or an event for TakeEvents.
-func (h *Host) Busy() bool { return len(h.tcp.dirty) > 0 || h.TxPending() > 0 || len(h.events) > 0 }
+// Busy reports whether there is output that Flush and PopTX would give, or something for TakeEvents or PopGone.
+func (h *Host) Busy() bool {
+	return len(h.tcp.dirty) > 0 || h.TxPending() > 0 || len(h.events) > 0 || len(h.gone) > 0
+}
 
 // Blocked reports whether a socket waits for frames to send with.
 func (h *Host) Blocked() bool { return len(h.noTxFrame)+len(h.noTxData) > 0 }

@@ -56,6 +56,8 @@ type tcb struct {
 	probing   bool // the retransmission timer is the persist timer
 	delay     bool // Nagle
 	reno      bool
+	quiet     bool  // in SYN-SENT: a sibling sends the SYN
+	tracked   bool  // tell PopGone
 	retries   uint8 // timeouts that nothing answered
 	probes    uint8 // zero-window or keep-alive probes in a row
 	sndScale  uint8
@@ -208,6 +210,9 @@ func (h *Host) tcpFree(i uint32, c *tcb) {
 	if c.state != tcpClosed {
 		c.state = tcpClosed
 		t.flows.del(c.key)
+		if c.tracked {
+			h.gone = append(h.gone, c.key)
+		}
 		if c.timer != 0 {
 			h.timers.release(c.timer)
 			c.timer = 0

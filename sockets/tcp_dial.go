@@ -7,21 +7,33 @@ import "xdpd/proto"
 // EADDRINUSE, ENETUNREACH, EINVAL, EAGAIN with MaxConns connections.
 func (h *Host) TCPDial(local proto.Addr, lport uint16, remote proto.Addr, rport uint16, now int64) (Handle, Errno) {
 	h.now = now
-	_, src, ok := h.route(remote)
+	return h.tcpDial(flowKey{Local: local, Remote: remote, LPort: lport, RPort: rport}, now, false)
+}
+
+// TCPExpect waits for the answer to a SYN that a sibling sends, which may come in on any queue: TCPDial with the same
+// addresses and, as now, with at makes the same SYN of the same sequence number there. The socket sends nothing before
+// the answer is here. Of the siblings' sockets one connects or is refused; the others are for TCPAbort. Errors as TCPDial.
+func (h *Host) TCPExpect(local proto.Addr, lport uint16, remote proto.Addr, rport uint16, at, now int64) (Handle, Errno) {
+	h.now = now
+	return h.tcpDial(flowKey{Local: local, Remote: remote, LPort: lport, RPort: rport}, at, true)
+}
+
+// tcpDial makes a connection in SYN-SENT whose SYN leaves at a time.
+func (h *Host) tcpDial(k flowKey, at int64, quiet bool) (Handle, Errno) {
+	_, src, ok := h.route(k.Remote)
 	switch {
-	case rport == 0:
+	case k.RPort == 0:
 		return 0, EINVAL
 	case !ok:
 		return 0, ENETUNREACH
-	case local != 0 && !h.isLocal(local):
+	case k.Local != 0 && !h.isLocal(k.Local):
 		return 0, EADDRNOTAVAIL
 	case h.tcp.conns >= h.cfg.MaxConns:
 		return 0, EAGAIN
-	case local != 0:
-		src = local
+	case k.Local == 0:
+		k.Local = src
 	}
-	k := flowKey{Local: src, Remote: remote, LPort: lport, RPort: rport}
-	if lport == 0 {
+	if k.LPort == 0 {
 		if k.LPort = h.dialPort(k); k.LPort == 0 {
 			return 0, EADDRNOTAVAIL
 		}
@@ -30,13 +42,14 @@ func (h *Host) TCPDial(local proto.Addr, lport uint16, remote proto.Addr, rport 
 	}
 	i, c := h.tcpAlloc(k)
 	c.state = tcpSynSent
-	c.sndUna = h.sec.isn(k, h.now)
+	c.quiet = quiet
+	c.sndUna = h.sec.isn(k, at)
 	c.sndNxt = c.sndUna + 1
 	c.ecnOK = !h.cfg.NoECN // asked for; the answer decides
 	c.rcvScale = tcpScale
 	h.tcpSetMSS(c, h.cfg.MTU-40)
 	h.sendSYN(c)
-	c.rtxAt = h.now + int64(c.rto)*1000
+	c.rtxAt = at + int64(c.rto)*1000
 	h.tcpArm(i, c)
 	return h.tcp.handle(i), 0
 }
@@ -59,6 +72,9 @@ func (h *Host) dialPort(k flowKey) uint16 {
 // sendSYN sends a SYN of an active open, or the SYN-ACK of a simultaneous one. The second try asks for no ECN: a
 // middlebox may have dropped the first for it (RFC 3168 6.1.1.1).
 func (h *Host) sendSYN(c *tcb) {
+	if c.quiet && c.state == tcpSynSent {
+		return
+	}
 	hdr := proto.TCP{
 		SrcPort: c.key.LPort, DstPort: c.key.RPort, Seq: c.sndUna, Flags: proto.SYN, Window: uint16(h.synWindow()),
 	}

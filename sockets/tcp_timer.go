@@ -143,8 +143,10 @@ func (h *Host) tcpTimeout(i uint32, c *tcb, x *active) bool {
 	c.retries++
 	switch {
 	case c.state == tcpSynSent || c.state == tcpSynRcvd:
-		h.count(TCPTimeouts)
-		h.count(TCPRetransmits)
+		if !c.quiet {
+			h.count(TCPTimeouts)
+			h.count(TCPRetransmits)
+		}
 		h.sendSYN(c)
 	case c.probing:
 		c.probes = min(c.probes+1, 200)

@@ -12,9 +12,15 @@ type timeWait struct {
 	due            uint32 // ms
 	link           link
 	wnd            uint16 // as last advertised, scaled
-	tsOK           bool
+	flags          uint8
 	ackAt          uint8 // low bits of the half second in which it last answered what may be an attack
 }
+
+// Flags of a record.
+const (
+	twTS      = 1 << iota
+	twTracked // tell PopGone
+)
 
 type twTable struct {
 	slab[timeWait]
@@ -33,7 +39,14 @@ func (h *Host) tcpTimeWait(i uint32, c *tcb) {
 		h.twFree(t.list.head - 1)
 	}
 	wnd := uint16(min((c.rcvAdv-c.rcvNxt)>>c.rcvScale, 0xffff))
-	rec := timeWait{key: c.key, sndNxt: c.sndNxt, rcvNxt: c.rcvNxt, tsRecent: c.tsRecent, wnd: wnd, tsOK: c.tsOK}
+	rec := timeWait{key: c.key, sndNxt: c.sndNxt, rcvNxt: c.rcvNxt, tsRecent: c.tsRecent, wnd: wnd}
+	if c.tsOK {
+		rec.flags |= twTS
+	}
+	if c.tracked {
+		rec.flags |= twTracked
+		c.tracked = false
+	}
 	h.tcpFree(i, c)
 	n, w := t.alloc()
 	*w = rec
@@ -52,7 +65,11 @@ func (h *Host) twPush(n uint32, w *timeWait) {
 
 func (h *Host) twFree(n uint32) {
 	t := &h.tcp.tw
-	h.tcp.flows.del(t.at(n).key)
+	w := t.at(n)
+	h.tcp.flows.del(w.key)
+	if w.flags&twTracked != 0 {
+		h.gone = append(h.gone, w.key)
+	}
 	t.list.remove(n, t.link)
 	t.release(n)
 }
@@ -73,10 +90,11 @@ func (h *Host) twTimer() {
 func (h *Host) twInput(n uint32, s *segment) (again bool) {
 	w := h.tcp.tw.at(n)
 	flags := s.tcp.Flags
-	old := w.tsOK && s.opt.HasTS && seqLT(s.opt.TSVal, w.tsRecent)
+	ts := w.flags&twTS != 0
+	old := ts && s.opt.HasTS && seqLT(s.opt.TSVal, w.tsRecent)
 	if flags&(proto.SYN|proto.ACK|proto.RST|proto.FIN) == proto.SYN && !old {
 		// RFC 6191: sequence numbers or timestamps that cannot be confused with the old ones.
-		newer := w.tsOK && s.opt.HasTS && seqLT(w.tsRecent, s.opt.TSVal)
+		newer := ts && s.opt.HasTS && seqLT(w.tsRecent, s.opt.TSVal)
 		if newer || seqLT(w.rcvNxt, s.seq) {
 			h.twFree(n)
 			return true
@@ -107,8 +125,8 @@ func (h *Host) twInput(n uint32, s *segment) (again bool) {
 
 func (h *Host) twACK(w *timeWait) {
 	hdr := proto.TCP{SrcPort: w.key.LPort, DstPort: w.key.RPort, Seq: w.sndNxt, Ack: w.rcvNxt, Flags: proto.ACK, Window: w.wnd}
-	opt := proto.TCPOptions{HasTS: w.tsOK, TSEcr: w.tsRecent}
-	if w.tsOK {
+	opt := proto.TCPOptions{HasTS: w.flags&twTS != 0, TSEcr: w.tsRecent}
+	if opt.HasTS {
 		opt.TSVal = h.tsNow(w.key)
 	}
 	h.sendBare(w.key, &hdr, &opt)
