@@ -29,6 +29,25 @@ type statsView struct {
 	UptimeSeconds float64                `json:"uptime_seconds"`
 	Verdicts      map[string]verdictView `json:"xdp_verdicts"`
 	Queues        []queueView            `json:"queues"`
+	Services      []serviceView          `json:"services"`
+}
+
+// serviceView is a service with what it counted; a proxy's TCP and UDP are two.
+type serviceView struct {
+	Name     string            `json:"name"`
+	Port     uint16            `json:"port"`
+	Protocol string            `json:"protocol"` // "tcp" or "udp"
+	Counters map[string]uint64 `json:"counters"`
+	Backends []backendView     `json:"backends,omitempty"`
+}
+
+type backendView struct {
+	Address      string            `json:"address"`
+	State        string            `json:"state"`
+	Reason       string            `json:"reason,omitempty"`
+	SinceSeconds float64           `json:"since_seconds"`
+	Open         int               `json:"open_flows"`
+	Counters     map[string]uint64 `json:"counters"`
 }
 
 type verdictView struct {
