@@ -60,9 +60,6 @@ func listenTCP(t *testing.T, address string, f func(*net.TCPConn)) *tcpServer {
 // echo answers until the peer has sent all, and then says so itself.
 func echo(c *net.TCPConn) { _, _ = io.Copy(c, c) }
 
-// hold waits for the peer's end.
-func hold(c *net.TCPConn) { _, _ = io.Copy(io.Discard, c) }
-
 // unused is an address that refuses.
 func unused(t *testing.T) netip.AddrPort {
 	t.Helper()
