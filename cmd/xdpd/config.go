@@ -9,7 +9,6 @@ import (
 	"os"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -41,14 +40,6 @@ type fileConfig struct {
 	Control   string         `toml:"control"`
 
 	Services []serviceSpec `toml:"-"` // the file has them as [[service]]
-}
-
-// serviceTable is one [[service]] of the file; what is left out is as the service itself has it.
-type serviceTable struct {
-	Name string `toml:"name"`
-	Port *int   `toml:"port"`
-	TCP  *bool  `toml:"tcp"`
-	UDP  *bool  `toml:"udp"`
 }
 
 // wholeFile is the file as it is written.
@@ -194,101 +185,4 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 // controlPath is where the engine listens for xdpd stats.
 func (f fileConfig) controlPath() string {
 	return cmp.Or(f.Control, defaultControlPath(f.Interface))
-}
-
-// serviceSpec says to offer a service on a port.
-type serviceSpec struct {
-	Name     string
-	Port     uint16
-	TCP, UDP bool
-}
-
-// knownServices are the services with their usual ports and all that they speak. hold has no number of its own.
-var knownServices = []serviceSpec{
-	{"echo", 7, true, true},    // RFC 862
-	{"discard", 9, true, true}, // RFC 863
-	{"hold", 10, true, false},
-	{"chargen", 19, true, true}, // RFC 864
-}
-
-func knownService(name string) (serviceSpec, error) {
-	var names []string
-	for _, s := range knownServices {
-		if s.Name == name {
-			return s, nil
-		}
-		names = append(names, fmt.Sprintf("%s (port %d, %s)", s.Name, s.Port, s.protocols()))
-	}
-	return serviceSpec{}, fmt.Errorf("there is no service %q; there are %s", name, strings.Join(names, ", "))
-}
-
-func (s serviceSpec) protocols() string {
-	switch {
-	case s.TCP && s.UDP:
-		return "TCP and UDP"
-	case s.UDP:
-		return "UDP"
-	}
-	return "TCP"
-}
-
-// parseServices reads the list that flags have: NAME or NAME=PORT, separated by commas.
-func parseServices(list string) ([]serviceSpec, error) {
-	var specs []serviceSpec
-	for item := range strings.SplitSeq(list, ",") {
-		name, port, given := strings.Cut(strings.TrimSpace(item), "=")
-		spec, err := knownService(name)
-		if err != nil {
-			return nil, fmt.Errorf("services %q: %w", list, err)
-		}
-		if given {
-			n, err := strconv.ParseUint(port, 10, 16)
-			if err != nil || n == 0 {
-				return nil, fmt.Errorf("services %q: %s has port %q: ports are 1 to 65535", list, name, port)
-			}
-			spec.Port = uint16(n)
-		}
-		if err := addService(&specs, spec); err != nil {
-			return nil, fmt.Errorf("services %q: %w", list, err)
-		}
-	}
-	return specs, nil
-}
-
-// spec fills in what the table leaves to the service.
-func (t *serviceTable) spec() (serviceSpec, error) {
-	spec, err := knownService(t.Name)
-	if err != nil {
-		return spec, err
-	}
-	if t.Port != nil {
-		if *t.Port < 1 || *t.Port > 65535 {
-			return spec, fmt.Errorf("%s has port %d: ports are 1 to 65535", t.Name, *t.Port)
-		}
-		spec.Port = uint16(*t.Port)
-	}
-	if t.UDP != nil && *t.UDP && !spec.UDP {
-		return spec, fmt.Errorf("%s does not speak UDP", t.Name)
-	}
-	if t.TCP != nil {
-		spec.TCP = *t.TCP
-	}
-	if t.UDP != nil {
-		spec.UDP = *t.UDP
-	}
-	if !spec.TCP && !spec.UDP {
-		return spec, fmt.Errorf("%s has both tcp and udp off: leave the table out", t.Name)
-	}
-	return spec, nil
-}
-
-// addService adds s unless its port is taken.
-func addService(list *[]serviceSpec, s serviceSpec) error {
-	for _, o := range *list {
-		if o.Port == s.Port && (o.TCP && s.TCP || o.UDP && s.UDP) {
-			return fmt.Errorf("%s and %s both want port %d: give one of them another port", o.Name, s.Name, s.Port)
-		}
-	}
-	*list = append(*list, s)
-	return nil
 }

@@ -33,7 +33,7 @@ func TestExampleConfig(t *testing.T) {
 		Interface: "eth1", Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")},
 		Gateway: netip.MustParseAddr("10.0.0.1"), Mode: "best", Attach: "best", MaxSpin: duration(50 * time.Microsecond),
 		Frames: 16384, RcvBuf: 1 << 20, SndBuf: 256 << 10,
-		Services: []serviceSpec{{"echo", 7, true, true}, {"discard", 9000, true, false}},
+		Services: []serviceSpec{{Name: "echo", Port: 7, TCP: true, UDP: true}, {Name: "discard", Port: 9000, TCP: true}},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("the example is read as\n%+v, want\n%+v", got, want)
@@ -46,7 +46,7 @@ func TestExampleConfigIsWhole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := regexp.MustCompile(`(?m)^# ([a-z_]+ = )`).ReplaceAllString(string(text), "$1")
+	all := regexp.MustCompile(`(?m)^# ([a-z_]+ = |\[\[)`).ReplaceAllString(string(text), "$1")
 	if all == string(text) {
 		t.Error("no key is behind a #")
 	}
@@ -57,6 +57,11 @@ func TestExampleConfigIsWhole(t *testing.T) {
 	for _, key := range keysOf(reflect.TypeFor[wholeFile]()) {
 		if !regexp.MustCompile(`(?m)^`+key+` = `).MatchString(all) && !strings.Contains(all, "[["+key+"]]") {
 			t.Errorf("the example does not have %s", key)
+		}
+	}
+	for _, key := range keysOf(reflect.TypeFor[serviceTable]()) {
+		if !regexp.MustCompile(`(?m)^` + key + ` = `).MatchString(all) {
+			t.Errorf("the example does not have a service's %s", key)
 		}
 	}
 	cfg, err := got.stackConfig()
@@ -173,7 +178,7 @@ udp = false
 [[service]]
 name = "hold"
 `))
-	want := []serviceSpec{{"echo", 7, false, true}, {"discard", 7, true, false}, {"hold", 10, true, false}}
+	want := []serviceSpec{{Name: "echo", Port: 7, UDP: true}, {Name: "discard", Port: 7, TCP: true}, {Name: "hold", Port: 10, TCP: true}}
 	if err != nil || !reflect.DeepEqual(got.Services, want) {
 		t.Errorf("services are %v, %v, want %v", got.Services, err, want)
 	}
@@ -189,7 +194,7 @@ func TestZeroSpinIsNotTheDefault(t *testing.T) {
 func TestParseServices(t *testing.T) {
 	got, err := parseServices("echo, discard=9000,chargen,hold=65535")
 	want := []serviceSpec{
-		{"echo", 7, true, true}, {"discard", 9000, true, true}, {"chargen", 19, true, true}, {"hold", 65535, true, false},
+		{Name: "echo", Port: 7, TCP: true, UDP: true}, {Name: "discard", Port: 9000, TCP: true, UDP: true}, {Name: "chargen", Port: 19, TCP: true, UDP: true}, {Name: "hold", Port: 65535, TCP: true},
 	}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("parsed as %v, %v, want %v", got, err, want)
@@ -216,11 +221,12 @@ func TestParseServices(t *testing.T) {
 // TestServicesExist holds the list of names against the services that there are.
 func TestServicesExist(t *testing.T) {
 	for _, s := range knownServices {
-		if (udpServices[s.Name] != nil) != s.UDP || (tcpServices[s.Name] != nil) != s.TCP {
+		onFace := faceServices[s.Name] != nil
+		if !onFace && ((udpServices[s.Name] != nil) != s.UDP || (tcpServices[s.Name] != nil) != s.TCP) {
 			t.Errorf("%s is announced for %s, and is something else", s.Name, s.protocols())
 		}
 	}
-	if n := len(tcpServices); n != len(knownServices) {
+	if n := len(tcpServices) + len(faceServices); n != len(knownServices) {
 		t.Errorf("there are %d services, %d have a name", n, len(knownServices))
 	}
 }

@@ -27,13 +27,20 @@ const controlDir = "/run/xdpd"
 func defaultControlPath(iface string) string { return filepath.Join(controlDir, iface+".sock") }
 
 // serveControl answers on a unix socket at path until ctx ends or close is called: HTTP with JSON, so that curl
-// --unix-socket can ask as well. GET /stats is a statsView. The socket is its owner's alone (mode 0600; a folder that is
+// --unix-socket can ask as well. GET /stats is a statsView; POST /drain with backend=HOST:PORT, and undo=1, is xdpd drain. The socket is its owner's alone (mode 0600; a folder that is
 // made for it 0700). The socket of a process that died is replaced; that of a live one is an error.
-func serveControl(ctx context.Context, path string, st *xdpd.Stack) (close func(), err error) {
-	return serveStats(ctx, path, st.Stats)
+func serveControl(ctx context.Context, path string, st *xdpd.Stack, svc *services) (close func(), err error) {
+	return serveAnswers(ctx, path, answers{st.Stats, svc.views, svc.drainBackend})
 }
 
-func serveStats(ctx context.Context, path string, stats func() (xdpd.Stats, error)) (func(), error) {
+// answers is what the control socket tells and does.
+type answers struct {
+	stats    func() (xdpd.Stats, error)
+	services func() []serviceView
+	drain    func(backend string, on bool) error
+}
+
+func serveAnswers(ctx context.Context, path string, a answers) (func(), error) {
 	l, err := listenControl(path)
 	if err != nil {
 		return nil, fmt.Errorf("control socket %s: %w", path, err)
@@ -41,17 +48,23 @@ func serveStats(ctx context.Context, path string, stats func() (xdpd.Stats, erro
 	started := time.Now()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, _ *http.Request) {
-		s, err := stats()
+		s, err := a.stats()
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		view := newStatsView(&s)
+		view.Services = a.services()
 		view.PID, view.Commit, view.UptimeSeconds = os.Getpid(), buildCommit(), time.Since(started).Seconds()
 		w.Header().Set("Content-Type", "application/json")
 		enc := json.NewEncoder(w)
 		enc.SetIndent("", "  ")
 		_ = enc.Encode(view) // the asker went away
+	})
+	mux.HandleFunc("POST /drain", func(w http.ResponseWriter, r *http.Request) {
+		if err := a.drain(r.FormValue("backend"), r.FormValue("undo") == ""); err != nil {
+			http.Error(w, err.Error(), http.StatusNotFound)
+		}
 	})
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second}
 	var serving sync.WaitGroup
@@ -135,31 +148,39 @@ func explainUnwritable(err error) error {
 
 // askControl asks the engine behind the socket for its counters. raw is the answer as it came.
 func askControl(ctx context.Context, path string) (view statsView, raw []byte, err error) {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", path)
-	}
-	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: 30 * time.Second}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://xdpd/stats", nil)
+	raw, err = callControl(ctx, path, http.MethodGet, "/stats")
 	if err != nil {
 		return view, nil, err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return view, nil, explainAsk(path, err)
-	}
-	defer resp.Body.Close()
-	raw, err = io.ReadAll(resp.Body)
-	switch {
-	case err != nil:
-		return view, nil, fmt.Errorf("control socket %s: %w", path, err)
-	case resp.StatusCode != http.StatusOK:
-		return view, nil, fmt.Errorf("control socket %s: %s: %s", path, resp.Status, strings.TrimSpace(string(raw)))
 	}
 	if err := json.Unmarshal(raw, &view); err != nil {
 		return view, nil, fmt.Errorf("control socket %s: the answer is not xdpd's: %w", path, err)
 	}
 	return view, raw, nil
+}
+
+func callControl(ctx context.Context, path, method, url string) ([]byte, error) {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", path)
+	}
+	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: 30 * time.Second}
+	req, err := http.NewRequestWithContext(ctx, method, "http://xdpd"+url, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, explainAsk(path, err)
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("control socket %s: %w", path, err)
+	case resp.StatusCode != http.StatusOK:
+		return nil, fmt.Errorf("control socket %s: %s: %s", path, resp.Status, strings.TrimSpace(string(raw)))
+	}
+	return raw, nil
 }
 
 const (
@@ -178,6 +199,17 @@ func explainAsk(path string, err error) error {
 		return fmt.Errorf("control socket %s: %w", path, err)
 	}
 	return fmt.Errorf("control socket %s: %s: %w", path, cure, errors.Unwrap(err))
+}
+
+// controlOf is the socket to ask: the one named, that of an interface, or that of the only engine.
+func controlOf(path, iface string) (string, error) {
+	switch {
+	case path != "":
+		return path, nil
+	case iface != "":
+		return defaultControlPath(iface), nil
+	}
+	return findControl(controlDir)
 }
 
 // findControl finds the socket in dir when only one engine runs.

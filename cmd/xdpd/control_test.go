@@ -23,6 +23,12 @@ import (
 
 func noStats() (xdpd.Stats, error) { return xdpd.Stats{}, nil }
 
+// serveStats is a control socket of an engine without services.
+func serveStats(ctx context.Context, path string, stats func() (xdpd.Stats, error)) (func(), error) {
+	none := func() []serviceView { return nil }
+	return serveAnswers(ctx, path, answers{stats, none, (&services{}).drainBackend})
+}
+
 // serveFabricated runs a control socket in front of the fabricated engine until the test ends.
 func serveFabricated(t *testing.T, path string) {
 	t.Helper()
@@ -319,7 +325,7 @@ func TestStatsOfEngine(t *testing.T) {
 	}
 	defer st.Close()
 	path := filepath.Join(t.TempDir(), "c.sock")
-	end, err := serveControl(t.Context(), path, st)
+	end, err := serveControl(t.Context(), path, st, &services{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,8 @@ var cli struct {
 	Demo   demoCmd   `cmd:"" help:"Make two namespaces, run the engine in one, drive it from the other."`
 	Doctor doctorCmd `cmd:"" help:"Say what this kernel, driver, privilege and memory limit allow."`
 	Stats  statsCmd  `cmd:"" help:"Show the drop ledger of a running engine."`
+	Ss     ssCmd     `cmd:"" name:"ss" help:"List the sockets of a running engine, as ss(8) does."`
+	Drain  drainCmd  `cmd:"" help:"Give a backend of a running proxy no new flows."`
 }
 
 // exitError is an error with an exit status of its own.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"xdpd"
@@ -19,7 +20,7 @@ type runCmd struct {
 	Address   []netip.Prefix `short:"a" placeholder:"ADDR/LEN" help:"IPv4 address and prefix length of the engine; repeat for more."`
 	Gateway   netip.Addr     `short:"g" placeholder:"ADDR" help:"Router for everything outside the prefixes."`
 	Share     bool           `help:"Leave the interface's addresses to the kernel and take only the services' ports."`
-	Services  string         `short:"s" placeholder:"NAME[=PORT],..." help:"Services: echo, discard, chargen (TCP and UDP), hold (TCP)."`
+	Services  []string       `short:"s" sep:"none" placeholder:"NAME[=PORT],..." help:"Services; repeat for more. See below."`
 	Netns     string         `short:"n" placeholder:"NAME" help:"Network namespace of the interface: a name in /run/netns, or a path."`
 	Queues    []int          `short:"q" placeholder:"N" help:"Receive queues to serve (default all)."`
 	Vlan      []uint16       `placeholder:"ID" help:"VLAN tags of all frames, outermost first."`
@@ -37,8 +38,17 @@ func (*runCmd) Help() string {
 	return `The interface's kernel must not have the engine's addresses, unless --share is given. Frames for other addresses
 pass to the kernel as before. SIGTERM and Ctrl-C drain what was written, detach the program and exit with status 0.
 
-Example:
-  xdpd run -i eth1 -a 10.0.0.2/24 -g 10.0.0.1 -s echo,discard=9000`
+Services:
+  echo, discard, chargen     RFC 862, 863, 864 over TCP and UDP; =PORT for another than the usual one
+  hold[=PORT]                TCP: accepts and never reads
+  source=PORT[:SIZE]         TCP: sends SIZE bytes (K, M, G, T), or for ever: the 64-bit numbers 0, 1, 2 and on
+  http=PORT:DIR[:upload]     HTTP/1.1: serves the files in DIR; with upload, PUT and POST to /upload are answered with size
+                             and SHA-256 of what came, and nothing is kept
+  proxy=PORT:PROTO:HOST:PORT[,HOST:PORT...]   hands connections and datagrams on; PROTO is tcp, udp or tcp+udp
+
+Examples:
+  xdpd run -i eth1 -a 10.0.0.2/24 -g 10.0.0.1 -s echo,discard=9000
+  xdpd run -i eth1 -a 10.0.0.2/24 -s http=80:/srv/www -s proxy=53:udp:10.0.0.8:53,10.0.0.9:53`
 }
 
 // merge lays the flags over the config file.
@@ -85,8 +95,8 @@ func (c *runCmd) merge() (fileConfig, error) {
 	}
 	f.Share = f.Share || c.Share
 	f.Ledger = f.Ledger || c.Ledger
-	if c.Services != "" {
-		specs, err := parseServices(c.Services)
+	if len(c.Services) > 0 {
+		specs, err := parseServices(strings.Join(c.Services, ","))
 		if err != nil {
 			return f, err
 		}
@@ -130,7 +140,7 @@ func runEngine(ctx context.Context, cfg xdpd.Config, file fileConfig, every time
 	if err != nil {
 		return err
 	}
-	closeControl, err := serveControl(ctx, file.controlPath(), st)
+	closeControl, err := serveControl(ctx, file.controlPath(), st, svc)
 	if err != nil {
 		return err
 	}

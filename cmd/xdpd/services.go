@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"xdpd"
@@ -10,9 +12,24 @@ import (
 	"xdpd/sockets"
 )
 
-// services are the small internet services, run to completion on the reactors.
+// services are what xdpd run offers: small ones that run to completion on the reactors, and larger ones with goroutines
+// on the net face.
 type services struct {
 	reactors []*serviceReactor
+	counts   []*countedService
+	faces    []faceService
+}
+
+// countedService is a service on the reactors.
+type countedService struct {
+	serviceSpec
+	n serviceCount
+}
+
+// faceService is a service on the net face.
+type faceService interface {
+	views() []serviceView
+	Close(ctx context.Context) error // stops accepting, ends what is open, by force when ctx ends
 }
 
 // serviceReactor is what one reactor serves. Its fields are used with the reactor's lock held.
@@ -31,24 +48,41 @@ type handler interface {
 
 const maxConns = 65536 // connections of all services on one reactor
 
-// startServices opens the services' sockets on every reactor.
-func startServices(st *xdpd.Stack, specs []serviceSpec) (*services, error) {
+// startServices opens the services' sockets.
+func startServices(st *xdpd.Stack, specs []serviceSpec) (_ *services, err error) {
 	svc := &services{}
+	defer func() {
+		if err != nil {
+			at, cancel := context.WithCancel(context.Background())
+			cancel() // nobody is being served yet
+			_ = svc.Close(at)
+		}
+	}()
+	for _, s := range specs {
+		if start := faceServices[s.Name]; start != nil {
+			face, err := start(st, &s)
+			if err != nil {
+				return nil, err
+			}
+			svc.faces = append(svc.faces, face)
+		} else {
+			svc.counts = append(svc.counts, &countedService{serviceSpec: s})
+		}
+	}
 	for _, r := range st.Reactors() {
 		sr := &serviceReactor{r: r, poller: reactor.NewPoller(r), socks: make(map[sockets.Handle]handler)}
 		svc.reactors = append(svc.reactors, sr)
 		h, _, ok := r.Enter()
-		var err error
 		if ok {
 			sr.poller.Serve(sr.handle)
-			err = sr.open(h, specs)
+			err = sr.open(h, svc.counts)
 		}
 		r.Leave()
 		if err != nil {
 			return nil, err
 		}
 	}
-	for _, s := range specs {
+	for _, s := range svc.counts {
 		if err := st.OpenPorts(s.Port, s.TCP, s.UDP); err != nil {
 			return nil, err
 		}
@@ -56,23 +90,23 @@ func startServices(st *xdpd.Stack, specs []serviceSpec) (*services, error) {
 	return svc, nil
 }
 
-func (sr *serviceReactor) open(h *sockets.Host, specs []serviceSpec) error {
-	for _, spec := range specs {
-		if spec.UDP {
-			s, errno := h.UDPBind(0, spec.Port)
+func (sr *serviceReactor) open(h *sockets.Host, list []*countedService) error {
+	for _, c := range list {
+		if c.UDP {
+			s, errno := h.UDPBind(0, c.Port)
 			if errno != 0 {
-				return fmt.Errorf("service %s: UDP port %d: %w", spec.Name, spec.Port, errno)
+				return fmt.Errorf("service %s: UDP port %d: %w", c.Name, c.Port, errno)
 			}
-			if err := sr.add(s, udpServices[spec.Name]()); err != nil {
+			if err := sr.add(s, udpServices[c.Name]()); err != nil {
 				return err
 			}
 		}
-		if spec.TCP {
-			s, errno := h.TCPListen(0, spec.Port)
+		if c.TCP {
+			s, errno := h.TCPListen(0, c.Port)
 			if errno != 0 {
-				return fmt.Errorf("service %s: TCP port %d: %w", spec.Name, spec.Port, errno)
+				return fmt.Errorf("service %s: TCP port %d: %w", c.Name, c.Port, errno)
 			}
-			if err := sr.add(s, listener{tcpServices[spec.Name]}); err != nil {
+			if err := sr.add(s, listener{c}); err != nil {
 				return err
 			}
 		}
@@ -110,6 +144,17 @@ func (svc *services) Close(ctx context.Context) error {
 	for _, sr := range svc.reactors {
 		sr.shutdown()
 	}
+	errs := make([]error, len(svc.faces))
+	var closing sync.WaitGroup
+	for i, f := range svc.faces {
+		closing.Go(func() { errs[i] = f.Close(ctx) })
+	}
+	closing.Wait()
+	return errors.Join(append(errs, svc.drain(ctx))...)
+}
+
+// drain waits for the connections on the reactors.
+func (svc *services) drain(ctx context.Context) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for svc.open() > 0 {
@@ -176,7 +221,7 @@ func (sr *serviceReactor) abort() int {
 
 // listener accepts connections and gives each a handler.
 type listener struct {
-	make func() connHandler
+	c *countedService
 }
 
 // connHandler is the handler of a TCP connection.
@@ -192,10 +237,12 @@ func (l listener) ready(sr *serviceReactor, h *sockets.Host, now int64, s socket
 			return
 		}
 		if sr.conns >= maxConns {
+			l.c.n.refused.Add(1)
 			h.TCPAbort(c, now)
 			continue
 		}
-		hd := l.make()
+		l.c.n.connections.Add(1)
+		hd := tcpServices[l.c.Name](l.c)
 		sr.conns++
 		sr.socks[c] = hd
 		if err := sr.poller.Add(c, hd.mask(), 0); err != nil {

@@ -13,11 +13,12 @@ var udpServices = map[string]func() handler{
 	"chargen": func() handler { return udpChargen{} },
 }
 
-var tcpServices = map[string]func() connHandler{
-	"echo":    func() connHandler { return &tcpEcho{} },
-	"discard": func() connHandler { return tcpDiscard{} },
-	"chargen": func() connHandler { return &tcpChargen{} },
-	"hold":    func() connHandler { return tcpHold{} },
+var tcpServices = map[string]func(*countedService) connHandler{
+	"echo":    func(*countedService) connHandler { return &tcpEcho{} },
+	"discard": func(*countedService) connHandler { return tcpDiscard{} },
+	"chargen": func(*countedService) connHandler { return &tcpChargen{} },
+	"hold":    func(*countedService) connHandler { return tcpHold{} },
+	"source":  func(c *countedService) connHandler { return &tcpSource{n: &c.n, size: c.Size} },
 }
 
 // udpEcho is RFC 862 over UDP. A datagram that cannot be sent back for want of frames waits, and stops reception.

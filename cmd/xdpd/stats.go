@@ -36,15 +36,9 @@ func (c *statsCmd) Run() error {
 	if c.Watch < 0 {
 		return &exitError{usageStatus, fmt.Errorf("--watch %v: the time between two looks cannot be negative", c.Watch)}
 	}
-	path := c.Control
-	switch {
-	case path == "" && c.Interface != "":
-		path = defaultControlPath(c.Interface)
-	case path == "":
-		var err error
-		if path, err = findControl(controlDir); err != nil {
-			return err
-		}
+	path, err := controlOf(c.Control, c.Interface)
+	if err != nil {
+		return err
 	}
 	ctx, cancel := signalContext()
 	defer cancel()

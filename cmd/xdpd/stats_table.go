@@ -244,6 +244,7 @@ func writeTable(w io.Writer, v *statsView, o tableOptions) error {
 		v.PID, time.Duration(v.UptimeSeconds*float64(time.Second)).Round(time.Second), v.Commit)
 	writeLedger(&b, v, o)
 	writeFrames(&b, v)
+	writeServices(&b, v, o.all)
 	writeSockets(&b, v, o.all)
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -132,6 +132,21 @@ func TestStatsTableWithRates(t *testing.T) {
 	golden(t, "stats-rates.txt", table(t, &v, tableOptions{before: &before}))
 }
 
+func TestStatsServices(t *testing.T) {
+	v := throughJSON(t, xdpd.Stats{Interface: "eth1"})
+	v.Services = []serviceView{
+		{Name: "http", Port: 80, Protocol: "tcp", Counters: map[string]uint64{"requests": 1234, "bytes_sent": 5678901, "refused": 0}},
+		{Name: "proxy", Port: 53, Protocol: "udp", Counters: map[string]uint64{"flows": 7, "no_backend": 2}, Backends: []backendView{
+			{Address: "10.0.0.8:53", State: "up", SinceSeconds: 90, Open: 3, Counters: map[string]uint64{"bytes_sent": 4096}},
+			{Address: "10.0.0.9:53", State: "down", Reason: "connection refused", SinceSeconds: 1.6, Counters: map[string]uint64{"downs": 1}},
+		}},
+	}
+	golden(t, "services.txt", table(t, &v, tableOptions{}))
+	if all := table(t, &v, tableOptions{all: true}); !strings.Contains(all, "refused 0") {
+		t.Errorf("--all hides what is zero:\n%s", all)
+	}
+}
+
 // numberAll sets the counters of a struct or an array to n, n+1 and on, and returns what is next.
 func numberAll(counters any, n uint64) uint64 {
 	v := reflect.ValueOf(counters).Elem()

@@ -29,6 +29,25 @@ type statsView struct {
 	UptimeSeconds float64                `json:"uptime_seconds"`
 	Verdicts      map[string]verdictView `json:"xdp_verdicts"`
 	Queues        []queueView            `json:"queues"`
+	Services      []serviceView          `json:"services"`
+}
+
+// serviceView is a service with what it counted; a proxy's TCP and UDP are two.
+type serviceView struct {
+	Name     string            `json:"name"`
+	Port     uint16            `json:"port"`
+	Protocol string            `json:"protocol"` // "tcp" or "udp"
+	Counters map[string]uint64 `json:"counters"`
+	Backends []backendView     `json:"backends,omitempty"`
+}
+
+type backendView struct {
+	Address      string            `json:"address"`
+	State        string            `json:"state"`
+	Reason       string            `json:"reason,omitempty"`
+	SinceSeconds float64           `json:"since_seconds"`
+	Open         int               `json:"open_flows"`
+	Counters     map[string]uint64 `json:"counters"`
 }
 
 type verdictView struct {
@@ -67,13 +86,55 @@ type udpView struct {
 }
 
 type tcpView struct {
-	State     string `json:"state"`
-	Local     string `json:"local"`
-	Remote    string `json:"remote,omitempty"`
-	SendQueue int    `json:"send_queue_bytes"`
-	RecvQueue int    `json:"recv_queue_bytes"`
-	Cwnd      int    `json:"cwnd_bytes"`
-	RTTMicros int64  `json:"rtt_us"`
+	State         string `json:"state"`
+	Local         string `json:"local"`
+	Remote        string `json:"remote,omitempty"`
+	SendQueue     int    `json:"send_queue_bytes"`
+	RecvQueue     int    `json:"recv_queue_bytes"`
+	Cwnd          int    `json:"cwnd_bytes"`
+	Ssthresh      int    `json:"ssthresh_bytes"`
+	InFlight      int    `json:"in_flight_bytes"`
+	SndWnd        int    `json:"send_window_bytes"`
+	RcvWnd        int    `json:"receive_window_bytes"`
+	RcvBuf        int    `json:"receive_buffer_bytes"`
+	MSS           int    `json:"mss_bytes"`
+	RcvMSS        int    `json:"receive_mss_bytes"`
+	PMTU          int    `json:"pmtu_bytes"`
+	SndScale      int    `json:"send_scale"`
+	RcvScale      int    `json:"receive_scale"`
+	RTTMicros     int64  `json:"rtt_us"`
+	RTTVarMicros  int64  `json:"rtt_var_us"`
+	MinRTTMicros  int64  `json:"min_rtt_us"`
+	RTOMicros     int64  `json:"rto_us"`
+	Retransmits   uint32 `json:"retransmits"`
+	Reordering    int    `json:"reordering"`
+	OutOfOrder    int    `json:"out_of_order_bytes"`
+	SndFrames     int    `json:"send_frames"`
+	RcvFrames     int    `json:"receive_frames"`
+	BytesAcked    uint64 `json:"bytes_acked"`
+	BytesReceived uint64 `json:"bytes_received"`
+	SACK          bool   `json:"sack"`
+	TS            bool   `json:"timestamps"`
+	ECN           bool   `json:"ecn"`
+	Congestion    string `json:"congestion_control"`
+	Phase         string `json:"phase"`
+	Timer         string `json:"timer"`
+	TimerInMicros int64  `json:"timer_in_us"`
+	Backoff       int    `json:"backoff"`
+}
+
+func newTCPView(t *sockets.TCPInfo) tcpView {
+	const us = int64(time.Microsecond)
+	return tcpView{
+		State: t.State, Local: addrText(t.Local), Remote: addrText(t.Remote), SendQueue: t.SendQueue, RecvQueue: t.RecvQueue,
+		Cwnd: t.Cwnd, Ssthresh: t.Ssthresh, InFlight: t.InFlight, SndWnd: t.SndWnd, RcvWnd: t.RcvWnd, RcvBuf: t.RcvBuf,
+		MSS: t.MSS, RcvMSS: t.RcvMSS, PMTU: t.PMTU, SndScale: t.SndScale, RcvScale: t.RcvScale,
+		RTTMicros: t.RTT / us, RTTVarMicros: t.RTTVar / us, MinRTTMicros: t.MinRTT / us, RTOMicros: t.RTO / us,
+		Retransmits: t.Retransmits, Reordering: t.Reordering, OutOfOrder: t.OutOfOrder,
+		SndFrames: t.SndFrames, RcvFrames: t.RcvFrames, BytesAcked: t.BytesAcked, BytesReceived: t.BytesReceived,
+		SACK: t.SACK, TS: t.TS, ECN: t.ECN, Congestion: t.Congestion, Phase: t.Phase,
+		Timer: t.Timer, TimerInMicros: t.TimerIn / us, Backoff: t.Backoff,
+	}
 }
 
 func newStatsView(s *xdpd.Stats) statsView {
@@ -109,9 +170,7 @@ func newQueueView(q *xdpd.QueueStats) queueView {
 		v.UDP = append(v.UDP, udpView{addrText(u.Local), addrText(u.Remote), u.Datagrams, u.Bytes, u.Drops})
 	}
 	for _, t := range q.TCP {
-		v.TCP = append(v.TCP, tcpView{
-			t.State, addrText(t.Local), addrText(t.Remote), t.SendQueue, t.RecvQueue, t.Cwnd, t.RTT / int64(time.Microsecond),
-		})
+		v.TCP = append(v.TCP, newTCPView(&t))
 	}
 	return v
 }
