@@ -1,16 +1,18 @@
 // Command idle opens a million connections in one process and says what each costs: in bytes, and in the collector's
 // pauses. ../README.md says what the rows mean.
 //
-//	go run ./bench/idle [-n N] [-run LIST] [-json FILE]
+//	go run ./bench/idle [-n N] [-run LIST] [-veth] [-json FILE]
 //
 // Each scenario is a process of its own: the bench itself, run again with -child. The engine is a real reactor with a
-// real Host and real rings; only the device is a simulated NIC, whose far end a peer in the same process holds.
+// real Host and real rings. The device is a simulated NIC in virtual time, whose far end a peer in the same process
+// holds; with -veth it is a veth pair between two network namespaces, in real time, which needs root.
 package main
 
 import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -24,7 +26,7 @@ import (
 )
 
 func main() {
-	profileEverything()
+	profile()
 	if err := run(); err != nil {
 		fmt.Fprintf(os.Stderr, "idle: %v\n", err)
 		os.Exit(1)
@@ -34,17 +36,18 @@ func main() {
 func run() error {
 	n := flag.Int("n", 1_000_000, "connections")
 	list := flag.String("run", strings.Join(scenarioNames(), ","), "scenarios, with commas between")
+	veth := flag.Bool("veth", false, "over a veth pair, in real time")
 	child := flag.String("child", "", "run this scenario in this process and write its report to stdout")
 	jsonFile := flag.String("json", "", "write the reports to this file")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if *child != "" {
-		return runChild(*child, *n)
+		return runChild(*child, *n, *veth)
 	}
 	reports := map[string]*report{}
 	for _, name := range strings.Split(*list, ",") {
-		rep, trace, err := runScenario(ctx, name, *n)
+		rep, trace, err := runScenario(ctx, name, *n, *veth)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
@@ -68,25 +71,29 @@ func scenarioNames() (names []string) {
 	return names
 }
 
-func runChild(name string, n int) error {
+func runChild(name string, n int, veth bool) (err error) {
 	i := slices.IndexFunc(scenarios, func(s scenario) bool { return s.name == name })
 	if i < 0 {
 		return fmt.Errorf("no scenario %s; there are %s", name, strings.Join(scenarioNames(), ", "))
 	}
-	var rep report
-	if err := scenarios[i].run(n, &rep); err != nil {
+	t, err := scenarios[i].newTrial(n, veth)
+	if err != nil {
 		return err
 	}
-	return json.NewEncoder(os.Stdout).Encode(&rep)
+	defer func() { err = errors.Join(err, t.close()) }()
+	if err := scenarios[i].run(t); err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(&t.report)
 }
 
 // runScenario runs a scenario in a process of its own, with the collector's trace on.
-func runScenario(ctx context.Context, name string, n int) (rep *report, trace string, err error) {
+func runScenario(ctx context.Context, name string, n int, veth bool) (rep *report, trace string, err error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, "", err
 	}
-	cmd := exec.CommandContext(ctx, exe, "-child", name, "-n", fmt.Sprint(n))
+	cmd := exec.CommandContext(ctx, exe, "-child", name, "-n", fmt.Sprint(n), fmt.Sprintf("-veth=%v", veth))
 	cmd.Env = append(os.Environ(), "GODEBUG=gctrace=1")
 	var out, log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &log
@@ -102,12 +109,12 @@ func (rep *report) print(name, trace string) {
 	fmt.Printf("\n## %s\n\n", name)
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	if len(rep.Rows) > 0 {
-		fmt.Fprintln(t, "bytes each\tcount\theap\tscanned\tRSS\tRSS freed\tpeak RSS\t")
+		fmt.Fprintln(t, "bytes each\tcount\theap\tscanned\tRSS\tRSS freed\tpeak RSS\tlongest turn ms\t")
 	}
 	for _, r := range rep.Rows {
 		per := func(bytes int64) string { return perConn(bytes, r.Count) }
-		fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t\n",
-			r.What, r.Count, per(r.Mem.Heap), per(r.Mem.Scan), per(r.Mem.RSS), per(r.Mem.RSSFreed), per(r.Peak))
+		fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%.1f\t\n", r.What, r.Count,
+			per(r.Mem.Heap), per(r.Mem.Scan), per(r.Mem.RSS), per(r.Mem.RSSFreed), per(r.Peak), r.Turn.Seconds()*1e3)
 	}
 	t.Flush()
 	for _, r := range rep.Rows {
@@ -142,9 +149,12 @@ func printSites(r row) {
 		}
 	}
 	sort.Slice(names, func(i, j int) bool { return r.Mem.Sites[names[i]] > r.Mem.Sites[names[j]] })
+	rest := r.Mem.Heap
 	for _, f := range names {
 		fmt.Printf("%8s  %s\n", perConn(r.Mem.Sites[f], r.Count), f)
+		rest -= r.Mem.Sites[f]
 	}
+	fmt.Printf("%8s  others\n", perConn(rest, r.Count))
 }
 
 // traceOf gives the lines of the collector's trace within a phase.

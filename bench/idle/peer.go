@@ -19,18 +19,18 @@ const (
 	fullSegment = peerMSS - 12
 )
 
-var (
-	ourMAC  = proto.MAC{2, 0, 0, 0, 0, 1}
-	peerMAC = proto.MAC{2, 0, 0, 0, 0, 2}
-)
+var peerMAC = proto.MAC{2, 0, 0, 0, 0, 2}
 
 // peer is the far end of all connections. It writes frames by hand and remembers of a connection what it must to answer;
 // it allocates nothing once it was made. What it sends goes through feed, a bounded number of frames a step.
 type peer struct {
+	ourMAC  proto.MAC
 	flows   []flow
 	answers []answer // to what came in
 	now     func() int64
 	frame   [2048]byte
+	met     bool // an ARP reply came
+	asked   bool // an ARP request came, for the gateway
 
 	silent bool // does not answer a SYN-ACK: connections stay half-open
 
@@ -49,8 +49,8 @@ type answer struct {
 	flags uint8
 }
 
-func newPeer(conns int, now func() int64) *peer {
-	p := &peer{flows: make([]flow, conns), answers: make([]answer, 0, 1<<13), now: now}
+func newPeer(conns int, ourMAC proto.MAC, now func() int64) *peer {
+	p := &peer{ourMAC: ourMAC, flows: make([]flow, conns), answers: make([]answer, 0, 1<<13), now: now}
 	for i := range p.flows {
 		p.flows[i].snd = uint32(i)*2654435761 + 1 // touched: no page comes into being while we measure
 	}
@@ -73,7 +73,7 @@ func (p *peer) segment(conn int, flags uint8, n int) []byte {
 	}
 	h.DataOff = uint8(proto.TCPHeaderLen + opt.Len())
 	length := int(h.DataOff) + n
-	at := proto.PutEthernet(p.frame[:], ourMAC, peerMAC, proto.EtherIPv4)
+	at := proto.PutEthernet(p.frame[:], p.ourMAC, peerMAC, proto.EtherIPv4)
 	at += proto.PutIPv4(p.frame[at:], &proto.IPv4{
 		Src: src, Dst: ourAddr, DF: true, TTL: 64, Proto: proto.ProtoTCP, TotalLen: uint16(proto.IPv4HeaderLen + length),
 	})
@@ -98,8 +98,12 @@ func pattern(seq uint32) byte { return byte(seq ^ seq>>8) }
 // take is what the engine sent.
 func (p *peer) take(frame []byte) {
 	eth, fault := proto.ParseEthernet(frame)
-	if fault != proto.OK || eth.Type != proto.EtherIPv4 {
-		return // ARP: the gateway has announced itself
+	if fault == proto.OK && eth.Type == proto.EtherARP {
+		p.arpIn(frame[eth.Len:])
+		return
+	}
+	if fault != proto.OK || eth.Dst != peerMAC || eth.Type != proto.EtherIPv4 {
+		return // on a veth pair the kernel says a word now and then
 	}
 	b := frame[eth.Len:]
 	ip, fault := proto.ParseIPv4(b)
@@ -126,6 +130,25 @@ func (p *peer) take(frame []byte) {
 	p.segmentIn(conn, &tcp, b[tcp.DataOff:])
 }
 
+func (p *peer) arpIn(b []byte) {
+	a, fault := proto.ParseARP(b)
+	switch {
+	case fault != proto.OK:
+		p.failf("a bad ARP packet: %v", fault)
+	case a.Op == proto.ARPReply:
+		p.met = true
+	case a.TPA == gateway:
+		p.asked = true
+	}
+}
+
+// arp is the gateway's request for our address, or its reply to ours; the frame is valid until the next one.
+func (p *peer) arp(op uint16) []byte {
+	n := proto.PutEthernet(p.frame[:], p.ourMAC, peerMAC, proto.EtherARP)
+	n += proto.PutARP(p.frame[n:], &proto.ARP{Op: op, SHA: peerMAC, SPA: gateway, THA: p.ourMAC, TPA: ourAddr})
+	return p.frame[:n]
+}
+
 func (p *peer) segmentIn(conn int, tcp *proto.TCP, data []byte) {
 	f := &p.flows[conn]
 	switch {
@@ -133,7 +156,9 @@ func (p *peer) segmentIn(conn int, tcp *proto.TCP, data []byte) {
 		p.resets++
 		return
 	case tcp.Flags&proto.SYN != 0:
-		p.synAcks++
+		if f.rcv != tcp.Seq+1 { // else it is sent again
+			p.synAcks++
+		}
 		f.rcv = tcp.Seq + 1
 		if !p.silent {
 			p.answer(conn, proto.ACK)
@@ -182,11 +207,17 @@ func (p *peer) failf(format string, args ...any) {
 }
 
 // feed sends at most limit frames: what is to be answered first, then what next gives, until it gives nil.
-func (p *peer) feed(limit int, send func([]byte) bool, next func() []byte) error {
+func (p *peer) feed(limit int, send func([]byte) error, next func() []byte) error {
+	if p.asked {
+		p.asked = false
+		if err := send(p.arp(proto.ARPReply)); err != nil {
+			return err
+		}
+	}
 	n := min(limit, len(p.answers))
 	for _, a := range p.answers[:n] {
-		if !send(p.segment(int(a.conn), a.flags, 0)) {
-			return fmt.Errorf("the link took no frame")
+		if err := send(p.segment(int(a.conn), a.flags, 0)); err != nil {
+			return err
 		}
 	}
 	p.answers = p.answers[:copy(p.answers, p.answers[n:])]
@@ -195,8 +226,8 @@ func (p *peer) feed(limit int, send func([]byte) bool, next func() []byte) error
 		if frame == nil {
 			break
 		}
-		if !send(frame) {
-			return fmt.Errorf("the link took no frame")
+		if err := send(frame); err != nil {
+			return err
 		}
 	}
 	return p.fault

@@ -18,12 +18,13 @@ type report struct {
 	Notes  []string
 }
 
-// row is the memory that count connections in some state take.
+// row is the memory that Count connections in some state take.
 type row struct {
 	What  string
 	Count int
 	Mem   sample
-	Peak  int64 // largest resident set on the way there, above the start; 0: not measured
+	Peak  int64         // largest resident set on the way there, above the start
+	Turn  time.Duration // longest turn on the way there
 }
 
 // phase is a time with traffic in which the collector was made to run again and again.
@@ -36,151 +37,147 @@ type phase struct {
 	Pauses pauses
 }
 
+// scenario is one measurement; run finds a world without a connection.
 type scenario struct {
-	name string
-	run  func(n int, rep *report) error
+	name  string
+	run   func(t *trial) error
+	peers func(n int) int                // connections that the peer makes; nil: n
+	limit func(n int, c *sockets.Config) // nil: those of newWorld
 }
 
 var scenarios = []scenario{
-	{"established", established},
-	{"timewait", timeWait},
-	{"burst", timeWaitBurst},
-	{"halfopen", halfOpen},
-	{"growth", growth},
+	{name: "established", run: (*trial).established},
+	{name: "timewait", run: (*trial).timeWait},
+	{name: "burst", run: (*trial).burst},
+	{name: "halfopen", run: (*trial).halfOpen, limit: func(n int, c *sockets.Config) { c.Backlog = n }},
 }
 
-// base makes the world and measures it without a connection. One connection has come and gone, so that what there is
-// once is there.
-func base(n int, change func(*sockets.Config)) (*world, sample, error) {
-	w, err := newWorld(n, change)
-	if err != nil {
-		return nil, sample{}, err
+// trial is a scenario that runs: n connections, measured from a state without any.
+type trial struct {
+	*world
+	report
+	n    int
+	from sample
+}
+
+func (s *scenario) newTrial(n int, veth bool) (*trial, error) {
+	peers := n
+	if s.peers != nil {
+		peers = s.peers(n)
 	}
-	s := take()
-	return w, s, resetPeak()
+	w, err := newWorld(peers, veth, func(c *sockets.Config) {
+		if s.limit != nil {
+			s.limit(n, c)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	t := &trial{world: w, n: n, from: take()}
+	return t, resetPeak()
 }
 
 // mark makes the lines of GODEBUG=gctrace=1 tell to which part they belong.
 func mark(what string) { fmt.Fprintf(os.Stderr, "phase %s\n", what) }
 
-func (rep *report) measured(what string, n int, from sample) {
+// measure notes what there is above the start.
+func (t *trial) measure(what string) row {
 	high := peak()
 	mark("measuring")
-	s := take()
-	rep.Rows = append(rep.Rows, row{What: what, Count: n, Mem: s.since(from), Peak: high - from.RSS})
+	r := row{What: what, Count: t.n, Mem: take().since(t.from), Peak: high - t.from.RSS, Turn: t.longest}
+	t.longest = 0
+	t.Rows = append(t.Rows, r)
+	runtime.KeepAlive(t.world)
+	return r
 }
 
-func (rep *report) notef(format string, args ...any) {
-	rep.Notes = append(rep.Notes, fmt.Sprintf(format, args...))
+func (t *trial) notef(format string, args ...any) {
+	t.Notes = append(t.Notes, fmt.Sprintf(format, args...))
 }
 
-func established(n int, rep *report) error {
-	w, from, err := base(n, nil)
-	if err != nil {
+func (t *trial) established() error {
+	if err := t.phase("no connection", func() error { return t.rest(200e6) }); err != nil {
 		return err
 	}
-	few := phase{What: "no connection, idle"}
-	if err := few.run(func() error { return w.rest(200e6) }); err != nil {
-		return err
-	}
-	rep.Phases = append(rep.Phases, few)
 	mark("opening")
 	start := time.Now()
-	if err := w.establish(0, n, nil); err != nil {
+	if err := t.establish(0, t.n); err != nil {
 		return err
 	}
-	rep.notef("%d connections opened in %.1f s, %.2f µs each with the peer's part", n, time.Since(start).Seconds(), time.Since(start).Seconds()*1e6/float64(n))
-	if err := w.rest(5e9); err != nil {
+	t.notef("opened in %.1f s: %.2f µs each, with the peer's part", time.Since(start).Seconds(), time.Since(start).Seconds()*1e6/float64(t.n))
+	if err := t.rest(5e9); err != nil {
 		return err
 	}
-	rep.measured("established, idle", n, from)
-	rng := rand.New(rand.NewPCG(1, uint64(n)))
+	t.measure("established, idle")
+	rng := rand.New(rand.NewPCG(1, uint64(t.n)))
 	for _, size := range []int{1, fullSegment} {
-		p := phase{What: fmt.Sprintf("1 %% ask for %d bytes", size)}
-		err := p.run(func() error { return w.requests(n/100, size, rng) })
+		err := t.phase(fmt.Sprintf("1 %% ask for %d bytes", size), func() error { return t.requests(t.n/100, size, rng) })
 		if err != nil {
 			return err
 		}
-		rep.Phases = append(rep.Phases, p)
 	}
-	rep.measured("with 1 % just active", n, from)
-	if err := w.rest(10e9); err != nil {
+	if err := t.requests(t.n/100, fullSegment, rng); err != nil {
 		return err
 	}
-	rep.measured("idle again", n, from)
-	idle := phase{What: "all idle"}
-	if err := idle.run(func() error { return w.rest(200e6) }); err != nil {
+	t.measure("1 % just active")
+	if err := t.rest(10e9); err != nil {
 		return err
 	}
-	rep.Phases = append(rep.Phases, idle)
-	rep.notef("states: %v; counted by the application: %d", w.states(), len(w.app.conns))
-	runtime.KeepAlive(w)
+	t.measure("idle again")
+	if err := t.phase("all idle", func() error { return t.rest(200e6) }); err != nil {
+		return err
+	}
+	t.notef("sockets by state: %v; accepted by the application: %d", t.states(), len(t.app.conns))
 	return nil
 }
 
-// timeWait opens and closes connections in small batches: the records of established ones stay few.
-func timeWait(n int, rep *report) error {
-	w, from, err := base(n, nil)
-	if err != nil {
+func (t *trial) timeWait() error {
+	if err := t.come(0, t.n); err != nil {
 		return err
 	}
-	for at := 0; at < n; {
-		to := min(at+1000, n)
-		if err := w.establish(at, to, nil); err != nil {
-			return err
-		}
-		if err := w.closeOurs(at, to); err != nil {
-			return err
-		}
-		at = to
-	}
-	rep.measured("TIME-WAIT", n, from)
-	if err := w.rest(70e9); err != nil {
+	t.measure("TIME-WAIT")
+	return t.forget()
+}
+
+// burst closes all at once: what the established ones took may still be held.
+func (t *trial) burst() error {
+	if err := t.establish(0, t.n); err != nil {
 		return err
 	}
-	rep.measured("after TIME-WAIT", n, from)
-	rep.notef("states: %v", w.states())
-	runtime.KeepAlive(w)
+	t.measure("established")
+	if err := t.closeOurs(0, t.n); err != nil {
+		return err
+	}
+	t.measure("TIME-WAIT, all at once")
+	return t.forget()
+}
+
+// forget waits for the end of TIME-WAIT.
+func (t *trial) forget() error {
+	states := t.states()
+	if err := resetPeak(); err != nil {
+		return err
+	}
+	if err := t.rest(70e9); err != nil {
+		return err
+	}
+	t.measure("after TIME-WAIT")
+	t.notef("sockets by state: %v; later %v", states, t.states())
 	return nil
 }
 
-// timeWaitBurst closes all connections at once: what the established ones took may still be held.
-func timeWaitBurst(n int, rep *report) error {
-	w, from, err := base(n, nil)
-	if err != nil {
+func (t *trial) halfOpen() error {
+	if err := t.world.halfOpen(0, t.n); err != nil {
 		return err
 	}
-	if err := w.establish(0, n, nil); err != nil {
-		return err
-	}
-	if err := w.closeOurs(0, n); err != nil {
-		return err
-	}
-	rep.measured("TIME-WAIT, all at once", n, from)
-	if err := w.rest(70e9); err != nil {
-		return err
-	}
-	rep.measured("after TIME-WAIT, all at once", n, from)
-	runtime.KeepAlive(w)
+	t.measure("half-open")
+	t.notef("sockets by state: %v", t.states())
 	return nil
 }
 
-func halfOpen(n int, rep *report) error {
-	w, from, err := base(2*n, func(c *sockets.Config) { c.Backlog = n })
-	if err != nil {
-		return err
-	}
-	if err := w.halfOpen(0, n); err != nil {
-		return err
-	}
-	rep.measured("half-open", n, from)
-	runtime.KeepAlive(w)
-	return nil
-}
-
-// run does work, again and again, while a goroutine beside it has the collector run enough times.
-func (p *phase) run(work func() error) error {
-	mark(p.What)
+// phase does work, again and again, while a goroutine beside it has the collector run enough times.
+func (t *trial) phase(what string, work func() error) error {
+	mark(what)
 	defer mark("")
 	const enough = 30
 	var gcs atomic.Int32
@@ -197,6 +194,7 @@ func (p *phase) run(work func() error) error {
 			time.Sleep(time.Millisecond)
 		}
 	}()
+	p := phase{What: what, GCs: enough}
 	start := time.Now()
 	var err error
 	for err == nil && gcs.Load() < enough {
@@ -205,7 +203,7 @@ func (p *phase) run(work func() error) error {
 	}
 	p.Took = time.Since(start)
 	<-done
-	p.GCs, p.GCTime = int(gcs.Load()), spent/enough
-	p.Pauses = pausesSince(histogram, pauseCounts())
+	p.GCTime, p.Pauses = spent/enough, pausesSince(histogram, pauseCounts())
+	t.Phases = append(t.Phases, p)
 	return err
 }

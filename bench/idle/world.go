@@ -1,26 +1,30 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime/debug"
+	"strings"
+	"time"
 
 	"xdpd/proto"
 	"xdpd/reactor"
-	"xdpd/rings/simnic"
 	"xdpd/sockets"
 	"xdpd/umem"
 )
 
-// world is a reactor with its Host on a simulated NIC, an application that echoes on it, and the peer. It runs in the
-// caller's goroutine and in virtual time.
+// world is a reactor with its Host, an application that echoes on it, and the peer. It runs in the caller's goroutine.
 type world struct {
-	now  int64
-	nic  *simnic.SimNIC
-	host *sockets.Host
-	r    *reactor.Reactor
-	p    *reactor.Poller
-	peer *peer
-	app  app
+	link    link
+	host    *sockets.Host
+	r       *reactor.Reactor
+	p       *reactor.Poller
+	peer    *peer
+	app     app
+	send    func([]byte) error
+	take    func([]byte)
+	longest time.Duration // turn of the reactor, in real time
 }
 
 // app is a server as the cheapest documented way makes it: one handler on the reactor for all sockets.
@@ -40,29 +44,38 @@ const (
 	listener  = ^uint64(0)
 )
 
-func newWorld(conns int, change func(*sockets.Config)) (*world, error) {
+var errDropped = errors.New("the link dropped a frame")
+
+// newWorld has room for conns connections. change may set limits.
+func newWorld(conns int, veth bool, change func(*sockets.Config)) (w *world, err error) {
 	region, err := umem.New(umem.Options{Frames: frames, ChunkSize: 2048})
 	if err != nil {
 		return nil, err
 	}
-	w := &world{now: 1e12, nic: simnic.NewSimNIC(region, ringSize, ringSize, ringSize, ringSize)}
-	clock := func() int64 { return w.now }
+	w = &world{}
+	if !veth {
+		w.link = newSimLink(region)
+	} else if w.link, err = newVethLink(region); err != nil {
+		return nil, err
+	}
 	pool := umem.NewPool(region, 0, frames, nil)
 	cfg := sockets.Config{
-		MAC: ourMAC, MTU: 1500, Addrs: []sockets.Prefix{{Addr: ourAddr, Bits: 24}},
-		Routes: []sockets.Route{{Gateway: gateway}}, MaxConns: 4 * conns, Backlog: 4096,
+		MAC: w.link.mac(), MTU: 1500, Addrs: []sockets.Prefix{{Addr: ourAddr, Bits: 24}},
+		Routes: []sockets.Route{{Gateway: gateway}}, MaxConns: 2 * conns, Backlog: 4096,
 	}
 	if change != nil {
 		change(&cfg)
 	}
-	if w.host, err = sockets.New(cfg, pool, w.now); err != nil {
+	if w.host, err = sockets.New(cfg, pool, w.link.now()); err != nil {
 		return nil, err
 	}
-	if w.r, err = reactor.New(reactor.Config{Port: w.nic.Port(), Pool: pool, Host: w.host, Clock: clock}); err != nil {
+	w.r, err = reactor.New(reactor.Config{Port: w.link.port(), Pool: pool, Host: w.host, Clock: w.link.now})
+	if err != nil {
 		return nil, err
 	}
 	w.p = reactor.NewPoller(w.r)
-	w.peer = newPeer(conns, clock)
+	w.peer = newPeer(conns, w.link.mac(), w.link.now)
+	w.send, w.take = w.link.send, w.peer.take
 	w.app = app{p: w.p, conns: make([]sockets.Handle, conns)}
 	for i := range w.app.conns {
 		w.app.conns[i] = 1 // touched
@@ -71,7 +84,10 @@ func newWorld(conns int, change func(*sockets.Config)) (*world, error) {
 	return w, w.start()
 }
 
-// start opens the listener and lets the gateway announce itself.
+func (w *world) close() error { return errors.Join(w.r.Close(), w.link.close()) }
+
+// start opens the listener and lets the gateway announce itself until it is answered: an interface that was just set up
+// may drop everything for a second (net/core/link_watch.c).
 func (w *world) start() error {
 	h, _, _ := w.r.Enter()
 	s, errno := h.TCPListen(0, ourPort)
@@ -83,12 +99,16 @@ func (w *world) start() error {
 		return err
 	}
 	w.r.Leave()
-	w.step()
-	frame := make([]byte, 64)
-	n := proto.PutEthernet(frame, proto.MAC{255, 255, 255, 255, 255, 255}, peerMAC, proto.EtherARP)
-	proto.PutARP(frame[n:], &proto.ARP{Op: proto.ARPRequest, SHA: peerMAC, SPA: gateway, TPA: ourAddr})
-	w.nic.Deliver(frame)
-	w.step()
+	for give := time.Now().Add(patience); !w.peer.met; {
+		if time.Now().After(give) {
+			return errors.New("no answer to ARP")
+		}
+		w.step()
+		if err := w.send(w.peer.arp(proto.ARPRequest)); err != nil {
+			return err
+		}
+		w.step()
+	}
 	return nil
 }
 
@@ -126,30 +146,33 @@ func (a *app) fail(err error) {
 	}
 }
 
-// step is one turn of the reactor, after which the device has sent all that it was given.
+// step is one turn of the reactor.
 func (w *world) step() {
-	w.now += stepNS
+	w.link.pass(stepNS)
+	start := time.Now()
 	w.r.Turn()
-	n := w.nic.Transmit(ringSize, w.peer.take)
-	w.nic.Complete(n)
+	w.longest = max(w.longest, time.Since(start))
+	w.link.receive(w.take)
 }
 
-// run steps until done, and fails when a thousand steps in a row bring nothing new.
+// patience is how long a run may bring nothing new.
+const patience = 10 * time.Second
+
+// run steps until done.
 func (w *world) run(next func() []byte, progress func() (count int, done bool)) error {
-	last, idle := -1, 0
+	last, since := -1, time.Now()
 	for {
 		count, done := progress()
 		if done && len(w.peer.answers) == 0 {
 			w.step()
-			return w.app.failure
+			return errors.Join(w.app.failure, w.peer.fault)
 		}
-		if idle++; count != last {
-			last, idle = count, 0
+		if count != last {
+			last, since = count, time.Now()
+		} else if time.Since(since) > patience {
+			return fmt.Errorf("stuck at %d; the peer saw %d resets; %s", count, w.peer.resets, w.counters())
 		}
-		if idle > 1000 {
-			return fmt.Errorf("stuck at %d; the peer saw %d resets", count, w.peer.resets)
-		}
-		if err := w.peer.feed(stepLimit, w.nic.Deliver, next); err != nil {
+		if err := w.peer.feed(stepLimit, w.send, next); err != nil {
 			return err
 		}
 		w.step()
@@ -161,13 +184,13 @@ func (w *world) run(next func() []byte, progress func() (count int, done bool)) 
 
 // rest lets time pass without anything new from the peer, which answers what comes.
 func (w *world) rest(ns int64) error {
-	for end := w.now + ns; w.now < end || len(w.peer.answers) > 0; w.now += 1_000_000 {
-		if err := w.peer.feed(stepLimit, w.nic.Deliver, nil); err != nil {
+	for end := w.link.now() + ns; w.link.now() < end || len(w.peer.answers) > 0; w.link.pass(1_000_000) {
+		if err := w.peer.feed(stepLimit, w.send, nil); err != nil {
 			return err
 		}
 		w.step()
 	}
-	return w.app.failure
+	return errors.Join(w.app.failure, w.peer.fault)
 }
 
 // syns has the peer open the connections from..to, and gives the frames one by one.
@@ -181,14 +204,9 @@ func (w *world) syns(from, to int) func() []byte {
 	}
 }
 
-// establish opens the connections from..to; tick is called now and then.
-func (w *world) establish(from, to int, tick func()) error {
-	return w.run(w.syns(from, to), func() (int, bool) {
-		if tick != nil {
-			tick()
-		}
-		return len(w.app.conns), len(w.app.conns) >= to
-	})
+// establish opens the connections from..to.
+func (w *world) establish(from, to int) error {
+	return w.run(w.syns(from, to), func() (int, bool) { return len(w.app.conns), len(w.app.conns) >= to })
 }
 
 // halfOpen sends SYNs whose SYN-ACKs the peer does not answer.
@@ -239,11 +257,43 @@ func (w *world) closeOurs(from, to int) error {
 	return nil
 }
 
-// states counts the Host's sockets by state. It allocates a lot: after the measurements.
+// come opens the connections from..to and closes them again, in small batches: few are established at a time.
+func (w *world) come(from, to int) error {
+	for at := from; at < to; at += 1000 {
+		end := min(at+1000, to)
+		if err := w.establish(at, end); err != nil {
+			return err
+		}
+		if err := w.closeOurs(at, end); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// counters are those of the Host that are not 0.
+func (w *world) counters() string {
+	var b strings.Builder
+	c := w.host.Counters()
+	for i, n := range c.Stats {
+		if n > 0 {
+			fmt.Fprintf(&b, "%v %d ", sockets.Stat(i), n)
+		}
+	}
+	for i, n := range c.Drops {
+		if n > 0 {
+			fmt.Fprintf(&b, "drop %v %d ", sockets.Drop(i), n)
+		}
+	}
+	return b.String()
+}
+
+// states counts the Host's sockets by state.
 func (w *world) states() map[string]int {
 	m := map[string]int{}
 	for _, s := range w.host.TCPSockets() {
 		m[s.State]++
 	}
+	debug.FreeOSMemory() // the list is large
 	return m
 }
