@@ -81,6 +81,7 @@ func runChild(name string, n int, veth bool) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, t.close()) }()
+	t.trace = os.Stderr
 	if err := scenarios[i].run(t); err != nil {
 		return err
 	}

@@ -2,8 +2,8 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"math/rand/v2"
-	"os"
 	"runtime"
 	"sync/atomic"
 	"time"
@@ -56,8 +56,9 @@ var scenarios = []scenario{
 type trial struct {
 	*world
 	report
-	n    int
-	from sample
+	n     int
+	from  sample
+	trace io.Writer // where the collector's trace goes, if it is on
 }
 
 func (s *scenario) newTrial(n int, veth bool) (*trial, error) {
@@ -78,12 +79,16 @@ func (s *scenario) newTrial(n int, veth bool) (*trial, error) {
 }
 
 // mark makes the lines of GODEBUG=gctrace=1 tell to which part they belong.
-func mark(what string) { fmt.Fprintf(os.Stderr, "phase %s\n", what) }
+func (t *trial) mark(what string) {
+	if t.trace != nil {
+		fmt.Fprintf(t.trace, "phase %s\n", what)
+	}
+}
 
 // measure notes what there is above the start.
 func (t *trial) measure(what string) row {
 	high := peak()
-	mark("measuring")
+	t.mark("measuring")
 	r := row{What: what, Count: t.n, Mem: take().since(t.from), Peak: high - t.from.RSS, Turn: t.longest}
 	t.longest = 0
 	t.Rows = append(t.Rows, r)
@@ -99,7 +104,7 @@ func (t *trial) established() error {
 	if err := t.phase("no connection", func() error { return t.rest(200e6) }); err != nil {
 		return err
 	}
-	mark("opening")
+	t.mark("opening")
 	start := time.Now()
 	if err := t.establish(0, t.n); err != nil {
 		return err
@@ -177,8 +182,8 @@ func (t *trial) halfOpen() error {
 
 // phase does work, again and again, while a goroutine beside it has the collector run enough times.
 func (t *trial) phase(what string, work func() error) error {
-	mark(what)
-	defer mark("")
+	t.mark(what)
+	defer t.mark("")
 	const enough = 30
 	var gcs atomic.Int32
 	var spent time.Duration
