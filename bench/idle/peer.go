@@ -33,6 +33,7 @@ type peer struct {
 	asked   bool // an ARP request came, for the gateway
 
 	silent bool // does not answer a SYN-ACK: connections stay half-open
+	mute   bool // does not answer at all
 
 	synAcks, resets, closed, replies, echoed, probes int
 	fault                                            error // the first thing that came and should not have
@@ -42,6 +43,7 @@ type flow struct {
 	snd, rcv uint32 // next sequence number to send, and expected
 	ts       uint32 // last timestamp of ours that came
 	want     uint32 // bytes of echo that are missing
+	fin      bool   // FIN was sent
 }
 
 type answer struct {
@@ -88,6 +90,7 @@ func (p *peer) segment(conn int, flags uint8, n int) []byte {
 	f.snd += uint32(n)
 	if flags&(proto.SYN|proto.FIN) != 0 {
 		f.snd++
+		f.fin = flags&proto.FIN != 0
 	}
 	return p.frame[:at+length]
 }
@@ -98,6 +101,9 @@ func pattern(seq uint32) byte { return byte(seq ^ seq>>8) }
 // take is what the engine sent.
 func (p *peer) take(frame []byte) {
 	eth, fault := proto.ParseEthernet(frame)
+	if p.mute {
+		return
+	}
 	if fault == proto.OK && eth.Type == proto.EtherARP {
 		p.arpIn(frame[eth.Len:])
 		return
@@ -190,7 +196,11 @@ func (p *peer) segmentIn(conn int, tcp *proto.TCP, data []byte) {
 	case tcp.Flags&proto.FIN != 0:
 		f.rcv++
 		p.closed++
-		p.answer(conn, proto.FIN|proto.ACK)
+		if f.fin {
+			p.answer(conn, proto.ACK)
+		} else {
+			p.answer(conn, proto.FIN|proto.ACK)
+		}
 	case len(data) > 0:
 		p.answer(conn, proto.ACK)
 	}

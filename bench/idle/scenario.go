@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -8,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"xdpd/proto"
 	"xdpd/sockets"
 )
 
@@ -49,7 +51,11 @@ var scenarios = []scenario{
 	{name: "established", run: (*trial).established},
 	{name: "timewait", run: (*trial).timeWait},
 	{name: "burst", run: (*trial).burst},
-	{name: "halfopen", run: (*trial).halfOpen, limit: func(n int, c *sockets.Config) { c.Backlog = n }},
+	{name: "keepalive", run: (*trial).keepAlive},
+	{
+		name: "halfopen", run: (*trial).halfOpen, peers: func(n int) int { return 2 * n },
+		limit: func(n int, c *sockets.Config) { c.Backlog = n },
+	},
 }
 
 // trial is a scenario that runs: n connections, measured from a state without any.
@@ -116,17 +122,17 @@ func (t *trial) established() error {
 	t.measure("established, idle")
 	rng := rand.New(rand.NewPCG(1, uint64(t.n)))
 	for _, size := range []int{1, fullSegment} {
-		err := t.phase(fmt.Sprintf("1 %% ask for %d bytes", size), func() error { return t.requests(t.n/100, size, rng) })
-		if err != nil {
+		what := fmt.Sprintf("1 %% asked for %d bytes", size)
+		if err := t.requests(t.n/100, size, rng); err != nil {
 			return err
 		}
-	}
-	if err := t.requests(t.n/100, fullSegment, rng); err != nil {
-		return err
-	}
-	t.measure("1 % just active")
-	if err := t.rest(10e9); err != nil {
-		return err
+		t.measure(what + " just now")
+		err := t.phase(what, func() error {
+			return errors.Join(t.rest(3e9), t.requests(t.n/100, size, rng)) // no more than these are active at a time
+		})
+		if err := errors.Join(err, t.rest(3e9)); err != nil {
+			return err
+		}
 	}
 	t.measure("idle again")
 	if err := t.phase("all idle", func() error { return t.rest(200e6) }); err != nil {
@@ -171,12 +177,62 @@ func (t *trial) forget() error {
 	return nil
 }
 
+// keepAlive lets probes be sent and answered, and then has the peer fall silent.
+func (t *trial) keepAlive() error {
+	const idle, interval, count = 60e9, 10e9, 5
+	t.app.setup = func(h *sockets.Host, s sockets.Handle, now int64) sockets.Errno {
+		return h.TCPSetKeepAlive(s, sockets.KeepAlive{Idle: idle, Interval: interval, Count: count}, now)
+	}
+	t.stepNS = 400_000 // about as long as it takes: the timers do not all fire at once
+	if err := t.establish(0, t.n); err != nil {
+		return err
+	}
+	if err := t.rest(5e9); err != nil {
+		return err
+	}
+	t.measure("established, keep-alive on")
+	if err := t.phase("probes are sent and answered", func() error { return t.rest(idle) }); err != nil {
+		return err
+	}
+	t.notef("%d probes answered; sockets by state: %v", t.peer.probes, t.states())
+	if err := resetPeak(); err != nil {
+		return err
+	}
+	t.peer.mute = true
+	if err := t.rest(2*idle + (count+1)*interval); err != nil {
+		return err
+	}
+	t.measure("all peers are gone")
+	t.notef("sockets by state: %v", t.states())
+	return nil
+}
+
 func (t *trial) halfOpen() error {
 	if err := t.world.halfOpen(0, t.n); err != nil {
 		return err
 	}
-	t.measure("half-open")
-	t.notef("sockets by state: %v", t.states())
+	half := t.measure("half-open").Mem
+	if err := t.world.halfOpen(t.n, 2*t.n); err != nil {
+		return err
+	}
+	full := t.measure("half-open, and as many SYN cookies").Mem
+	t.notef("a cookie takes %s bytes", perConn(full.Heap-half.Heap, t.n))
+	some := min(1000, t.n)
+	for conn := t.n; conn < t.n+some; conn++ {
+		t.peer.answer(conn, proto.ACK)
+	}
+	if err := t.run(nil, func() (int, bool) { return len(t.app.conns), len(t.app.conns) == some }); err != nil {
+		return err
+	}
+	t.notef("%d of them answered; sockets by state: %v", some, t.states())
+	if err := resetPeak(); err != nil {
+		return err
+	}
+	if err := t.rest(100e9); err != nil {
+		return err
+	}
+	t.measure("after all their SYN-ACKs")
+	t.notef("sockets by state: %v; %s", t.states(), t.counters())
 	return nil
 }
 

@@ -24,6 +24,7 @@ type world struct {
 	app     app
 	send    func([]byte) error
 	take    func([]byte)
+	stepNS  int64         // virtual time of a turn
 	longest time.Duration // turn of the reactor, in real time
 }
 
@@ -39,20 +40,20 @@ type app struct {
 const (
 	frames    = 16384
 	ringSize  = 2048
-	stepNS    = 20_000
 	stepLimit = 192 // frames into a turn, whose budget is 256
 	listener  = ^uint64(0)
 )
 
 var errDropped = errors.New("the link dropped a frame")
 
-// newWorld has room for conns connections. change may set limits.
+// newWorld has room for conns connections. change may set limits. One more has come and gone: what there is only once is
+// there.
 func newWorld(conns int, veth bool, change func(*sockets.Config)) (w *world, err error) {
 	region, err := umem.New(umem.Options{Frames: frames, ChunkSize: 2048})
 	if err != nil {
 		return nil, err
 	}
-	w = &world{}
+	w = &world{stepNS: 20_000}
 	if !veth {
 		w.link = newSimLink(region)
 	} else if w.link, err = newVethLink(region); err != nil {
@@ -74,14 +75,14 @@ func newWorld(conns int, veth bool, change func(*sockets.Config)) (w *world, err
 		return nil, err
 	}
 	w.p = reactor.NewPoller(w.r)
-	w.peer = newPeer(conns, w.link.mac(), w.link.now)
+	w.peer = newPeer(conns+1, w.link.mac(), w.link.now)
 	w.send, w.take = w.link.send, w.peer.take
-	w.app = app{p: w.p, conns: make([]sockets.Handle, conns)}
+	w.app = app{p: w.p, conns: make([]sockets.Handle, conns+1)}
 	for i := range w.app.conns {
 		w.app.conns[i] = 1 // touched
 	}
 	w.app.conns = w.app.conns[:0]
-	return w, w.start()
+	return w, errors.Join(w.start(), w.warmUp(conns))
 }
 
 func (w *world) close() error { return errors.Join(w.r.Close(), w.link.close()) }
@@ -110,6 +111,31 @@ func (w *world) start() error {
 		w.step()
 	}
 	return nil
+}
+
+// warmUp opens a connection, uses it, and has the peer close it.
+func (w *world) warmUp(conn int) error {
+	next := w.syns(conn, conn+1)
+	if err := w.run(next, func() (int, bool) { return len(w.app.conns), len(w.app.conns) == 1 }); err != nil {
+		return err
+	}
+	request := func(flags uint8, n int) func() []byte {
+		w.peer.flows[conn].want = uint32(n)
+		return func() (frame []byte) {
+			if flags != 0 {
+				frame, flags = w.peer.segment(conn, flags, n), 0
+			}
+			return frame
+		}
+	}
+	if err := w.run(request(proto.ACK|proto.PSH, 1), func() (int, bool) { return 0, w.peer.replies == 1 }); err != nil {
+		return err
+	}
+	if err := w.run(request(proto.ACK|proto.FIN, 0), func() (int, bool) { return 0, w.peer.closed == 1 }); err != nil {
+		return err
+	}
+	w.app.conns = w.app.conns[:0]
+	return w.rest(100e6)
 }
 
 func (a *app) handle(h *sockets.Host, now int64, e reactor.Event) {
@@ -148,7 +174,7 @@ func (a *app) fail(err error) {
 
 // step is one turn of the reactor.
 func (w *world) step() {
-	w.link.pass(stepNS)
+	w.link.pass(w.stepNS)
 	start := time.Now()
 	w.r.Turn()
 	w.longest = max(w.longest, time.Since(start))
@@ -184,7 +210,10 @@ func (w *world) run(next func() []byte, progress func() (count int, done bool)) 
 
 // rest lets time pass without anything new from the peer, which answers what comes.
 func (w *world) rest(ns int64) error {
-	for end := w.link.now() + ns; w.link.now() < end || len(w.peer.answers) > 0; w.link.pass(1_000_000) {
+	for end := w.link.now() + ns; w.link.now() < end || len(w.peer.answers) > 0; {
+		if len(w.peer.answers) == 0 {
+			w.link.pass(1_000_000)
+		}
 		if err := w.peer.feed(stepLimit, w.send, nil); err != nil {
 			return err
 		}
@@ -259,8 +288,9 @@ func (w *world) closeOurs(from, to int) error {
 
 // come opens the connections from..to and closes them again, in small batches: few are established at a time.
 func (w *world) come(from, to int) error {
-	for at := from; at < to; at += 1000 {
-		end := min(at+1000, to)
+	const some = stepLimit
+	for at := from; at < to; at += some {
+		end := min(at+some, to)
 		if err := w.establish(at, end); err != nil {
 			return err
 		}
