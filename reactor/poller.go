@@ -2,6 +2,7 @@ package reactor
 
 import (
 	"errors"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -18,13 +19,12 @@ type Event struct {
 
 // Poller is a level-triggered readiness poller over the sockets of one reactor, with epoll's semantics: a socket is
 // reported by every Wait as long as it is ready for what it was added for; Err and Hup are always reported. A socket
-// that is closed leaves the poller by itself.
+// that is closed leaves the poller by itself. A socket in it costs 24 bytes.
 type Poller struct {
 	r       *Reactor
-	items   map[sockets.Handle]*pollItem
-	ready   []sockets.Handle // epoll's rdllist; each socket once; one that is not in items was closed
-	kept    []sockets.Handle // scratch of take
-	waiting sync.Cond        // on r.mu
+	id      uint16 // 1 + its index in Reactor.pollers
+	ready   readyList
+	waiting sync.Cond // on r.mu
 	closed  bool
 	handler Handler
 	batch   []Event // scratch of serve
@@ -32,12 +32,6 @@ type Poller struct {
 
 // Handler handles a ready socket on the reactor: h is the reactor's Host, now the time of the turn. It must not block.
 type Handler func(h *sockets.Host, now int64, e Event)
-
-type pollItem struct {
-	mask   sockets.Ready
-	data   uint64
-	queued bool
-}
 
 // Errors of a Poller.
 var (
@@ -49,11 +43,19 @@ var (
 
 // NewPoller makes a poller for sockets of r. The caller does not hold the lock.
 func NewPoller(r *Reactor) *Poller {
-	p := &Poller{r: r, items: make(map[sockets.Handle]*pollItem)}
+	p := &Poller{r: r}
 	p.waiting.L = &r.mu
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.pollers = append(r.pollers, p)
+	i := slices.Index(r.pollers, nil)
+	if i < 0 {
+		i = len(r.pollers)
+		r.pollers = append(r.pollers, nil)
+	}
+	if i >= math.MaxUint16 {
+		panic("reactor: 65535 pollers")
+	}
+	r.pollers[i], p.id = p, uint16(i+1)
 	return p
 }
 
@@ -63,83 +65,95 @@ func (p *Poller) Add(s sockets.Handle, mask sockets.Ready, data uint64) error {
 	switch {
 	case p.closed || p.r.stopped:
 		return ErrClosed
-	case p.items[s] != nil || p.r.sinks[s] != nil:
+	case p.r.watches.find(s) != nil || p.r.sinks[s] != nil:
 		return ErrExists
 	case !p.r.host.Open(s):
 		return ErrBadSocket
 	}
-	p.items[s] = &pollItem{mask: mask | sockets.Err | sockets.Hup, data: data}
-	p.r.Watch(s, p)
-	p.Ready(s, p.r.host.Ready(s))
+	w := p.r.watches.slot(s)
+	if w.poller != 0 { // a closed socket's, of which the reactor has not been told yet
+		p.r.unwatch(w, refOf(s))
+	}
+	_, gen, _ := split(s)
+	*w = watch{gen: gen, poller: p.id}
+	p.set(s, w, mask, data)
 	return nil
 }
 
 // Mod changes what s is reported for.
 func (p *Poller) Mod(s sockets.Handle, mask sockets.Ready, data uint64) error {
-	it := p.items[s]
-	if it == nil {
+	w := p.find(s)
+	if w == nil {
 		return ErrNotAdded
 	}
 	if p.r.stopped {
 		return ErrClosed
 	}
-	it.mask, it.data = mask|sockets.Err|sockets.Hup, data
-	p.Ready(s, p.r.host.Ready(s))
+	p.set(s, w, mask, data)
 	return nil
+}
+
+func (p *Poller) set(s sockets.Handle, w *watch, mask sockets.Ready, data uint64) {
+	w.mask, w.data = uint16(mask|sockets.Err|sockets.Hup), data
+	if p.r.host.Open(s) { // else it is about to leave
+		p.tell(w, refOf(s), p.r.host.Ready(s))
+	}
 }
 
 // Del takes s out.
 func (p *Poller) Del(s sockets.Handle) error {
-	if p.items[s] == nil {
+	w := p.find(s)
+	if w == nil {
 		return ErrNotAdded
 	}
-	delete(p.items, s)
-	p.r.Watch(s, nil)
-	p.ready = slices.DeleteFunc(p.ready, func(q sockets.Handle) bool { return q == s })
+	p.r.unwatch(w, refOf(s))
 	return nil
 }
 
-// Ready implements Sink: it is ep_poll_callback.
-func (p *Poller) Ready(s sockets.Handle, ready sockets.Ready) (woke bool) {
-	it := p.items[s]
-	if it != nil && !p.r.host.Open(s) { // closed: it leaves, as from an epoll set
-		delete(p.items, s)
+// find gives the watch of s if it is this poller's.
+func (p *Poller) find(s sockets.Handle) *watch {
+	if w := p.r.watches.find(s); w != nil && w.poller == p.id && !p.closed {
+		return w
+	}
+	return nil
+}
+
+// tell is ep_poll_callback. It reports whether it made a goroutine runnable.
+func (p *Poller) tell(w *watch, i ref, ready sockets.Ready) (woke bool) {
+	if w.next != 0 || ready&sockets.Ready(w.mask) == 0 {
 		return false
 	}
-	if it == nil || it.queued || ready&it.mask == 0 {
-		return false
-	}
-	it.queued = true
-	p.ready = append(p.ready, s)
+	p.r.watches.push(&p.ready, i)
 	p.waiting.Signal()
 	return p.handler == nil
+}
+
+// unwatch forgets a socket that is in a poller.
+func (r *Reactor) unwatch(w *watch, i ref) {
+	if w.next != 0 {
+		r.watches.unlink(&r.pollers[w.poller-1].ready, i)
+	}
+	*w = watch{}
 }
 
 // take moves at most len(buf) events out of the ready list. As ep_send_events does, it asks each socket again: what is
 // no longer ready leaves the list, what still is goes to its end.
 func (p *Poller) take(buf []Event) int {
-	n, seen := 0, 0
-	p.kept = p.kept[:0]
-	for seen < len(p.ready) && n < len(buf) {
-		s := p.ready[seen]
-		seen++
-		it := p.items[s]
-		if it == nil {
-			continue
-		}
-		it.queued = false
+	t, n := &p.r.watches, 0
+	for looked := p.ready.n; looked > 0 && n < len(buf); looked-- {
+		i := p.ready.head
+		w, s := t.at(i), t.handle(i)
 		if !p.r.host.Open(s) {
-			delete(p.items, s)
+			p.r.unwatch(w, i)
 			continue
 		}
-		if ready := p.r.host.Ready(s) & it.mask; ready != 0 {
-			buf[n] = Event{s, ready, it.data}
+		t.unlink(&p.ready, i)
+		if ready := p.r.host.Ready(s) & sockets.Ready(w.mask); ready != 0 {
+			buf[n] = Event{s, ready, w.data}
 			n++
-			it.queued = true
-			p.kept = append(p.kept, s)
+			t.push(&p.ready, i)
 		}
 	}
-	p.ready = append(p.ready[:copy(p.ready, p.ready[seen:])], p.kept...)
 	return n
 }
 
@@ -164,7 +178,7 @@ func (p *Poller) Wait(buf []Event, timeout time.Duration) (int, error) {
 			return 0, ErrClosed
 		}
 		if n := p.take(buf); n > 0 || timeout == 0 || expired != nil && *expired || len(buf) == 0 {
-			if len(p.ready) > 0 { // still ready: the next waiter's, if this one is busy for long (ep_done_scan)
+			if p.ready.n > 0 { // still ready: the next waiter's, if this one is busy for long (ep_done_scan)
 				p.waiting.Signal()
 			}
 			return n, nil
@@ -181,7 +195,7 @@ func (p *Poller) Serve(handler Handler) {
 
 // serve runs the handler for a bounded number of events.
 func (p *Poller) serve(now int64) bool {
-	if len(p.ready) == 0 {
+	if p.ready.n == 0 {
 		return false
 	}
 	if p.batch == nil {
@@ -198,16 +212,15 @@ func (p *Poller) serve(now int64) bool {
 func (p *Poller) Close() {
 	p.r.Enter()
 	defer p.r.Leave()
-	p.r.pollers = slices.DeleteFunc(p.r.pollers, func(q *Poller) bool { return q == p })
-	p.close()
+	if !p.closed {
+		p.r.pollers[p.id-1] = nil
+		p.close()
+	}
 }
 
 func (p *Poller) close() {
 	p.closed = true
-	for s := range p.items {
-		p.r.Watch(s, nil)
-	}
-	clear(p.items)
-	p.ready = p.ready[:0]
+	p.r.watches.drop(p.id)
+	p.ready = readyList{}
 	p.waiting.Broadcast()
 }

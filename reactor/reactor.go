@@ -55,8 +55,9 @@ type Reactor struct {
 	until   int64 // when a sleeping reactor wakes by itself: guarded by mu
 	stopped bool
 	err     error
-	sinks   map[sockets.Handle]Sink
-	pollers []*Poller
+	sinks   map[sockets.Handle]Sink // of sockets that are in no poller
+	watches watchTable              // of those that are in one
+	pollers []*Poller               // nil: a place that is free
 	events  []sockets.Event
 
 	poked atomic.Bool // somebody left work for an awake reactor
@@ -82,6 +83,7 @@ const (
 	downRetryNS  = 10_000_000
 	blockedNS    = 1_000_000
 	foreverNS    = int64(1)<<62 - 1
+	eventsKept   = 4096 // room for events that a turn leaves to the next
 	defaultSleep = 3600_000_000_000
 )
 
@@ -178,7 +180,9 @@ func (r *Reactor) finish() error {
 		sink.Ready(s, sockets.Err|sockets.Hup|sockets.In|sockets.Out)
 	}
 	for _, p := range r.pollers {
-		p.close()
+		if p != nil {
+			p.close()
+		}
 	}
 	return r.err
 }
@@ -239,15 +243,19 @@ func (r *Reactor) Leave() {
 // unfinished reports whether the Host or a handler has work that only a turn does.
 func (r *Reactor) unfinished() bool {
 	for _, p := range r.pollers {
-		if p.handler != nil && len(p.ready) > 0 {
+		if p != nil && p.handler != nil && p.ready.n > 0 {
 			return true
 		}
 	}
 	return r.host.Busy()
 }
 
-// Watch has sink told about events of s. The caller holds the lock (Enter). A nil sink ends it.
+// Watch has sink told about events of s. The caller holds the lock (Enter). A nil sink ends it. A socket has one sink:
+// one that is in a Poller leaves it.
 func (r *Reactor) Watch(s sockets.Handle, sink Sink) {
+	if w := r.watches.find(s); w != nil {
+		r.unwatch(w, refOf(s))
+	}
 	if sink == nil {
 		delete(r.sinks, s)
 		return

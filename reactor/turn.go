@@ -213,9 +213,14 @@ func (r *Reactor) deliver(now int64) bool {
 	if r.host.PendingEvents() {
 		r.events = r.host.TakeEvents(r.events[:0])
 		for _, e := range r.events {
-			if sink := r.sinks[e.Sock]; sink != nil {
+			if w := r.watches.find(e.Sock); w != nil {
+				r.woke = r.pollers[w.poller-1].tell(w, refOf(e.Sock), e.Ready) || r.woke
+			} else if sink := r.sinks[e.Sock]; sink != nil {
 				r.woke = sink.Ready(e.Sock, e.Ready) || r.woke
 			}
+		}
+		if cap(r.events) > eventsKept { // a million peers hung up at once: rare
+			r.events = nil
 		}
 		worked = true
 	}
@@ -224,13 +229,15 @@ func (r *Reactor) deliver(now int64) bool {
 		if !ok {
 			break
 		}
-		if sink := r.sinks[s]; sink != nil {
+		if w := r.watches.find(s); w != nil {
+			r.unwatch(w, refOf(s))
+		} else if sink := r.sinks[s]; sink != nil {
 			delete(r.sinks, s)
 			r.woke = sink.Ready(s, sockets.Err|sockets.Hup) || r.woke
 		}
 	}
 	for _, p := range r.pollers {
-		if p.handler != nil {
+		if p != nil && p.handler != nil {
 			worked = p.serve(now) || worked
 		}
 	}
