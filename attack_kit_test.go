@@ -3,11 +3,9 @@ package xdpd_test
 import (
 	"encoding/binary"
 	"math/rand/v2"
-	"net/netip"
 	"os"
 	"runtime"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -236,28 +234,4 @@ func states(t *testing.T, stack *xdpd.Stack) map[string]int {
 		}
 	}
 	return m
-}
-
-// tcpServer accepts on a port and gives each connection to serve, which closes it. It ends with the test.
-func tcpServer(t *testing.T, stack *xdpd.Stack, address string, serve func(c *xdpd.TCPConn)) netip.AddrPort {
-	t.Helper()
-	ln, err := stack.Listen("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var all sync.WaitGroup
-	all.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			all.Go(func() { serve(c.(*xdpd.TCPConn)) })
-		}
-	})
-	t.Cleanup(func() {
-		ln.Close()
-		all.Wait()
-	})
-	return ln.Addr().(interface{ AddrPort() netip.AddrPort }).AddrPort()
 }
