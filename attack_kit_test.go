@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"os"
-	"runtime"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -147,9 +146,9 @@ func (a *attacker) overheard(wanted func(*heard) bool) (n int) {
 	}
 }
 
-// flood sends SYNs from strangers to a port through an AF_XDP socket, which is as fast as one core can, until stop. sent
-// counts them.
-func (a *attacker) flood(t *testing.T, lab *netlab.Lab, port uint16, stop <-chan struct{}, sent *atomic.Uint64) error {
+// flood sends SYNs from strangers to a port through an AF_XDP socket, in bursts of 64 with a pause between them, until
+// stop. sent counts them.
+func (a *attacker) flood(lab *netlab.Lab, port uint16, pause time.Duration, stop <-chan struct{}, sent *atomic.Uint64) error {
 	region, err := umem.New(umem.Options{Frames: 2048, ChunkSize: 2048})
 	if err != nil {
 		return err
@@ -195,7 +194,7 @@ func (a *attacker) flood(t *testing.T, lab *netlab.Lab, port uint16, stop <-chan
 		if err := sock.Kick(); err != nil {
 			return err
 		}
-		runtime.Gosched()
+		time.Sleep(pause)
 	}
 }
 
