@@ -3,6 +3,7 @@
 //
 //	go run ./bench [-quick] [-rounds N] [-seconds S] [-modes LIST] [-servers LIST] [-noise PERCENT]
 //	    [-json FILE] [-cpuprofile FILE]
+//	go run ./bench faults [-h]    # TCP over a wire with faults, against the kernel's
 //
 // It needs root and a C compiler. The servers are processes of their own: the bench itself, run again with -serve, or
 // peers/udpecho_kernel.c. The load is peers/udpload.c.
@@ -37,6 +38,9 @@ func run(args []string) error {
 	defer stop()
 	if len(args) > 0 && args[0] == "-serve" {
 		return serve(ctx, args[1:])
+	}
+	if len(args) > 0 && args[0] == "faults" {
+		return runFaults(ctx, args[1:])
 	}
 	b, jsonFile, err := parse(args)
 	if err != nil {

@@ -12,12 +12,15 @@ import (
 )
 
 func (l *Lab) build(o Options) error {
-	for _, n := range []*NS{l.Engine, l.Peer} {
+	for _, n := range []*NS{l.Engine, l.Peer, l.Middle} {
+		if n == nil {
+			continue
+		}
 		if err := n.Do(prepare); err != nil {
 			return err
 		}
 	}
-	if err := l.Engine.Do(func() error { return l.addPair(o) }); err != nil {
+	if err := l.addPairs(o); err != nil {
 		return err
 	}
 	err := l.Engine.Do(func() error {
@@ -49,16 +52,38 @@ func prepare() error {
 	return up("lo", netip.Prefix{})
 }
 
-// addPair makes the veth pair from within the engine's namespace. Given explicitly, all queues are in use from the start
-// (drivers/net/veth.c, veth_init_queues).
-func (l *Lab) addPair(o Options) error {
+func (l *Lab) addPairs(o Options) error {
+	if l.Middle == nil {
+		return l.Engine.Do(func() error { return addPair(o, l.EngineDev, l.PeerDev, l.Peer) })
+	}
+	for i, n := range []*NS{l.Engine, l.Peer} {
+		dev := []string{l.EngineDev, l.PeerDev}[i]
+		if err := n.Do(func() error { return addPair(o, dev, MiddleDevs[i], l.Middle) }); err != nil {
+			return err
+		}
+		err := l.Middle.Do(func() error {
+			if err := setTxChecksum(MiddleDevs[i], false); err != nil {
+				return fmt.Errorf("netlab: %s: set TX checksum offload: %w", MiddleDevs[i], err)
+			}
+			return up(MiddleDevs[i], netip.Prefix{})
+		})
+		if err != nil {
+			return err
+		}
+	}
+	// A frame that a user of the middle takes must have its checksum, also one of the engine's kernel.
+	return l.Engine.Do(func() error { return setTxChecksum(l.EngineDev, false) })
+}
+
+// addPair makes a veth pair from within the namespace of dev, its other end in other. Given explicitly, all queues are in
+// use from the start (drivers/net/veth.c, veth_init_queues).
+func addPair(o Options, dev, otherDev string, other *NS) error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU = l.EngineDev, o.MTU
+	attrs.Name, attrs.MTU = dev, o.MTU
 	attrs.NumRxQueues, attrs.NumTxQueues = o.Queues, o.Queues
-	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: l.PeerDev, PeerNamespace: netlink.NsFd(l.Peer.handle)}
+	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: otherDev, PeerNamespace: netlink.NsFd(other.handle)}
 	if err := netlink.LinkAdd(pair); err != nil {
-		return fmt.Errorf("netlab: make veth pair %s, %s with %d queues, MTU %d: %w",
-			l.EngineDev, l.PeerDev, o.Queues, o.MTU, err)
+		return fmt.Errorf("netlab: make veth pair %s, %s with %d queues, MTU %d: %w", dev, otherDev, o.Queues, o.MTU, err)
 	}
 	return nil
 }

@@ -4,6 +4,11 @@
 //	Engine namespace            Peer namespace
 //	xa0 (no address)  ───────── xb0 10.77.0.1/24
 //
+// With Options.Middle the cable is cut, and its two ends lie in a third namespace, for a program or a bridge that joins
+// them with faults:
+//
+//	Engine  xa0 ───── ma  Middle  mb ───── xb0  Peer
+//
 // Without a name the namespaces are anonymous: nothing but file descriptors of this process keeps them, so that a crash
 // leaves nothing behind. With a name they appear in /run/netns, as those of ip-netns(8) do. IPv6 is off on the
 // interfaces, so that no router solicitation is on the wire. Needs root.
@@ -27,7 +32,8 @@ type Options struct {
 	VLANs      []uint16 // IDs of the peer's VLAN sub-interfaces
 	TxOffload  bool     // the peer leaves TCP and UDP checksums partial, as veth does unless told otherwise
 	KernelAddr bool     // the engine's interface gets EngineAddr (and its VLANs): its kernel answers too
-	Name       string   // /run/netns/NAME-a and NAME-b; "" means anonymous
+	Middle     bool     // the pair is cut in two, whose inner ends nobody joins yet
+	Name       string   // /run/netns/NAME-a and NAME-b, and NAME-m in the middle; "" means anonymous
 }
 
 // VLAN is one tagged network over the pair, with the peer's addresses 10.77.1.1/24, 10.77.2.1/24 and on, in the order of
@@ -43,11 +49,15 @@ type VLAN struct {
 // Lab is a network that runs.
 type Lab struct {
 	Engine, Peer         *NS
+	Middle               *NS // with Options.Middle; its interfaces are MiddleDevs: towards the engine, towards the peer
 	EngineDev, PeerDev   string
 	EngineAddr, PeerAddr netip.Addr
 	Subnet               netip.Prefix
 	VLANs                []VLAN
 }
+
+// MiddleDevs are the interfaces of Lab.Middle, towards the engine and towards the peer. They have no addresses.
+var MiddleDevs = [2]string{"ma", "mb"}
 
 // New makes the network. Leftovers of an earlier network of the same name are removed first. On error nothing is left.
 func New(o Options) (_ *Lab, err error) {
@@ -72,6 +82,11 @@ func New(o Options) (_ *Lab, err error) {
 	if l.Peer, err = newNS(o.Name, "b", l.PeerDev); err != nil {
 		return nil, err
 	}
+	if o.Middle {
+		if l.Middle, err = newNS(o.Name, "m", MiddleDevs[0]); err != nil {
+			return nil, err
+		}
+	}
 	if err := l.build(o); err != nil {
 		return nil, err
 	}
@@ -81,7 +96,7 @@ func New(o Options) (_ *Lab, err error) {
 // Close removes the pair and lets go of the namespaces. The kernel ends a namespace when the last process and socket in
 // it are gone. A second Close does nothing.
 func (l *Lab) Close() error {
-	return errors.Join(l.Engine.close(), l.Peer.close())
+	return errors.Join(l.Engine.close(), l.Peer.close(), l.Middle.close())
 }
 
 func (o *Options) check() error {

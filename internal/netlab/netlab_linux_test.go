@@ -91,6 +91,40 @@ func TestPingBetweenKernels(t *testing.T) {
 	}
 }
 
+// TestMiddle joins the two halves by a bridge: before that nothing gets through.
+func TestMiddle(t *testing.T) {
+	l := newLab(t, Options{KernelAddr: true, Middle: true})
+	ping := func(within string) error {
+		_, err := l.Peer.Run(t.Context(), "ping", "-c", "1", "-W", within, l.EngineAddr.String())
+		return err
+	}
+	if ping("1") == nil {
+		t.Error("a ping gets through a cut cable")
+	}
+	err := l.Middle.Do(func() error {
+		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}
+		if err := netlink.LinkAdd(bridge); err != nil {
+			return err
+		}
+		for _, dev := range MiddleDevs {
+			link, err := netlink.LinkByName(dev)
+			if err == nil {
+				err = netlink.LinkSetMaster(link, bridge)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return netlink.LinkSetUp(bridge)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ping("10"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestEngineSideIsBare(t *testing.T) {
 	l := newLab(t, Options{})
 	addrs := func(n *NS, dev string) (list []netlink.Addr) {
