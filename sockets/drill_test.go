@@ -218,6 +218,53 @@ func (d *drillHost) Ready(s drill.Sock) []string {
 	return out
 }
 
+func (d *drillHost) Connect(addr uint32, port uint16) (drill.Sock, syscall.Errno) {
+	s, e := d.h.TCPDial(0, 0, proto.Addr(addr), port, d.now)
+	return d.opened(s, e)
+}
+
+func (d *drillHost) Error(s drill.Sock) syscall.Errno { return d.h.TCPError(sockets.Handle(s)) }
+
+func (d *drillHost) Shutdown(s drill.Sock, how string) syscall.Errno {
+	if how != "wr" {
+		if e := d.h.TCPShutdownRead(sockets.Handle(s), d.now); e != 0 || how == "rd" {
+			return e
+		}
+	}
+	return d.h.TCPShutdown(sockets.Handle(s), d.now)
+}
+
+func (d *drillHost) Set(s drill.Sock, option string, args []string) syscall.Errno {
+	ns := func(arg string) int64 {
+		v, _ := strconv.ParseFloat(arg, 64)
+		return int64(v * 1e9)
+	}
+	c := sockets.Handle(s)
+	switch option {
+	case "nodelay":
+		return d.h.TCPSetNoDelay(c, args[0] == "on", d.now)
+	case "congestion":
+		return d.h.TCPSetCongestion(c, args[0])
+	case "user_timeout":
+		return d.h.TCPSetUserTimeout(c, ns(args[0]))
+	}
+	count, _ := strconv.Atoi(args[2])
+	return d.h.TCPSetKeepAlive(c, sockets.KeepAlive{Idle: ns(args[0]), Interval: ns(args[1]), Count: count}, d.now)
+}
+
+// Info falls back on the list of all connections: one whose owner closed it has no handle.
+func (d *drillHost) Info(s drill.Sock, remotePort uint16) map[string]any {
+	if info, e := d.h.TCPStat(sockets.Handle(s)); e == 0 {
+		return fields(info)
+	}
+	for _, i := range d.h.TCPSockets() {
+		if i.Remote.Port() == remotePort {
+			return fields(i)
+		}
+	}
+	return nil
+}
+
 // fields gives the fields of a struct by their names in lower case.
 func fields(v any) map[string]any {
 	out, r := map[string]any{}, reflect.ValueOf(v)

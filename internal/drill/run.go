@@ -114,21 +114,22 @@ func (r *runner) inject(s *Step, f *flow, k, n int) error {
 	if f.localPort == 0 {
 		return fmt.Errorf("the host has not sent its SYN, and its port is not known")
 	}
-	seg := f.encode(&s.Packet, k, n)
-	packet := seg.packet
+	var packet []byte
+	r.ipID++
 	if s.Kind == ICMP {
-		quoted := &segment{
+		packet = icmpError(s.Error, &segment{
 			src: hostAddr, dst: peerAddr, sport: f.localPort, dport: f.remotePort, df: true, flags: ACK,
 			seq: f.hostISN + uint32(s.Packet.Seq.N), ack: f.peerISN + 1, data: make([]byte, s.Packet.Len),
+		})
+	} else {
+		seg := f.encode(&s.Packet, k, n)
+		seg.id = r.ipID
+		if len(seg.opts) > 40 {
+			return fmt.Errorf("%d bytes of options", len(seg.opts))
 		}
-		packet = func() []byte { return icmpError(s.Error, quoted) }
+		packet = seg.packet()
 	}
-	r.ipID++
-	seg.id = r.ipID
-	if len(seg.opts) > 40 {
-		return fmt.Errorf("%d bytes of options", len(seg.opts))
-	}
-	r.host.Input(ether(hostMAC, peerMAC, packet()))
+	r.host.Input(ether(hostMAC, peerMAC, packet))
 	return r.collect()
 }
 
