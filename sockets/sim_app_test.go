@@ -97,6 +97,9 @@ func newSimConn(w *simWorld) {
 	for i, n := range []*simNode{a, b} {
 		c.side[i] = &simSide{c: c, n: n, id: i, p: w.program(), lent: umem.None}
 	}
+	if c.side[0].p.readFirst { // somebody must begin
+		c.side[1].p.readFirst = false
+	}
 	at := w.now + rng.Int64N(w.p.spanNS)
 	kind := rng.IntN(16)
 	switch {
