@@ -107,7 +107,11 @@ func simulate(seed uint64) (w *simWorld, err error) {
 	p := simChoose(rng)
 	defer func() {
 		if r := recover(); r != nil {
-			err = simError(r, w, fmt.Sprintf("%+v", p))
+			about := fmt.Sprintf("%+v", p)
+			if w != nil {
+				about += "\nnode 0:" + simConns(w.node[0].kit) + "\nnode 1:" + simConns(w.node[1].kit)
+			}
+			err = simError(r, w, about)
 		}
 	}()
 	w = newSimWorld(rng, p)
@@ -125,6 +129,15 @@ func simError(r any, w *simWorld, about string) error {
 		return fmt.Errorf("%s%s\n%s", where, string(f), about)
 	}
 	return fmt.Errorf("%spanic: %v\n%s\n%s", where, r, about, debug.Stack())
+}
+
+// simConns shows all that there is of a Host's connections.
+func simConns(k *kit) string {
+	out := ""
+	if k != nil {
+		k.h.tcp.each(func(i uint32, c *tcb) { out += fmt.Sprintf("\n%d: %+v", i, *c) })
+	}
+	return out
 }
 
 // simParams is what a seed chooses for the whole world.
@@ -244,9 +257,9 @@ func simChoose(rng *rand.Rand) simParams {
 
 // simTotals shows that the seeds did what they are for.
 type simTotals struct {
-	Worlds, Clean, Steps, Segments, Dials, Accepted, Finished, Excused, Refused, TimedOut, Reset, Bytes uint64
+	Worlds, Clean, Steps, Segments, Dials, Accepted, Finished, Excused, Refused, TimedOut, Reset, Bytes    uint64
 	Lost, Corrupted, Fragments, TooBig, Marked, Retransmits, Timeouts, NoFrame, NoMemory, Backlog, Outages uint64
-	HalfClosed, Together, Lent, Taken, Wrapped uint64
+	HalfClosed, Together, Lent, Taken, Wrapped                                                             uint64
 }
 
 func (s *simTotals) add(w *simWorld) {

@@ -1,7 +1,6 @@
 package sockets
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -68,7 +67,7 @@ type wrongWorld struct {
 type wrongSock struct {
 	h    Handle
 	f    *wrongFlow
-	base uint32 // the sequence number of its first byte; the peer may have opened it with another than it meant to
+	base uint32 // the sequence number of its first byte
 	read int64
 }
 
@@ -112,7 +111,7 @@ func wrongRun(seed uint64) (w *wrongWorld, err error) {
 	step := 0
 	defer func() {
 		if r := recover(); r != nil {
-			err = simError(r, nil, fmt.Sprintf("step %d of %d", step, steps))
+			err = simError(r, nil, fmt.Sprintf("step %d of %d: %s", step, steps, simConns(w.k)))
 		}
 	}()
 	w.k = newKitOf(simTB{}, simBetween(rng, 64, 600), 2048, func(c *Config) {
@@ -130,12 +129,13 @@ func wrongRun(seed uint64) (w *wrongWorld, err error) {
 		w.k.check()
 		w.checkAmplification()
 	}
-	for _, s := range w.socks {
-		if s.h != 0 && w.k.h.Open(s.h) && rng.IntN(2) == 0 {
-			w.k.h.Close(s.h, w.k.now)
-		}
-	}
 	w.pass(simLog(rng, ms, 1000*second))
+	for _, s := range openSockets(w.k.h) {
+		w.k.h.Close(s, w.k.now)
+	}
+	w.k.late = false
+	w.k.complete(len(w.k.device))
+	w.turn()
 	w.k.finish()
 	return w, nil
 }
@@ -260,9 +260,13 @@ func (w *wrongWorld) send(f *wrongFlow, s tcpSeg) {
 	w.k.input(s.frame())
 }
 
-// data is what the peer sends at seq: one of two texts, so that any byte that arrives can be told.
-func (f *wrongFlow) data(seq uint32, n, variant int) []byte {
-	return simKey{f.sport, f.dport}.bytes(variant, int64(seq-f.iss+1<<30), n)
+// wrongData is what peers send at seq: one of two texts, so that any byte that arrives can be told.
+func wrongData(seq uint32, n, variant int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = simText[int(uint16(seq+uint32(i)))+variant*1000]
+	}
+	return b
 }
 
 // turn moves frames until the Host has nothing to say, and the peer answers for as long as it is in the mood.
@@ -410,17 +414,17 @@ func (w *wrongWorld) abuse(f *wrongFlow) {
 	s := tcpSeg{seq: f.seq, ack: f.ack, flags: ack, wnd: f.wnd}
 	switch rng.IntN(18) {
 	case 0, 1, 2, 3: // right
-		s.data = f.data(s.seq, rng.IntN(1461), 0)
+		s.data = wrongData(s.seq, rng.IntN(1461), 0)
 		f.seq += uint32(len(s.data))
 	case 4: // the same numbers with other bytes
 		s.seq -= min(f.seq-f.iss-1, uint32(rng.IntN(3000)))
-		s.data = f.data(s.seq, rng.IntN(1461), 1)
+		s.data = wrongData(s.seq, rng.IntN(1461), 1)
 	case 5, 6: // ahead, perhaps beyond the window
 		s.seq += uint32(rng.IntN(5000))
-		s.data = f.data(s.seq, rng.IntN(1461), rng.IntN(2))
+		s.data = wrongData(s.seq, rng.IntN(1461), rng.IntN(2))
 	case 7: // across the window's edge, or beyond
 		s.seq = f.edge - uint32(rng.IntN(1500))
-		s.data = f.data(s.seq, rng.IntN(1461), rng.IntN(2))
+		s.data = wrongData(s.seq, rng.IntN(1461), rng.IntN(2))
 	case 8:
 		s.ack = f.max + uint32(rng.IntN(5000))
 	case 9:
@@ -438,7 +442,7 @@ func (w *wrongWorld) abuse(f *wrongFlow) {
 	case 14:
 		s.flags |= fin
 		s.seq += uint32(rng.IntN(2) * rng.IntN(3000))
-		s.data = f.data(s.seq, rng.IntN(2)*rng.IntN(1461), 0)
+		s.data = wrongData(s.seq, rng.IntN(2)*rng.IntN(1461), 0)
 	case 15:
 		s.flags |= []byte{rst, syn, rst | syn, syn | fin}[rng.IntN(4)]
 		s.seq += uint32(rng.IntN(3)-1) * uint32(rng.IntN(3000))
@@ -493,8 +497,13 @@ func (w *wrongWorld) icmp(f *wrongFlow) {
 func (w *wrongWorld) program() {
 	rng, h, now := w.rng, w.k.h, w.k.now
 	if s, err := h.TCPAccept(w.lis); err == 0 {
-		local, remote := h.TCPAddr(s)
-		f := w.byPort[[2]uint16{remote.Port(), local.Port()}]
+		_, remote := h.TCPAddr(s)
+		var f *wrongFlow // nil: opened by a SYN with other numbers than its flow's
+		for _, g := range w.flows {
+			if g.sport == remote.Port() && g.dport == svc && g.iss == h.tcp.at(s.index()).irs {
+				f = g
+			}
+		}
 		w.socks = append(w.socks, wrongSock{h: s, f: f, base: h.tcp.at(s.index()).irs + 1})
 	}
 	if len(w.socks) == 0 {
@@ -538,19 +547,25 @@ func (w *wrongWorld) read(s *wrongSock) {
 		return
 	}
 	w.totals.Read += uint64(n)
-	f := s.f
-	if f == nil || w.byPort[[2]uint16{f.sport, f.dport}] != f { // the port was used again
-		s.f = nil
+	if s.f == nil {
 		return
 	}
-	for i := range n {
-		at := s.base + uint32(s.read) + uint32(i)
-		if x, y := f.data(at, 1, 0), f.data(at, 1, 1); !bytes.Equal(b[i:i+1], x) && !bytes.Equal(b[i:i+1], y) {
+	at := s.base + uint32(s.read)
+	x, y := wrongData(at, n, 0), wrongData(at, n, 1)
+	for i, c := range b[:n] {
+		if c != x[i] && c != y[i] {
 			w.k.t.Fatalf("byte %d of what was read was never sent", s.read+int64(i))
 		}
 	}
-	if s.read += int64(n); s.read > int64(int32(f.top-s.base)) {
-		w.k.t.Fatalf("%d bytes were read, %d sent", s.read, f.top-s.base)
+	s.read += int64(n)
+	top := int64(0)
+	for _, f := range w.flows { // of all that used the port
+		if f.sport == s.f.sport && f.dport == s.f.dport {
+			top = max(top, int64(int32(f.top-s.base)))
+		}
+	}
+	if s.read > top {
+		w.k.t.Fatalf("%d bytes were read, %d sent", s.read, top)
 	}
 }
 
