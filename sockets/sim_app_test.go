@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 
-	"xdpd/proto"
 	"xdpd/umem"
 )
 
@@ -22,10 +21,9 @@ type simConn struct {
 	key    simKey
 	iss    uint32
 	side   [2]*simSide
-	excuse string // why it may fail; the first reason
-	moved  int64  // when a byte or a FIN last reached a program
-	mark   [2]int64
-	queued [2]int64
+	excuse string   // why it may fail; the first reason
+	moved  int64    // when a byte or a FIN last reached a program
+	gone   [2]int64 // since when a side does not know that the other one does not exist
 }
 
 // simProgram is what one side does with the connection.
@@ -89,6 +87,9 @@ func newSimConn(w *simWorld) {
 	c := &simConn{w: w, id: len(w.conns)}
 	w.conns = append(w.conns, c)
 	rng := w.rng
+	if w.wrong {
+		c.excuse = "lies"
+	}
 	from := rng.IntN(2)
 	if c.id == 0 && w.p.wrap {
 		from = 0
@@ -237,9 +238,13 @@ func (n *simNode) accept() {
 		irs := n.h.tcp.at(h.index()).irs
 		var s *simSide
 		for _, c := range n.w.conns {
-			if c.key == k && c.iss == irs && c.side[0].n != n {
+			if c.key == k && (c.iss == irs || n.w.wrong) && c.side[0].n != n {
 				s = c.side[1]
 			}
+		}
+		if n.w.wrong && (s == nil || s.over) {
+			n.h.Close(h, n.w.now)
+			continue
 		}
 		if s == nil || s.over {
 			n.w.fail("node %d accepted %v, which nobody dialed, or a second time", n.id, remote)
@@ -429,13 +434,13 @@ func (s *simSide) read() bool {
 	case len(b) == 0:
 		s.eof = true
 		s.c.moved = w.now
-		if p := s.peer(); p.over && (!p.shut || s.got != p.sent) {
+		if p := s.peer(); !w.wrong && p.over && (!p.shut || s.got != p.sent) {
 			s.fail("the end of the stream after %d bytes; the peer wrote %d, and shut down: %v", s.got, p.sent, p.shut)
 		}
 		return false
 	}
 	want := s.c.key.bytes(n.peer().id, s.got, len(b))
-	if !bytes.Equal(b, want) {
+	if !bytes.Equal(b, want) && !w.wrong {
 		s.fail("%d bytes at %d are wrong", len(b), s.got)
 	}
 	if frame != umem.None {
@@ -445,7 +450,7 @@ func (s *simSide) read() bool {
 	s.got += int64(len(b))
 	s.c.moved = w.now
 	w.totals.Bytes += uint64(len(b))
-	if p := s.peer(); p.over && s.got > p.sent {
+	if p := s.peer(); !w.wrong && p.over && s.got > p.sent {
 		s.fail("read %d bytes, of which only %d were written", s.got, p.sent)
 	}
 	switch {
@@ -592,6 +597,9 @@ func (s *simSide) failed(err Errno) {
 // judge decides whether the world gave a reason for err.
 func (s *simSide) judge(err Errno) {
 	w, c := s.c.w, s.c
+	if w.wrong {
+		return
+	}
 	f := w.flow(c.key)
 	lost := f.lost
 	if !w.p.share {
@@ -644,17 +652,33 @@ func (c *simConn) watch() {
 			s.fail("nothing comes for %d s, and the peer wrote %d bytes, shut down: %v\n%+v\n%+v", long/second, p.sent, p.shut,
 				w.node[0].h.TCPSockets(), w.node[1].h.TCPSockets())
 		}
-		// What is queued must get through, or the connection must fail, whatever became of the other end.
-		if t := s.n.h.tcp.get(s.h); t != nil && t.sndBytes > 0 && !p.open {
-			if una := int64(t.sndUna); una != c.mark[i] {
-				c.mark[i], c.queued[i] = una, w.now
-			} else if w.now-c.queued[i] > 4*3600*second {
-				s.fail("%d bytes wait for hours", t.sndBytes)
-			}
+		c.watchGone(i, s)
+		patience := 2 * simPatience
+		if w.wrong {
+			patience = simPatience
 		}
-		if c.excuse != "" && long > 2*simPatience && (!p.open || w.now-w.calmAt > 3*24*3600*second) {
-			s.close() // an idle connection whose peer is gone notices nothing
+		// An idle connection whose peer is gone notices nothing.
+		if c.excuse != "" && long > patience && (!p.open || w.wrong || w.now-w.calmAt > 24*3600*second) {
+			s.close()
 		}
+	}
+}
+
+// watchGone fails when a side asks something of a peer that does not exist any more, and is not told.
+func (c *simConn) watchGone(i int, s *simSide) {
+	w, n, m := c.w, s.n, s.n.peer()
+	t := n.h.tcp.get(s.h)
+	_, there := m.h.tcp.flows.get(flowKey{Local: m.ip, Remote: n.ip, LPort: c.key[m.id], RPort: c.key[n.id]})
+	asks := t != nil && t.state != tcpClosed && (t.sndBytes > 0 || s.p.keep.Idle > 0)
+	if there || !asks || w.wrong {
+		c.gone[i] = 0
+		return
+	}
+	if c.gone[i] == 0 {
+		c.gone[i] = w.now
+	}
+	if long := w.now - c.gone[i]; long > simPatience+s.p.keep.Idle+int64(s.p.keep.Count)*s.p.keep.Interval {
+		s.fail("the peer is gone for %d s and it was not told", long/second)
 	}
 }
 
@@ -678,5 +702,3 @@ func (c *simConn) judge() {
 		}
 	}
 }
-
-var _ = proto.Addr(0)

@@ -107,17 +107,22 @@ func simulate(seed uint64) (w *simWorld, err error) {
 	p := simChoose(rng)
 	defer func() {
 		if r := recover(); r != nil {
-			about := fmt.Sprintf("%+v", p)
-			if w != nil {
-				about += "\nnode 0:" + simConns(w.node[0].kit) + "\nnode 1:" + simConns(w.node[1].kit)
-			}
-			err = simError(r, w, about)
+			err = simBroken(r, w, p)
 		}
 	}()
 	w = newSimWorld(rng, p)
 	w.trace = os.Getenv("XDPD_TRACE") != ""
 	w.run()
 	return w, nil
+}
+
+// simBroken tells all about a world that failed.
+func simBroken(r any, w *simWorld, p simParams) error {
+	about := fmt.Sprintf("%+v", p)
+	if w != nil {
+		about += "\nnode 0:" + simConns(w.node[0].kit) + "\nnode 1:" + simConns(w.node[1].kit)
+	}
+	return simError(r, w, about)
 }
 
 func simError(r any, w *simWorld, about string) error {
@@ -151,8 +156,10 @@ type simParams struct {
 	spanNS int64 // connections begin within this
 	big    bool  // much data
 	outage float64
-	rough  bool // programs abort, close early, leave data unread
-	wrap   bool // sequence numbers wrap soon
+	rough  bool    // programs abort, close early, leave data unread
+	wrap   bool    // sequence numbers wrap soon
+	lie    float64 // how often what node 1 says is changed (TestLyingPeer)
+	habit  int     // the kind of lie that is preferred
 }
 
 // simHost is what a seed chooses for one of the Hosts.
@@ -249,7 +256,11 @@ func simChoose(rng *rand.Rand) simParams {
 			l.silent = rng.IntN(4) == 0
 		}
 	}
-	if !p.clean && rng.IntN(3) == 0 {
+	switch {
+	case p.clean:
+	case rng.IntN(12) == 0: // long enough for every time-out
+		p.busyNS, p.outage = simLog(rng, 1000*second, 4*3600*second), 0.5+rng.Float64()/2
+	case rng.IntN(3) == 0:
 		p.outage = rng.Float64()
 	}
 	return p

@@ -51,6 +51,7 @@ type simWorld struct {
 	calmAt     int64 // since when
 	lostOther  int   // ARP, ICMP
 	wrong      bool  // somebody lies: what is on the wire says nothing
+	lies       uint64
 	trace      bool
 	digest     uint32
 	totals     simTotals
@@ -238,6 +239,10 @@ func (w *simWorld) finish() {
 		n.check()
 		n.kit.finish()
 	}
+	if w.wrong {
+		w.checkLies()
+		return
+	}
 	for _, c := range w.conns {
 		c.judge()
 	}
@@ -360,6 +365,12 @@ func (n *simNode) turn() {
 	}
 	for _, b := range n.out {
 		w.egress(n, b)
+		if w.wrong && n.id == 1 {
+			for _, b := range w.lie(b) {
+				n.link.send(b)
+			}
+			continue
+		}
 		n.link.send(b)
 	}
 	n.out = n.out[:0]
