@@ -114,6 +114,8 @@ func newSimConn(w *simWorld) {
 		if !w.p.clean {
 			c.excuse = "simultaneous open that was none"
 		}
+	case kind == 2: // a port that was used before: what is in TIME-WAIT may stand in the way
+		w.at(at, func() { c.side[0].dial(simFixed+1, simPort) })
 	case kind == 1 && !simStub:
 		c.excuse = "nobody listens"
 		w.at(at, func() { c.side[0].dial(0, simNobody) })
@@ -161,7 +163,7 @@ func (w *simWorld) program() simProgram {
 		}
 		p.neverRead = rng.IntN(16) == 0
 	}
-	if rng.IntN(4) == 0 {
+	if rng.IntN(4) == 0 && !simStub {
 		p.keep = KeepAlive{Idle: simLog(rng, 10*ms, 100*second), Interval: simLog(rng, 10*ms, 10*second), Count: 1 + rng.IntN(9)}
 	}
 	if rng.IntN(8) == 0 && !w.p.clean {
@@ -222,8 +224,16 @@ func (n *simNode) unlisten() {
 	n.wake()
 }
 
+// accept takes what is there, or, if the program is slow, one now and one later.
 func (n *simNode) accept() {
-	for {
+	for n.lis != 0 {
+		if n.p.acceptGap > 0 && !n.w.calm {
+			if n.w.now < n.acceptAt {
+				return
+			}
+			n.acceptAt = n.w.now + n.w.rng.Int64N(n.p.acceptGap)
+			n.w.at(n.acceptAt, n.accept)
+		}
 		h, err := n.h.TCPAccept(n.lis)
 		if err == EAGAIN {
 			return
@@ -249,8 +259,8 @@ func (n *simNode) accept() {
 		if s == nil || s.over {
 			n.w.fail("node %d accepted %v, which nobody dialed, or a second time", n.id, remote)
 		}
-		s.begin(h)
 		s.connected = true
+		s.begin(h)
 	}
 }
 
@@ -648,6 +658,10 @@ func (c *simConn) watch() {
 		if !s.open {
 			continue
 		}
+		if c.excuse == "" && p.over && !p.open && !s.eof && !c.known(p.n) {
+			s.judge(ETIMEDOUT) // the Host gave up what it had to send without a program to tell
+			c.forgive("given up")
+		}
 		if c.excuse == "" && p.over && !s.eof && (p.sent > s.got || p.shut) && long > simPatience && !s.deaf {
 			s.fail("nothing comes for %d s, and the peer wrote %d bytes, shut down: %v\n%+v\n%+v", long/second, p.sent, p.shut,
 				w.node[0].h.TCPSockets(), w.node[1].h.TCPSockets())
@@ -664,11 +678,18 @@ func (c *simConn) watch() {
 	}
 }
 
+// known reports whether the Host of a node has a record of the connection.
+func (c *simConn) known(n *simNode) bool {
+	m := n.peer()
+	_, ok := n.h.tcp.flows.get(flowKey{Local: n.ip, Remote: m.ip, LPort: c.key[n.id], RPort: c.key[m.id]})
+	return ok
+}
+
 // watchGone fails when a side asks something of a peer that does not exist any more, and is not told.
 func (c *simConn) watchGone(i int, s *simSide) {
-	w, n, m := c.w, s.n, s.n.peer()
+	w, n := c.w, s.n
 	t := n.h.tcp.get(s.h)
-	_, there := m.h.tcp.flows.get(flowKey{Local: m.ip, Remote: n.ip, LPort: c.key[m.id], RPort: c.key[n.id]})
+	there := c.known(n.peer())
 	asks := t != nil && t.state != tcpClosed && (t.sndBytes > 0 || s.p.keep.Idle > 0)
 	if there || !asks || w.wrong {
 		c.gone[i] = 0

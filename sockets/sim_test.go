@@ -168,7 +168,8 @@ type simHost struct {
 	compNS, turnNS, slackNS                              int64 // device, coalescing, late timers
 	ring                                                 int   // frames that wait for a turn
 	reno, noECN                                          bool
-	listenGap                                            bool // the listener comes and goes
+	listenGap                                            bool  // the listener comes and goes
+	acceptGap                                            int64 // between two Accepts
 }
 
 func simBetween(rng *rand.Rand, lo, hi int) int { return lo + rng.IntN(hi-lo+1) }
@@ -228,6 +229,9 @@ func simChoose(rng *rand.Rand) simParams {
 		}
 		if small && rng.IntN(2) == 0 {
 			h.backlog, h.maxConns = simBetween(rng, 1, 4), simBetween(rng, 2, 8)
+		}
+		if small && rng.IntN(2) == 0 {
+			h.acceptGap = simLog(rng, ms, 100*second)
 		}
 		h.listenGap = !p.clean && rng.IntN(8) == 0
 	}

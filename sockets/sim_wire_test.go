@@ -38,7 +38,6 @@ type simStream struct {
 	tsFirst  uint32
 	tsSeen   uint32 // the newest that reached the receiver
 	hasTS    bool
-	lastSeq  int64
 }
 
 const simSpan = 1 << 26 // no stream is so long
@@ -178,7 +177,6 @@ func (w *simWorld) egress(n *simNode, b []byte) {
 // segment judges what a Host says about a connection.
 func (w *simWorld) segment(n *simNode, s *simSegment, bad func(string, ...any)) {
 	f := w.flow(s.key)
-	f.note(n.id, s)
 	flags := s.tcp.Flags
 	switch {
 	case s.tcp.Urgent != 0 || flags&proto.URG != 0:
@@ -216,9 +214,6 @@ func (w *simWorld) segment(n *simNode, s *simSegment, bad func(string, ...any)) 
 		mine.stamp(their, s, bad)
 	}
 }
-
-// note keeps statistics of a flow.
-func (f *simFlow) note(int, *simSegment) {}
 
 func (w *simWorld) synSegment(n *simNode, f *simFlow, s *simSegment, bad func(string, ...any)) {
 	answer := s.tcp.Flags&proto.ACK != 0

@@ -204,6 +204,7 @@ func (w *simWorld) calmDown() {
 		n.link.calm()
 		n.p.ring = 1 << 20
 		n.listen()
+		n.accept()
 		n.wake()
 	}
 	for _, c := range w.conns {
@@ -277,7 +278,6 @@ type simNode struct {
 	turnAt   int64
 	slack    int64
 	done     int // frames that the device has sent
-	before   int // frames in the device before the turn
 	turns    int
 	lis      Handle
 	acceptAt int64
@@ -394,6 +394,9 @@ func (n *simNode) inspect() {
 			n.id, c, n.pool.Avail(), len(n.fill), len(n.device), rx, tx, n.lentFrames())
 	}
 	h.tcp.each(n.inspectConn)
+	if !h.PendingEvents() {
+		n.inspectSides()
+	}
 	if n.turns++; n.turns%16 == 0 && n.lentFrames() == 0 {
 		n.check()
 	}
@@ -413,5 +416,17 @@ func (n *simNode) inspectConn(i uint32, c *tcb) {
 	case (c.sndUna != high || c.sndBytes > 0) && !n.h.timers.running(c.timer) && !c.later && !c.dirty:
 		n.w.fail("node %d connection %d (%v): %d bytes in flight, %d queued, and no timer runs",
 			n.id, i, tcpStateNames[c.state], high-c.sndUna, c.sndBytes)
+	}
+}
+
+// inspectSides finds programs that wait for what is there already: an event was lost.
+func (n *simNode) inspectSides() {
+	for _, s := range n.sides {
+		if !s.open || !s.connected || !s.noRead && !s.noWrite {
+			continue
+		}
+		if r := n.h.Ready(s.h); s.noRead && r&In != 0 || s.noWrite && r&Out != 0 {
+			s.fail("ready for %#x, waits to read %v, to write %v, and was not told", r, s.noRead, s.noWrite)
+		}
 	}
 }

@@ -56,7 +56,6 @@ type wrongWorld struct {
 	byPort  map[[2]uint16]*wrongFlow
 	lis     Handle
 	socks   []wrongSock
-	queue   [][]byte // what the peer answers
 	written uint64
 	trace   bool
 	busy    bool // the peer answers every segment at once, in its wrong way
