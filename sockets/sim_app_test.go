@@ -227,12 +227,8 @@ func (n *simNode) unlisten() {
 // accept takes what is there, or, if the program is slow, one now and one later.
 func (n *simNode) accept() {
 	for n.lis != 0 {
-		if n.p.acceptGap > 0 && !n.w.calm {
-			if n.w.now < n.acceptAt {
-				return
-			}
-			n.acceptAt = n.w.now + n.w.rng.Int64N(n.p.acceptGap)
-			n.w.at(n.acceptAt, n.accept)
+		if n.w.now < n.acceptAt && !n.w.calm {
+			return
 		}
 		h, err := n.h.TCPAccept(n.lis)
 		if err == EAGAIN {
@@ -242,6 +238,10 @@ func (n *simNode) accept() {
 			n.w.fail("TCPAccept: %v", err)
 		}
 		n.w.totals.Accepted++
+		if n.p.acceptGap > 0 && !n.w.calm {
+			n.acceptAt = n.w.now + n.w.rng.Int64N(n.p.acceptGap)
+			n.w.at(n.acceptAt, n.accept)
+		}
 		local, remote := n.h.TCPAddr(h)
 		var k simKey
 		k[n.id], k[1-n.id] = local.Port(), remote.Port()
@@ -623,7 +623,8 @@ func (s *simSide) judge(err Errno) {
 	switch err {
 	case ECONNRESET, EPIPE:
 		w.totals.Reset++
-		if c.excuse == "" && poor == 0 {
+		givenUp := s.peer().over && !s.peer().open && lost >= 5 // by a Host without a program to tell
+		if c.excuse == "" && poor == 0 && !givenUp {
 			s.fail("%v, and nobody gave a reason", err)
 		}
 	case ECONNREFUSED:
