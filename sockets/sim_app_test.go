@@ -107,7 +107,7 @@ func newSimConn(w *simWorld) {
 	case c.id == 0 && w.p.wrap:
 		w.totals.Wrapped++
 		w.at(w.now, func() { c.side[0].dial(simFixed, simPort) })
-	case kind == 0 && !simStub:
+	case kind == 0:
 		w.totals.Together++
 		w.at(at, func() { c.side[0].dial(uint16(6000+c.id), uint16(7000+c.id)) })
 		w.at(at+rng.Int64N(1+w.p.path[0].delay), func() { c.side[1].dial(uint16(7000+c.id), uint16(6000+c.id)) })
@@ -116,7 +116,7 @@ func newSimConn(w *simWorld) {
 		}
 	case kind == 2: // a port that was used before: what is in TIME-WAIT may stand in the way
 		w.at(at, func() { c.side[0].dial(simFixed+1, simPort) })
-	case kind == 1 && !simStub:
+	case kind == 1:
 		c.excuse = "nobody listens"
 		w.at(at, func() { c.side[0].dial(0, simNobody) })
 	default:
@@ -129,7 +129,7 @@ func (w *simWorld) program() simProgram {
 	rng := w.rng
 	p := simProgram{
 		total: simLog(rng, 1, 8000) - 1, chunk: int(simLog(rng, 1, 20000)), readChunk: int(simLog(rng, 1, 40000)),
-		stallAt: -1, abortAt: -1, readShutAt: -1, lend: rng.IntN(4) == 0 && !simStub, take: rng.IntN(4) == 0 && !simStub,
+		stallAt: -1, abortAt: -1, readShutAt: -1, lend: rng.IntN(4) == 0, take: rng.IntN(4) == 0,
 		nagle: rng.IntN(4) == 0,
 	}
 	if rng.IntN(4) == 0 {
@@ -158,12 +158,12 @@ func (w *simWorld) program() simProgram {
 		if rng.IntN(8) == 0 {
 			p.abortAt = rng.Int64N(2 + 2*p.total)
 		}
-		if rng.IntN(8) == 0 && !simStub {
+		if rng.IntN(8) == 0 {
 			p.readShutAt = rng.Int64N(2 + 2*p.total)
 		}
 		p.neverRead = rng.IntN(16) == 0
 	}
-	if rng.IntN(4) == 0 && !simStub {
+	if rng.IntN(4) == 0 {
 		p.keep = KeepAlive{Idle: simLog(rng, 10*ms, 100*second), Interval: simLog(rng, 10*ms, 10*second), Count: 1 + rng.IntN(9)}
 	}
 	if rng.IntN(8) == 0 && !w.p.clean {
@@ -245,7 +245,7 @@ func (n *simNode) accept() {
 		local, remote := n.h.TCPAddr(h)
 		var k simKey
 		k[n.id], k[1-n.id] = local.Port(), remote.Port()
-		irs := n.h.tcp.at(h.index()).irs
+		irs := simIRS(n.h.tcp.at(h.index()))
 		var s *simSide
 		for _, c := range n.w.conns {
 			if c.key == k && (c.iss == irs || n.w.wrong) && c.side[0].n != n {
@@ -300,15 +300,12 @@ func (s *simSide) fail(format string, args ...any) {
 
 func (s *simSide) dial(lport, rport uint16) {
 	n, w := s.n, s.c.w
-	if simStub {
-		simStubWorld = w
-	}
 	n.now = w.now
 	w.totals.Dials++
 	h, err := n.h.TCPDial(0, lport, n.peer().ip, rport, w.now)
 	if err != 0 {
 		// No room, or the port is taken by what stays of a connection.
-		if err != EAGAIN && err != EADDRINUSE && !(err == EADDRNOTAVAIL && lport == 0) || w.p.clean && !simStub {
+		if err != EAGAIN && err != EADDRINUSE && !(err == EADDRNOTAVAIL && lport == 0) || w.p.clean {
 			s.fail("TCPDial: %v", err)
 		}
 		s.c.forgive("could not be dialed")
@@ -318,7 +315,7 @@ func (s *simSide) dial(lport, rport uint16) {
 	local, _ := n.h.TCPAddr(h)
 	s.c.key[n.id], s.c.key[1-n.id] = local.Port(), rport
 	if s.id == 0 {
-		s.c.iss = n.h.tcp.at(h.index()).iss
+		s.c.iss = n.h.tcp.at(h.index()).sndUna
 	}
 	s.begin(h)
 	n.wake()
@@ -682,8 +679,17 @@ func (c *simConn) watch() {
 // known reports whether the Host of a node has a record of the connection.
 func (c *simConn) known(n *simNode) bool {
 	m := n.peer()
-	_, ok := n.h.tcp.flows.get(flowKey{Local: n.ip, Remote: m.ip, LPort: c.key[n.id], RPort: c.key[m.id]})
-	return ok
+	kind, _ := n.h.tcp.flows.get(flowKey{Local: n.ip, Remote: m.ip, LPort: c.key[n.id], RPort: c.key[m.id]})
+	return kind != 0
+}
+
+// simIRS is the number of the peer's SYN.
+func simIRS(c *tcb) uint32 {
+	irs := c.rcvNxt - uint32(c.received) - 1
+	if c.rcvFIN {
+		irs--
+	}
+	return irs
 }
 
 // watchGone fails when a side asks something of a peer that does not exist any more, and is not told.

@@ -236,7 +236,7 @@ func (w *simWorld) synSegment(n *simNode, f *simFlow, s *simSegment, bad func(st
 		f.streams[n.id] = append(f.streams[n.id], mine)
 	}
 	mine.syn, mine.answer = s.opt, answer
-	mine.ecn = s.tcp.Flags&proto.ECE != 0
+	mine.ecn = mine.ecn || s.tcp.Flags&proto.ECE != 0 // a second SYN asks for none, and may come second
 	mine.synWnd = int64(s.tcp.Window)
 	if !answer {
 		return
@@ -320,12 +320,12 @@ func (w *simWorld) mayShrink(n *simNode, s *simSegment, back, unit int64) bool {
 		return false
 	}
 	k := flowKey{Local: n.ip, Remote: n.peer().ip, LPort: s.tcp.SrcPort, RPort: s.tcp.DstPort}
-	i, ok := n.h.tcp.flows.get(k)
-	if !ok {
+	kind, i := n.h.tcp.flows.get(k)
+	if kind != demuxTCB {
 		return true
 	}
 	c := n.h.tcp.at(i)
-	return int64(c.rcvBytes)+int64(c.rcvAdv-c.rcvNxt)+unit > int64(n.h.cfg.RcvBuf)
+	return int64(c.rcvBytes)+int64(c.rcvAdv-c.rcvNxt)+unit > 2*int64(c.rcvBuf)
 }
 
 // stamp judges timestamps (RFC 7323).

@@ -190,7 +190,7 @@ func (w *wrongWorld) open() {
 		f.habits |= 1<<rng.IntN(habits) | habitHonest
 	}
 	f.seq, f.top = f.iss+1, f.iss+1
-	if !simStub && rng.IntN(3) == 0 {
+	if rng.IntN(3) == 0 {
 		h, err := w.k.h.TCPDial(0, 0, peerIP, f.sport, w.k.now)
 		if err != 0 {
 			return
@@ -499,11 +499,11 @@ func (w *wrongWorld) program() {
 		_, remote := h.TCPAddr(s)
 		var f *wrongFlow // nil: opened by a SYN with other numbers than its flow's
 		for _, g := range w.flows {
-			if g.sport == remote.Port() && g.dport == svc && g.iss == h.tcp.at(s.index()).irs {
+			if g.sport == remote.Port() && g.dport == svc && g.iss == simIRS(h.tcp.at(s.index())) {
 				f = g
 			}
 		}
-		w.socks = append(w.socks, wrongSock{h: s, f: f, base: h.tcp.at(s.index()).irs + 1})
+		w.socks = append(w.socks, wrongSock{h: s, f: f, base: simIRS(h.tcp.at(s.index())) + 1})
 	}
 	if len(w.socks) == 0 {
 		return
@@ -528,7 +528,7 @@ func (w *wrongWorld) program() {
 	case n == 18:
 		h.TCPAbort(s.h, now)
 		s.h = 0
-	case n == 19 && !simStub:
+	case n == 19:
 		h.TCPSetNoDelay(s.h, rng.IntN(2) == 0, now)
 		h.TCPSetKeepAlive(s.h, KeepAlive{Idle: simLog(rng, 10*ms, 100*second), Interval: second, Count: 3}, now)
 		h.TCPSetCongestion(s.h, []string{"reno", "cubic"}[rng.IntN(2)])
