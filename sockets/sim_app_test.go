@@ -163,7 +163,7 @@ func (w *simWorld) program() simProgram {
 		}
 		p.neverRead = rng.IntN(16) == 0
 	}
-	if rng.IntN(4) == 0 {
+	if rng.IntN(4) == 0 && !w.p.clean {
 		p.keep = KeepAlive{Idle: simLog(rng, 10*ms, 100*second), Interval: simLog(rng, 10*ms, 10*second), Count: 1 + rng.IntN(9)}
 	}
 	if rng.IntN(8) == 0 && !w.p.clean {
@@ -305,7 +305,7 @@ func (s *simSide) dial(lport, rport uint16) {
 	h, err := n.h.TCPDial(0, lport, n.peer().ip, rport, w.now)
 	if err != 0 {
 		// No room, or the port is taken by what stays of a connection.
-		if err != EAGAIN && err != EADDRINUSE && !(err == EADDRNOTAVAIL && lport == 0) || w.p.clean {
+		if err != EADDRINUSE && (err != EAGAIN || w.p.clean) || lport == 0 && err == EADDRINUSE {
 			s.fail("TCPDial: %v", err)
 		}
 		s.c.forgive("could not be dialed")
@@ -452,6 +452,9 @@ func (s *simSide) read() bool {
 	}
 	if frame != umem.None {
 		w.totals.Taken++
+		if w.wrong {
+			want = bytes.Clone(b)
+		}
 		n.lent = append(n.lent, simLent{frame, b, want, s.later(w.rng.Int64N(1 + s.p.readGap + ms))})
 	}
 	s.got += int64(len(b))
@@ -620,7 +623,8 @@ func (s *simSide) judge(err Errno) {
 	switch err {
 	case ECONNRESET, EPIPE:
 		w.totals.Reset++
-		givenUp := s.peer().over && !s.peer().open && lost >= 5 // by a Host without a program to tell
+		p := s.peer().p // whose Host gave up, and had no program to tell yet, or none any more
+		givenUp := lost >= 5 || p.keep.Idle > 0 || p.userNS > 0
 		if c.excuse == "" && poor == 0 && !givenUp {
 			s.fail("%v, and nobody gave a reason", err)
 		}
@@ -657,7 +661,7 @@ func (c *simConn) watch() {
 			continue
 		}
 		if c.excuse == "" && p.over && !p.open && !s.eof && !c.known(p.n) {
-			s.judge(ETIMEDOUT) // the Host gave up what it had to send without a program to tell
+			p.judge(ETIMEDOUT) // the Host gave up what it had to send without a program to tell
 			c.forgive("given up")
 		}
 		if c.excuse == "" && p.over && !s.eof && (p.sent > s.got || p.shut) && long > simPatience && !s.deaf {

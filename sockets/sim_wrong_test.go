@@ -198,7 +198,7 @@ func (w *wrongWorld) open() {
 		w.totals.Dialed++
 		local, _ := w.k.h.TCPAddr(h)
 		f.dport = local.Port()
-		w.socks = append(w.socks, wrongSock{h: h, f: f, base: f.iss + 1})
+		w.socks = append(w.socks, wrongSock{h: h, f: f})
 		w.add(f)
 		return
 	}
@@ -503,7 +503,7 @@ func (w *wrongWorld) program() {
 				f = g
 			}
 		}
-		w.socks = append(w.socks, wrongSock{h: s, f: f, base: simIRS(h.tcp.at(s.index())) + 1})
+		w.socks = append(w.socks, wrongSock{h: s, f: f})
 	}
 	if len(w.socks) == 0 {
 		return
@@ -541,6 +541,9 @@ func (w *wrongWorld) program() {
 // read takes what came: every byte is one of the two that the peer may have sent there.
 func (w *wrongWorld) read(s *wrongSock) {
 	b := make([]byte, 1+simLog(w.rng, 1, 40000))
+	if c := w.k.h.tcp.get(s.h); c != nil && s.read == 0 {
+		s.base = simIRS(c) + 1
+	}
 	n, err := w.k.h.TCPRead(s.h, b, w.k.now)
 	if err != 0 {
 		return
