@@ -654,6 +654,12 @@ func (c *simConn) watch() {
 		return
 	}
 	c.moved = max(c.moved, w.calmAt)
+	// The ACK of a SYN cookie that comes when there is no room is lost for good, and a client who only waits never learns.
+	if s := c.side[1]; !s.over && !c.known(s.n) {
+		if d := s.n.h.Counters(); d.Stats[TCPCookies] > 0 && d.Drops[TCPBacklogFull] > 0 {
+			c.forgive("no room for the ACK of a cookie")
+		}
+	}
 	long := w.now - c.moved
 	for i, s := range c.side {
 		p := c.side[1-i]
