@@ -654,10 +654,11 @@ func (c *simConn) watch() {
 		return
 	}
 	c.moved = max(c.moved, w.calmAt)
-	// The ACK of a SYN cookie that comes when there is no room is lost for good, and a client who only waits never learns.
+	// A client who only waits never learns that the other side gave up its handshake, or, with a cookie, had no room.
 	if s := c.side[1]; !s.over && !c.known(s.n) {
-		if d := s.n.h.Counters(); d.Stats[TCPCookies] > 0 && d.Drops[TCPBacklogFull] > 0 {
-			c.forgive("no room for the ACK of a cookie")
+		d := s.n.h.Counters()
+		if d.Stats[TCPCookies] > 0 && d.Drops[TCPBacklogFull] > 0 || w.flow(c.key).lost >= synRetries {
+			c.forgive("the last ACK of the handshake never came")
 		}
 	}
 	long := w.now - c.moved
