@@ -316,7 +316,7 @@ func (s *simTotals) check(t *testing.T) {
 		{"connections that timed out", s.TimedOut, 50}, {"reset connections", s.Reset, 5}, {"lost frames", s.Lost, 1},
 		{"damaged frames", s.Corrupted, 2}, {"packets too big for the path", s.TooBig + s.Fragments, 2},
 		{"ECN marks", s.Marked, 10}, {"segments sent again", s.Retransmits, 1}, {"timeouts", s.Timeouts, 1},
-		{"segments for which memory was missing", s.NoMemory, 50}, {"full backlogs", s.Backlog, 50},
+		{"segments for which memory was missing", s.NoMemory, 1000}, {"full backlogs", s.Backlog, 50},
 		{"outages", s.Outages, 10}, {"half-closed conversations", s.HalfClosed, 5}, {"wrapped sequence numbers", s.Wrapped, 20},
 		{"simultaneous opens", s.Together, 20}, {"lent frames written", s.Lent, 5}, {"lent frames read", s.Taken, 5},
 	} {
