@@ -98,6 +98,7 @@ const (
 	bufLost               // to be sent again
 	bufAgain              // was sent again since it was marked lost
 	bufEver               // was sent more than once: no good for measuring (Karn)
+	bufPart               // only its first part was sent: no frame to cut it with
 )
 
 const (

@@ -104,6 +104,7 @@ const (
 	mssNone   = 536
 
 	rtoFirstUS  = 1_000_000
+	rtoLostUS   = 3_000_000
 	rtoMinUS    = 200_000
 	rtoMaxUS    = 120_000_000
 	delackNS    = 40_000_000
@@ -111,6 +112,7 @@ const (
 	finWait2NS  = 60_000_000_000 // without an owner (net.ipv4.tcp_fin_timeout)
 	quietNS     = 1_000_000_000
 	synRetries  = 5
+	dialRetries = 7 // 247 s: an active open waits three minutes at least (RFC 9293 3.8.3)
 	dataRetries = 15
 	orphanTries = 8 // net.ipv4.tcp_orphan_retries: probes of a closed window once the owner is gone
 )

@@ -34,7 +34,8 @@ func (h *Host) tcpACK(i uint32, c *tcb, s *segment) bool {
 	wnd := uint32(s.tcp.Window) << c.sndScale
 	dup := !old && r.bytes == 0 && s.length() == 0 && wnd == c.sndWnd // RFC 5681 section 2
 	h.tcpWindow(i, c, s, wnd, r.bytes > 0)
-	if x := h.activeOf(c); x != nil && c.sndUna != c.sndNxt {
+	// Also with nothing in flight: a D-SACK may come late.
+	if x := h.activeOf(c); x != nil && (c.sndUna != c.sndNxt || s.opt.NSACK > 0) {
 		h.tcpAcked(i, c, x, s, &r, dup && !old)
 		if c.state == tcpClosed {
 			h.discard(s.packet)
@@ -129,6 +130,10 @@ func (h *Host) sndAcked(c *tcb, x *active, ack uint32, r *ackResult) {
 			b.Off += uint16(k)
 			b.Len -= uint16(k)
 			c.sndBytes -= uint32(k)
+			if b.Flags&bufPart != 0 {
+				b.Flags &^= bufPart
+				h.markLost(x, b)
+			}
 			break
 		}
 		h.delivered(c, x, b, r, true)

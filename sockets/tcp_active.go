@@ -54,7 +54,6 @@ type active struct {
 	mtu plpmtud
 
 	restAt int64 // when to look whether the record is still of use
-	next   uint32
 }
 
 type phase uint8
@@ -81,6 +80,7 @@ func (h *Host) moving(i uint32, c *tcb) *active {
 	x.fack, x.rackRound = c.sndUna, c.sndUna
 	x.reoMult = 1
 	x.undoAgain = -1
+	x.minRTT, x.minRTTAt = c.srtt, h.nowUS() // until there is a sample: the handshake's, or what the last burst left
 	x.hy.init(c)
 	x.spaceAt = h.now
 	x.restAt = h.now + quietNS

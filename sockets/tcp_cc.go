@@ -22,12 +22,12 @@ type cubic struct {
 	frac     float64 // of a byte that the window has grown
 }
 
-// ccReduce sets ssthresh on congestion.
-func (h *Host) ccReduce(c *tcb, x *active) {
+// ccReduce sets ssthresh on congestion, of which an ACK told that took bytes out of flight.
+func (h *Host) ccReduce(c *tcb, x *active, bytes uint32) {
 	w := float64(c.cwnd)
 	if c.reno {
 		// RFC 5681 (4) counts what is in flight: an application that sends little earns no window.
-		c.ssthresh = max((c.sndNxt-c.sndUna)/2, 2*uint32(c.mss))
+		c.ssthresh = max((c.sndNxt-c.sndUna+bytes)/2, 2*uint32(c.mss))
 		return
 	}
 	q := &x.cubic
@@ -46,12 +46,16 @@ func (h *Host) ccAcked(c *tcb, x *active, n uint32) {
 		return // RFC 9438 4.1, RFC 7661: a window that is not used proves nothing
 	}
 	if c.cwnd < c.ssthresh {
-		c.cwnd = min(c.cwnd+x.hy.increase(c, n), cwndMax)
-		return
+		grown := min(c.cwnd+x.hy.increase(c, n), c.ssthresh)
+		if n -= min(n, grown-c.cwnd); grown < c.ssthresh || n == 0 {
+			c.cwnd = grown
+			return
+		}
+		c.cwnd = grown // what is left counts as congestion avoidance
 	}
 	q, mss, w := &x.cubic, float64(c.mss), float64(c.cwnd)
 	if c.reno {
-		q.frac += mss * float64(n) / w
+		q.frac += min(mss*float64(n)/w, mss)
 	} else {
 		q.frac += q.increase(w, mss, float64(n), h.now, int64(c.srtt)*1000)
 	}

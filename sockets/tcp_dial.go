@@ -163,19 +163,27 @@ func (h *Host) tcpSYNOptions(c *tcb, s *segment) {
 	c.maxWnd = c.sndWnd
 }
 
+// afterSYN sets window and timeout by how often the SYN, or its answer, was sent again: RFC 6928 section 2 keeps the
+// large initial window after one such loss, RFC 6298 (5.7) begins with a longer timeout.
+func (c *tcb) afterSYN(retries uint8) {
+	c.cwnd = initialCwnd(c)
+	if retries > 1 {
+		c.cwnd = uint32(c.mss)
+	}
+	c.setRTO()
+	if retries > 0 {
+		c.rto = rtoLostUS
+	}
+}
+
 // tcpEstablish is the moment at which the owner may write.
 func (h *Host) tcpEstablish(i uint32, c *tcb) {
 	c.state, c.opened = tcpEstablished, true
 	if c.wantFIN {
 		c.state = tcpFinWait1
 	}
-	c.cwnd = initialCwnd(c)
-	if c.retries > 0 {
-		c.cwnd = uint32(c.mss) // RFC 5681 3.1
-	}
+	c.afterSYN(c.retries)
 	c.retries, c.rtxAt = 0, 0
-	c.rto = rtoFirstUS
-	c.setRTO()
 	h.keepAliveArm(i, c)
 	h.tcpMark(i, c)
 	h.notify(h.tcp.handle(i))

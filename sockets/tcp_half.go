@@ -223,12 +223,10 @@ func (h *Host) tcpOpen(r *halfOpen, s *segment) {
 	c.sndWnd = uint32(r.wnd) // a SYN's window is never scaled (RFC 7323 2.2)
 	c.maxWnd = c.sndWnd
 	c.sndWl1 = s.seq - 1 // so that tcpACK takes the window
-	c.cwnd = initialCwnd(c)
 	if r.retries == 0 && r.asked == 0 && r.sentAt != 0 {
 		c.rttSample(uint32((h.now - r.sentAt) / 1000))
-	} else if r.retries > 0 {
-		c.cwnd = uint32(c.mss) // RFC 5681 3.1: the SYN-ACK was lost
 	}
+	c.afterSYN(r.retries)
 	l := &h.tcp.listeners[r.listener]
 	h.acceptPush(l, i)
 	h.notify(makeHandle(kindListener, l.gen, r.listener))

@@ -137,6 +137,7 @@ func (h *Host) tcpSegment(i uint32, c *tcb, s *segment) {
 		}
 		s.seq++
 		s.tcp.Flags &^= proto.SYN
+		s.tcp.Window >>= c.sndScale // of all segments with SYN only this one is read like the others
 		flags = s.tcp.Flags
 	}
 	if why := h.tcpAcceptable(c, s); why != 0 {
@@ -168,7 +169,7 @@ func (h *Host) tcpSegment(i uint32, c *tcb, s *segment) {
 	if !h.tcpACK(i, c, s) {
 		return
 	}
-	if c.tsOK && s.opt.HasTS && seqLE(s.seq, c.lastAck) && seqLE(c.tsRecent, s.opt.TSVal) {
+	if c.tsOK && s.opt.HasTS && seqLE(s.seq, c.lastAck) && (seqLE(c.tsRecent, s.opt.TSVal) || h.tsOutdated(c)) {
 		c.tsRecent, c.tsRecentAt = s.opt.TSVal, uint32(h.now/1e9)
 	}
 	h.tcpData(i, c, s)
@@ -177,11 +178,10 @@ func (h *Host) tcpSegment(i uint32, c *tcb, s *segment) {
 // tcpAcceptable is the sequence check, behind PAWS (RFC 7323 5.3). 0: go on.
 func (h *Host) tcpAcceptable(c *tcb, s *segment) Drop {
 	if c.tsOK && s.tcp.Flags&proto.RST == 0 {
-		const pawsIdleS = 24 * 24 * 3600
 		if !s.opt.HasTS {
 			return TCPPAWS // RFC 7323 3.2: timestamps were agreed on
 		}
-		if seqLT(s.opt.TSVal, c.tsRecent) && uint32(h.now/1e9)-c.tsRecentAt < pawsIdleS {
+		if seqLT(s.opt.TSVal, c.tsRecent) && !h.tsOutdated(c) {
 			return TCPPAWS
 		}
 	}
@@ -206,6 +206,12 @@ func (h *Host) tcpAcceptable(c *tcb, s *segment) Drop {
 		return TCPDuplicate
 	}
 	return TCPOutOfWindow
+}
+
+// tsOutdated reports whether TS.Recent is so old that the peer's clock may have gone around (RFC 7323 5.5).
+func (h *Host) tsOutdated(c *tcb) bool {
+	const pawsIdleS = 24 * 24 * 3600
+	return uint32(h.now/1e9)-c.tsRecentAt >= pawsIdleS
 }
 
 // tcpAckInvalid answers a segment outside the window, or with an old timestamp.

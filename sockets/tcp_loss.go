@@ -81,7 +81,7 @@ func (h *Host) newReno(c *tcb, x *active, r *ackResult) {
 	if c.sndHead == umem.None {
 		return
 	}
-	first := x.phase == phaseOpen && x.dupAcks >= dupThresh
+	first := (x.phase == phaseOpen || x.phase == phaseCWR) && x.dupAcks >= dupThresh
 	partial := x.phase == phaseRecovery && r.bytes > 0 && seqLT(c.sndUna, x.recoverSeq)
 	if b := h.pool.Buf(c.sndHead); (first || partial) && b.Flags&bufSent != 0 && b.Flags&bufAgain == 0 {
 		h.markLost(x, b)
@@ -91,6 +91,7 @@ func (h *Host) newReno(c *tcb, x *active, r *ackResult) {
 // recover moves between the phases and sets the congestion window. newLoss: this ACK showed something lost.
 func (h *Host) recover(c *tcb, x *active, s *segment, r *ackResult, newLoss bool) {
 	h.undo(c, x, s, r)
+	before := x.phase
 	if x.phase != phaseOpen && (seqLT(x.recoverSeq, c.sndUna) || x.recoverSeq == c.sndUna && (c.sackOK || c.sndUna == c.sndNxt)) {
 		h.recovered(c, x)
 	}
@@ -99,8 +100,8 @@ func (h *Host) recover(c *tcb, x *active, s *segment, r *ackResult, newLoss bool
 	case x.toSend > 0 && (x.phase == phaseOpen || x.phase == phaseCWR):
 		h.reduce(c, x, phaseRecovery, r)
 		fresh = true
-	case r.ece && x.phase == phaseOpen:
-		h.reduce(c, x, phaseCWR, r) // RFC 3168 6.1.2: once a window
+	case r.ece && x.phase == phaseOpen && before == phaseOpen:
+		h.reduce(c, x, phaseCWR, r) // RFC 3168 6.1.2: once a window, the edge of the last one included
 		fresh = true
 	}
 	switch x.phase {
@@ -117,7 +118,7 @@ func (h *Host) recover(c *tcb, x *active, s *segment, r *ackResult, newLoss bool
 func (h *Host) reduce(c *tcb, x *active, to phase, r *ackResult) {
 	if x.phase == phaseOpen {
 		x.priorCwnd, x.priorSsthresh = c.cwnd, c.ssthresh
-		h.ccReduce(c, x)
+		h.ccReduce(c, x, r.bytes)
 		// RFC 6937bis: what was delivered before does not count, what this ACK brought does.
 		x.prrFlow = c.sndNxt - c.sndUna + r.delivered - min(x.sacked, c.sndNxt-c.sndUna)
 		x.prrDelivered, x.prrOut = 0, 0
@@ -205,7 +206,7 @@ func (h *Host) enterLoss(c *tcb, x *active) {
 	if x.phase != phaseLoss || seqLE(x.recoverSeq, c.sndUna) {
 		if x.phase == phaseOpen {
 			x.priorCwnd, x.priorSsthresh = c.cwnd, c.ssthresh
-			h.ccReduce(c, x)
+			h.ccReduce(c, x, 0)
 		}
 		x.undoSeq, x.undoAgain, x.againTS = c.sndUna, 0, 0
 	}

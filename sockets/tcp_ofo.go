@@ -18,7 +18,7 @@ func (h *Host) ofoInput(i uint32, c *tcb, s *segment) {
 		return
 	}
 	from, to := s.seq, s.seq+uint32(s.data)
-	dup := false
+	var dup [2]uint32
 	seq := s.seq
 	for f := s.f; f != umem.None; {
 		b := h.pool.Buf(f)
@@ -29,19 +29,21 @@ func (h *Host) ofoInput(i uint32, c *tcb, s *segment) {
 		if s.fin && next == umem.None {
 			b.Flags = bufFIN
 		}
-		dup = h.ofoInsert(x, f) || dup
+		if d := h.ofoInsert(x, f); dup[0] == dup[1] {
+			dup = d
+		}
 		f = next
 	}
 	if c.sackOK && s.data > 0 {
-		if dup {
-			h.dsackNote(i, c, from, to)
+		if dup[0] != dup[1] {
+			h.dsackNote(i, c, dup[0], dup[1])
 		}
 		x.sackNote(h, from, to)
 	}
 }
 
-// ofoInsert puts a held frame in its place and reports whether some of its bytes were there before.
-func (h *Host) ofoInsert(x *active, f umem.Frame) (dup bool) {
+// ofoInsert puts a held frame in its place and gives the first of its bytes that were there before.
+func (h *Host) ofoInsert(x *active, f umem.Frame) (dup [2]uint32) {
 	b := h.pool.Buf(f)
 	prev := umem.None
 	if x.ofoTail != umem.None && seqLE(h.pool.Buf(x.ofoTail).Seq, b.Seq) {
@@ -57,10 +59,10 @@ func (h *Host) ofoInsert(x *active, f umem.Frame) (dup bool) {
 		p := h.pool.Buf(prev)
 		next = p.Next
 		if k := int32(p.Seq + uint32(p.Len) - b.Seq); k > 0 {
-			dup = true
+			dup = [2]uint32{b.Seq, seqMin(end, p.Seq+uint32(p.Len))}
 			if k >= int32(b.Len) && (b.Flags&bufFIN == 0 || p.Flags&bufFIN != 0 || k > int32(b.Len)) {
 				h.release(f)
-				return true
+				return dup
 			}
 			k = min(k, int32(b.Len))
 			b.Off += uint16(k)
@@ -68,7 +70,7 @@ func (h *Host) ofoInsert(x *active, f umem.Frame) (dup bool) {
 			b.Seq += uint32(k)
 		} else if b.Len == 0 && k == 0 && p.Flags&bufFIN != 0 {
 			h.release(f)
-			return false
+			return dup
 		}
 	}
 	for next != umem.None {
@@ -76,7 +78,9 @@ func (h *Host) ofoInsert(x *active, f umem.Frame) (dup bool) {
 		if !seqLT(n.Seq, end) {
 			break
 		}
-		dup = true
+		if dup[0] == dup[1] {
+			dup = [2]uint32{n.Seq, seqMin(end, n.Seq+uint32(n.Len))}
+		}
 		if seqLT(end, n.Seq+uint32(n.Len)) || n.Len == 0 {
 			b.Len = uint16(n.Seq - b.Seq)
 			b.Flags &^= bufFIN

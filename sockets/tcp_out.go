@@ -196,6 +196,7 @@ func (h *Host) inWindow(c *tcb, b *umem.Buf) bool {
 func (h *Host) sendNew(i uint32, c *tcb, x *active) {
 	for c.sndNext != umem.None {
 		f := c.sndNext
+		h.sendFill(c, f)
 		b := h.pool.Buf(f)
 		pipe := c.pipe(x)
 		if pipe > 0 && pipe+uint32(b.Len) > c.cwnd {
@@ -220,6 +221,30 @@ func (h *Host) sendNew(i uint32, c *tcb, x *active) {
 	x.limited = c.cwnd < c.ssthresh && 2*(c.sndNxt-c.sndUna) > c.cwnd
 }
 
+// sendFill fills a short frame that was never sent from those behind it: what a small window split, or many small lent
+// frames.
+func (h *Host) sendFill(c *tcb, f umem.Frame) {
+	b := h.pool.Buf(f)
+	for b.Len < c.mss && b.Next != umem.None && b.Flags&bufSent == 0 {
+		n := h.pool.Buf(b.Next)
+		k := copy(h.pool.Chunk(f)[int(b.Off)+int(b.Len):int(b.Off)+int(c.mss)], h.pool.Data(b.Next))
+		b.Len += uint16(k)
+		n.Off += uint16(k)
+		n.Len -= uint16(k)
+		n.Seq += uint32(k)
+		if n.Len > 0 {
+			return
+		}
+		b.Flags |= n.Flags & bufFIN
+		gone := b.Next
+		if b.Next = n.Next; c.sndTail == gone {
+			c.sndTail = f
+		}
+		c.sndFrames--
+		h.sendRelease(gone)
+	}
+}
+
 // sendData sends a frame of the send queue, for the first time or again. false: not now.
 func (h *Host) sendData(i uint32, c *tcb, x *active, f umem.Frame) bool {
 	if h.txRoom() == 0 {
@@ -228,8 +253,14 @@ func (h *Host) sendData(i uint32, c *tcb, x *active, f umem.Frame) bool {
 	}
 	b := h.pool.Buf(f)
 	again := b.Flags&bufSent != 0
-	if b.Len > c.mss && !h.sendSplit(c, f, int(c.mss)) { // the path's MTU became smaller
-		return false
+	size := b.Len
+	if size > c.mss { // the path's MTU became smaller
+		if h.sendSplit(c, f, int(c.mss)) {
+			size = b.Len
+		} else { // all frames are in queues like this one: the rest goes when this part is acknowledged
+			size = c.mss
+			b.Flags |= bufPart
+		}
 	}
 	hdr := proto.TCP{Seq: b.Seq, Flags: proto.ACK}
 	tos := uint8(0)
@@ -245,8 +276,10 @@ func (h *Host) sendData(i uint32, c *tcb, x *active, f umem.Frame) bool {
 	}
 	n := uint32(b.Len)
 	if b.Flags&bufFIN != 0 {
-		hdr.Flags |= proto.FIN
 		n++
+		if size == b.Len {
+			hdr.Flags |= proto.FIN
+		}
 	}
 	var opt proto.TCPOptions
 	h.header(c, &hdr, &opt)
@@ -255,7 +288,7 @@ func (h *Host) sendData(i uint32, c *tcb, x *active, f umem.Frame) bool {
 		off -= 12
 	}
 	// A frame that is refused counts as lost on the way.
-	h.finishSegment(f, off, int(b.Off)-off+int(b.Len), c.key, &hdr, &opt, tos)
+	h.finishSegment(f, off, int(b.Off)-off+int(size), c.key, &hdr, &opt, tos)
 	b.Flags |= bufSent
 	b.Aux = h.nowUS()
 	c.sentAt = h.nowMS()

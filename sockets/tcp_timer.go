@@ -100,11 +100,12 @@ func (h *Host) idleTimer(i uint32, c *tcb) bool {
 	if k.Idle == 0 {
 		return true
 	}
-	silent := int64(h.nowMS()-c.heardAt) * 1_000_000
-	if silent < k.Idle-tickNS || c.sndUna != c.sndNxt || c.sndBytes > 0 { // what waits for an ACK has its own timer
-		if silent < k.Idle {
-			c.probes = 0
-		}
+	switch silent := int64(h.nowMS()-c.heardAt) * 1_000_000; {
+	case c.sndUna != c.sndNxt || c.sndBytes > 0: // what waits for an ACK has its own timer
+		c.idleAt = h.now + k.Idle
+		return true
+	case silent < k.Idle:
+		c.probes = 0
 		h.keepAliveArm(i, c)
 		return true
 	}
@@ -178,7 +179,7 @@ func (h *Host) givenUp(c *tcb) bool {
 	limit := uint8(dataRetries)
 	switch {
 	case c.state == tcpSynSent || c.state == tcpSynRcvd:
-		limit = synRetries
+		limit = dialRetries
 	case c.probing && (c.orphan || h.txUsed > h.txLimit/2):
 		// A peer that takes nothing for ever must not hold what others need, however politely it answers.
 		if c.probes >= orphanTries {
