@@ -31,7 +31,10 @@ func (h *Host) tcpACK(i uint32, c *tcb, s *segment) bool {
 	if old {
 		r.bytes = 0
 	}
-	wnd := uint32(s.tcp.Window) << c.sndScale
+	wnd := uint32(s.tcp.Window)
+	if !s.syn {
+		wnd <<= c.sndScale
+	}
 	dup := !old && r.bytes == 0 && s.length() == 0 && wnd == c.sndWnd // RFC 5681 section 2
 	h.tcpWindow(i, c, s, wnd, r.bytes > 0)
 	// Also with nothing in flight: a D-SACK may come late.
@@ -93,16 +96,17 @@ func (h *Host) tcpAcked(i uint32, c *tcb, x *active, s *segment, r *ackResult, d
 	}
 	h.recover(c, x, s, r, x.toSend > toSend)
 	if c.sndUna == c.sndNxt {
-		c.rtxAt, x.tlpNext, x.reoAt = 0, false, 0
+		if !c.probing {
+			c.rtxAt = 0
+		}
+		x.tlpNext, x.reoAt = false, 0
 	} else if r.bytes > 0 || r.sackedNew {
-		h.armLoss(c, x) // RFC 6298 5.3, RFC 8985 7.2
+		h.armLoss(c, x, true) // RFC 6298 5.3, RFC 8985 7.2
 	}
 	if r.bytes > 0 || r.delivered > 0 || x.toSend > 0 {
 		h.tcpMark(i, c)
 	}
-	if !roomy && !c.blocked && h.sndRoomy(c) {
-		h.notify(h.tcp.handle(i)) // Out, from here on
-	}
+	h.tellRoom(i, c, roomy)
 	if r.bytes > 0 && c.finQueued && c.sndHead == umem.None {
 		h.tcpFinAcked(i, c)
 	}

@@ -14,13 +14,14 @@ type active struct {
 
 	// Recovery.
 	phase                         phase
-	tlpOut                        bool // a loss probe is out, up to tlpEnd
-	tlpAgain                      bool // and it was a retransmission
-	tlpNext                       bool // the retransmission timer is a loss probe's
-	limited                       bool // the congestion window was what stopped the last output
-	cwrDue                        bool // tell the peer that we heard its ECE
-	eceDue                        bool // tell the peer that its data was marked
-	stuck                         bool // a frame to send again is still with the device
+	tlpOut                        bool   // a loss probe is out, up to tlpEnd
+	tlpAgain                      bool   // and it was a retransmission
+	tlpNext                       bool   // the retransmission timer is a loss probe's
+	cwrDue                        bool   // tell the peer that we heard its ECE
+	eceDue                        bool   // tell the peer that its data was marked
+	stuck                         bool   // a frame to send again is still with the device
+	limitedSeq                    uint32 // up to here the congestion window was what stopped us
+	partEnd                       uint32 // up to here something was left out (bufPart): nothing new goes before it is there
 	recoverSeq                    uint32
 	tlpEnd                        uint32
 	prrDelivered, prrOut, prrFlow uint32 // RFC 6937: prrFlow is RecoverFS
@@ -77,7 +78,7 @@ func (h *Host) moving(i uint32, c *tcb) *active {
 	n, x := h.tcp.act.alloc()
 	c.active = n + 1
 	x.ofoHead, x.ofoTail = umem.None, umem.None
-	x.fack, x.rackRound = c.sndUna, c.sndUna
+	x.fack, x.rackRound, x.limitedSeq, x.partEnd = c.sndUna, c.sndUna, c.sndUna, c.sndUna
 	x.reoMult = 1
 	x.undoAgain = -1
 	x.minRTT, x.minRTTAt = c.srtt, h.nowUS() // until there is a sample: the handshake's, or what the last burst left

@@ -13,6 +13,7 @@ type segment struct {
 	seq  uint32 // of the first byte of data, or of SYN
 	data int    // bytes of data
 	fin  bool
+	syn  bool // it had a SYN, which was dealt with: its window is not scaled (RFC 7323 2.2)
 }
 
 // length is SEG.LEN: data, SYN and FIN.
@@ -137,7 +138,7 @@ func (h *Host) tcpSegment(i uint32, c *tcb, s *segment) {
 		}
 		s.seq++
 		s.tcp.Flags &^= proto.SYN
-		s.tcp.Window >>= c.sndScale // of all segments with SYN only this one is read like the others
+		s.syn = true
 		flags = s.tcp.Flags
 	}
 	if why := h.tcpAcceptable(c, s); why != 0 {

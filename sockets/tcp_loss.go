@@ -108,7 +108,7 @@ func (h *Host) recover(c *tcb, x *active, s *segment, r *ackResult, newLoss bool
 	case phaseRecovery, phaseCWR:
 		h.prr(c, x, r, newLoss, fresh)
 	default:
-		if r.bytes > 0 {
+		if r.bytes > 0 && before != phaseRecovery && before != phaseCWR {
 			h.ccAcked(c, x, r.bytes)
 		}
 	}
@@ -237,10 +237,19 @@ func (h *Host) renege(c *tcb, x *active) {
 	x.sacked, x.sackedFrames, x.fack = 0, 0, c.sndUna
 }
 
-// armLoss sets the retransmission timer: a loss probe (RFC 8985 7.2) where one may help, else the timeout.
-func (h *Host) armLoss(c *tcb, x *active) {
+// armLoss sets the retransmission timer: a loss probe (RFC 8985 7.2) where one may help, else the timeout, which an ACK
+// of something new starts again (RFC 6298 5.3) and what is sent does not (5.1).
+func (h *Host) armLoss(c *tcb, x *active, acked bool) {
+	left := c.rto
+	if c.sndHead != umem.None && !acked {
+		if d := int32(h.pool.Buf(c.sndHead).Aux + c.rto - h.nowUS()); d > 0 {
+			left = min(left, uint32(d))
+		}
+	}
+	if acked || x.tlpNext || c.rtxAt == 0 {
+		c.rtxAt = h.now + int64(left)*1000
+	}
 	x.tlpNext = false
-	c.rtxAt = h.now + int64(c.rto)*1000
 	if !c.sackOK || x.phase != phaseOpen || x.sacked > 0 || x.toSend > 0 || x.tlpOut || c.retries > 0 || c.srtt == 0 ||
 		c.sndHead == umem.None {
 		return
@@ -249,10 +258,8 @@ func (h *Host) armLoss(c *tcb, x *active) {
 	if c.sndNxt-c.sndUna <= uint32(c.mss) {
 		pto += tlpDelayUS
 	}
-	if left := h.pool.Buf(c.sndHead).Aux + c.rto - h.nowUS(); int32(left) > 0 && pto < left {
-		x.tlpNext = true
-		c.rtxAt = h.now + int64(pto)*1000
-	}
+	x.tlpNext = true
+	c.rtxAt = h.now + int64(min(pto, left))*1000
 }
 
 // tlpProbe sends a loss probe: new data if there is some, else the last segment again (RFC 8985 7.3).
@@ -260,7 +267,7 @@ func (h *Host) tlpProbe(i uint32, c *tcb, x *active) {
 	x.tlpNext = false
 	c.rtxAt = h.now + int64(c.rto)*1000
 	f, again := c.sndNext, false
-	if f == umem.None || !h.inWindow(c, h.pool.Buf(f)) {
+	if f == umem.None || !h.inWindow(c, h.pool.Buf(f)) || seqLT(c.sndUna, x.partEnd) {
 		again = true
 		for f = c.sndHead; h.pool.Buf(f).Next != c.sndNext; f = h.pool.Buf(f).Next {
 		}

@@ -133,12 +133,13 @@ func (h *Host) tcpOutput(i uint32, c *tcb) {
 		h.queueFIN(i, c)
 	}
 	if c.sndHead != umem.None {
-		x := h.moving(i, c)
+		x, roomy := h.moving(i, c), h.sndRoomy(c)
 		if c.sndNext == c.sndHead && c.sndUna == c.sndNxt {
 			h.ccIdle(c, x)
 		}
 		h.sendLost(i, c, x)
 		h.sendNew(i, c, x)
+		h.tellRoom(i, c, roomy)
 	}
 	if c.ackNow {
 		h.sendACK(c)
@@ -150,6 +151,13 @@ func (h *Host) tcpOutput(i uint32, c *tcb) {
 		c.rtxAt = h.now + int64(backoff(c.rto, c.probes))*1000
 	}
 	h.tcpArm(i, c)
+}
+
+// tellRoom wakes the writer when the send queue was too full to be worth it before, and is not any more.
+func (h *Host) tellRoom(i uint32, c *tcb, roomy bool) {
+	if !roomy && !c.blocked && h.sndRoomy(c) {
+		h.notify(h.tcp.handle(i))
+	}
 }
 
 // queueFIN marks the last frame of the send queue with FIN, or makes one for it.
@@ -171,10 +179,9 @@ func (h *Host) sendLost(i uint32, c *tcb, x *active) {
 	x.stuck = false
 	for f := c.sndHead; x.toSend > 0 && f != umem.None && f != c.sndNext; {
 		b := h.pool.Buf(f)
-		next := b.Next
 		if b.Flags&(bufLost|bufAgain) == bufLost {
 			if pipe := c.pipe(x); pipe > 0 && pipe+uint32(b.Len) > c.cwnd {
-				x.limited = true
+				x.limitedSeq = c.sndNxt
 				return
 			}
 			if b.Flags&bufQueued != 0 {
@@ -183,7 +190,7 @@ func (h *Host) sendLost(i uint32, c *tcb, x *active) {
 				return
 			}
 		}
-		f = next
+		f = b.Next // sendData may have cut it
 	}
 }
 
@@ -194,13 +201,13 @@ func (h *Host) inWindow(c *tcb, b *umem.Buf) bool {
 
 // sendNew sends what was not sent yet, as far as both windows go.
 func (h *Host) sendNew(i uint32, c *tcb, x *active) {
-	for c.sndNext != umem.None {
+	for c.sndNext != umem.None && !seqLT(c.sndUna, x.partEnd) {
 		f := c.sndNext
 		h.sendFill(c, f)
 		b := h.pool.Buf(f)
 		pipe := c.pipe(x)
 		if pipe > 0 && pipe+uint32(b.Len) > c.cwnd {
-			x.limited = true
+			x.limitedSeq = c.sndNxt
 			return
 		}
 		if !h.inWindow(c, b) {
@@ -218,21 +225,24 @@ func (h *Host) sendNew(i uint32, c *tcb, x *active) {
 		}
 	}
 	// In slow start a window that is half used will be whole used (tcp_is_cwnd_limited).
-	x.limited = c.cwnd < c.ssthresh && 2*(c.sndNxt-c.sndUna) > c.cwnd
+	if c.cwnd < c.ssthresh && 2*(c.sndNxt-c.sndUna) > c.cwnd {
+		x.limitedSeq = c.sndNxt
+	}
 }
 
 // sendFill fills a short frame that was never sent from those behind it: what a small window split, or many small lent
 // frames.
 func (h *Host) sendFill(c *tcb, f umem.Frame) {
 	b := h.pool.Buf(f)
-	for b.Len < c.mss && b.Next != umem.None && b.Flags&bufSent == 0 {
+	for b.Len < c.mss && b.Next != umem.None {
 		n := h.pool.Buf(b.Next)
 		k := copy(h.pool.Chunk(f)[int(b.Off)+int(b.Len):int(b.Off)+int(c.mss)], h.pool.Data(b.Next))
 		b.Len += uint16(k)
-		n.Off += uint16(k)
 		n.Len -= uint16(k)
 		n.Seq += uint32(k)
-		if n.Len > 0 {
+		if n.Len > 0 { // what is left goes to its front, so that there is room for a whole segment behind it
+			chunk := h.pool.Chunk(b.Next)
+			copy(chunk[n.Off:], chunk[int(n.Off)+k:int(n.Off)+k+int(n.Len)])
 			return
 		}
 		b.Flags |= n.Flags & bufFIN
@@ -260,6 +270,9 @@ func (h *Host) sendData(i uint32, c *tcb, x *active, f umem.Frame) bool {
 		} else { // all frames are in queues like this one: the rest goes when this part is acknowledged
 			size = c.mss
 			b.Flags |= bufPart
+			if !again {
+				x.partEnd = b.Seq + uint32(b.Len)
+			}
 		}
 	}
 	hdr := proto.TCP{Seq: b.Seq, Flags: proto.ACK}
@@ -304,7 +317,7 @@ func (h *Host) sendData(i uint32, c *tcb, x *active, f umem.Frame) bool {
 		c.sndNext = b.Next
 		c.sndNxt += n
 		c.probing = false
-		h.armLoss(c, x)
+		h.armLoss(c, x, false)
 	}
 	return true
 }

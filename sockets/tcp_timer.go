@@ -101,9 +101,8 @@ func (h *Host) idleTimer(i uint32, c *tcb) bool {
 		return true
 	}
 	switch silent := int64(h.nowMS()-c.heardAt) * 1_000_000; {
-	case c.sndUna != c.sndNxt || c.sndBytes > 0: // what waits for an ACK has its own timer
-		c.idleAt = h.now + k.Idle
-		return true
+	case c.sndUna != c.sndNxt || c.sndBytes > 0:
+		return true // what waits for an ACK has its own timer, and the next thing heard starts this one again
 	case silent < k.Idle:
 		c.probes = 0
 		h.keepAliveArm(i, c)
@@ -183,6 +182,7 @@ func (h *Host) givenUp(c *tcb) bool {
 	case c.probing && (c.orphan || h.txUsed > h.txLimit/2):
 		// A peer that takes nothing for ever must not hold what others need, however politely it answers.
 		if c.probes >= orphanTries {
+			h.count(TCPPressure)
 			return true
 		}
 	}
