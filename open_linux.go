@@ -140,7 +140,6 @@ func (s *Stack) open() error {
 		return err
 	}
 	frames := s.cfg.Frames * len(s.cfg.Queues)
-	s.loans.limit = int64(frames / 16)
 	if s.region, err = umem.New(umem.Options{Frames: frames, ChunkSize: chunk, HugePages: s.cfg.HugePages}); err != nil {
 		return err
 	}

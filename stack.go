@@ -29,7 +29,6 @@ type Stack struct {
 	queues  []*queue
 	running sync.WaitGroup
 	cancel  context.CancelFunc
-	loans   loans
 
 	mu     sync.Mutex
 	ports  map[portKey]int // share mode: sockets and connections that need a port open
@@ -150,7 +149,7 @@ func (s *Stack) release() error {
 		errs = append(errs, q.sock.Close())
 	}
 	if s.region != nil {
-		errs = append(errs, s.freeMemory())
+		errs = append(errs, s.region.Close())
 	}
 	return errors.Join(errs...)
 }
