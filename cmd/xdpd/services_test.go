@@ -333,6 +333,12 @@ func TestServeAndList(t *testing.T) {
 			t.Errorf("xdpd ss -a lacks %q:\n%s", want, all)
 		}
 	}
+	info := list(ssCmd{TCP: true, Info: true, Memory: true})
+	for _, want := range []string{" ts sack ", " cubic wscale:", " rto:", " mss:1448 pmtu:1500 ", " cwnd:10 ", " bytes_received:5000 ", " snd_wnd:"} {
+		if !strings.Contains(info, want) {
+			t.Errorf("xdpd ss -tim lacks %q:\n%s", want, info)
+		}
+	}
 	c.Close()
 	eventually(t, "its end", func() bool { return !strings.Contains(list(ssCmd{TCP: true}), "ESTAB") })
 	if n := s.service(t, "hold", "tcp").Counters["connections"]; n != 1 {
