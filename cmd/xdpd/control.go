@@ -27,8 +27,9 @@ const controlDir = "/run/xdpd"
 func defaultControlPath(iface string) string { return filepath.Join(controlDir, iface+".sock") }
 
 // serveControl answers on a unix socket at path until ctx ends or close is called: HTTP with JSON, so that curl
-// --unix-socket can ask as well. GET /stats is a statsView; POST /drain with backend=HOST:PORT, and undo=1, is xdpd drain. The socket is its owner's alone (mode 0600; a folder that is
-// made for it 0700). The socket of a process that died is replaced; that of a live one is an error.
+// --unix-socket can ask as well. GET /stats is a statsView; POST /drain?backend=ADDRESS:PORT is xdpd drain, with &undo=1 its
+// --undo. The socket is its owner's alone (mode 0600; a folder that is made for it 0700). The socket of a process that died
+// is replaced; that of a live one is an error.
 func serveControl(ctx context.Context, path string, st *xdpd.Stack, svc *services) (close func(), err error) {
 	return serveAnswers(ctx, path, answers{st.Stats, svc.views, svc.drainBackend})
 }

@@ -20,7 +20,7 @@ type runCmd struct {
 	Address   []netip.Prefix `short:"a" placeholder:"ADDR/LEN" help:"IPv4 address and prefix length of the engine; repeat for more."`
 	Gateway   netip.Addr     `short:"g" placeholder:"ADDR" help:"Router for everything outside the prefixes."`
 	Share     bool           `help:"Leave the interface's addresses to the kernel and take only the services' ports."`
-	Services  []string       `short:"s" sep:"none" placeholder:"NAME[=PORT],..." help:"Services; repeat for more. See below."`
+	Services  []string       `short:"s" sep:"none" placeholder:"NAME[=PORT],..." help:"Services, as listed above; repeat for more."`
 	Netns     string         `short:"n" placeholder:"NAME" help:"Network namespace of the interface: a name in /run/netns, or a path."`
 	Queues    []int          `short:"q" placeholder:"N" help:"Receive queues to serve (default all)."`
 	Vlan      []uint16       `placeholder:"ID" help:"VLAN tags of all frames, outermost first."`

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -18,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -312,37 +312,51 @@ func TestUploadCut(t *testing.T) {
 	}
 }
 
-// takingConn can read from a file itself, as the engine's connections can.
-type takingConn struct {
-	net.Conn
-	taken bytes.Buffer
-	asked []int64
+// TestFilesStalled: a peer that takes nothing, or sends nothing of what it announced, is not waited for.
+func TestFilesStalled(t *testing.T) {
+	dir := webRoot(t)
+	bigFile(t, filepath.Join(dir, "big"), 1<<20)
+	synctest.Test(t, func(t *testing.T) {
+		s, err := newFileServer(&serviceSpec{serviceOptions: serviceOptions{Dir: dir, Upload: true}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := newPieces()
+		s.start(l)
+		for _, q := range []struct {
+			request string
+			want    string // what the client reads, from its start
+		}{
+			{"GET /big HTTP/1.1\r\nHost: x\r\n\r\n", "HTTP/1.1 200"},
+			{"PUT /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf", "HTTP/1.1 400"},
+			{"GET /big HTTP/1.1\r\n", ""},
+		} {
+			c, err := l.DialContext(t.Context(), "", "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(c, q.request); err != nil {
+				t.Fatal(err)
+			}
+			b := make([]byte, len(q.want))
+			if _, err := io.ReadFull(c, b); err != nil || string(b) != q.want {
+				t.Errorf("%q is answered %q, %v", q.request, b, err)
+			}
+			time.Sleep(2 * httpStallTime) // of a clock that jumps
+			synctest.Wait()
+			if _, err := c.Write([]byte("x")); !errors.Is(err, io.ErrClosedPipe) {
+				t.Errorf("%q: after two minutes the connection is open: %v", q.request, err)
+			}
+			c.Close()
+		}
+		if s.n.uploads.Load() != 0 {
+			t.Error("half an upload is counted as one")
+		}
+		if err := s.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
 }
-
-func (c *takingConn) ReadFrom(src io.Reader) (int64, error) {
-	c.asked = append(c.asked, src.(*io.LimitedReader).N)
-	return c.taken.ReadFrom(src)
-}
-
-// TestFilesPassServer: a file goes to a connection that can read from it, in pieces so that each can have its time.
-func TestFilesPassServer(t *testing.T) {
-	s := &fileServer{}
-	to := &takingConn{Conn: deadlines{}}
-	c := &httpConn{Conn: to, l: &httpListener{s: s}}
-	text := strings.Repeat("0123456789abcdef", (2*httpStallBytes+160)/16)
-	n, err := c.ReadFrom(strings.NewReader(text))
-	if err != nil || n != int64(len(text)) || to.taken.String() != text || s.n.sent.Load() != uint64(n) {
-		t.Errorf("%d bytes of %d passed, %d counted, %v", n, len(text), s.n.sent.Load(), err)
-	}
-	if len(to.asked) != 3 || to.asked[0] != httpStallBytes {
-		t.Errorf("the connection was asked to take %v", to.asked)
-	}
-}
-
-// deadlines is a connection that takes deadlines.
-type deadlines struct{ net.Conn }
-
-func (deadlines) SetWriteDeadline(t time.Time) error { return nil }
 
 // TestFilesConnectionLimit: beyond it connections are closed, and counted; one that ends makes room.
 func TestFilesConnectionLimit(t *testing.T) {

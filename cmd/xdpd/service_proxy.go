@@ -73,7 +73,7 @@ func startProxy(st *xdpd.Stack, spec *serviceSpec) (_ faceService, err error) {
 			continue
 		}
 		p, err := proxy.New(proxy.Config{
-			Network: protocol, Backends: backends, Dialer: stackDialer{st}, RoundRobin: balances[spec.Balance],
+			Network: protocol, Backends: backends, Dialer: st, RoundRobin: balances[spec.Balance],
 			Flows: spec.Flows, Idle: spec.Idle, Check: spec.Check,
 		})
 		if err != nil {
@@ -117,23 +117,6 @@ func lookUp(list []string) (addrs []netip.AddrPort, err error) {
 		addrs = append(addrs, netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()))
 	}
 	return addrs, nil
-}
-
-// stackDialer opens the connections to backends on the engine.
-type stackDialer struct{ st *xdpd.Stack }
-
-func (d stackDialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	if network == "udp4" {
-		to, err := netip.ParseAddrPort(address)
-		if err != nil {
-			return nil, err
-		}
-		return d.st.DialUDP(to)
-	}
-	if t, ok := any(d.st).(proxy.Dialer); ok {
-		return t.DialContext(ctx, network, address)
-	}
-	return nil, errors.ErrUnsupported
 }
 
 func (s *proxyService) Close(ctx context.Context) error {

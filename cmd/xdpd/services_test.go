@@ -22,6 +22,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"xdpd"
 	"xdpd/internal/netlab"
 )
@@ -311,6 +313,124 @@ func TestServeUDPProxy(t *testing.T) {
 	}
 }
 
+// tcpBackend says its name on each connection and echoes the rest, in the peer's namespace.
+type tcpBackend struct {
+	net.Listener
+	taken atomic.Int64
+	done  sync.WaitGroup
+}
+
+func (s *served) tcpBackend(t *testing.T, port int, name string) *tcpBackend {
+	t.Helper()
+	b := &tcpBackend{}
+	err := s.Peer.Do(func() (err error) {
+		b.Listener, err = net.ListenTCP("tcp4", &net.TCPAddr{IP: s.PeerAddr.AsSlice(), Port: port})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.done.Go(func() {
+		for {
+			c, err := b.Accept()
+			if err != nil {
+				return
+			}
+			b.taken.Add(1)
+			b.done.Go(func() {
+				defer c.Close()
+				_, _ = io.WriteString(c, name)
+				_, _ = io.Copy(c, c)
+			})
+		}
+	})
+	t.Cleanup(b.stop)
+	return b
+}
+
+func (b *tcpBackend) stop() {
+	b.Close()
+	b.done.Wait()
+}
+
+// TestServeTCPProxy: two backends in the kernel, one of which dies and returns, and then both die.
+func TestServeTCPProxy(t *testing.T) {
+	needRoot(t)
+	s := serve(t, "proxy=80:tcp:10.77.0.1:8001,10.77.0.1:8002")
+	a, b := s.tcpBackend(t, 8001, "a"), s.tcpBackend(t, 8002, "b")
+	becomes := func(want string) {
+		t.Helper()
+		eventually(t, want, func() bool { return fmt.Sprint(s.state(t, "tcp")) == want })
+	}
+	becomes("[up up]")
+	// talk sends bytes, ends its direction, and gives who answered; all must come back.
+	talk := func(n int) string {
+		c := s.dial(t, "tcp", 80)
+		defer c.Close()
+		sent := sourceBytes(make([]byte, n), 0)
+		writing := make(chan error, 1)
+		go func() {
+			_, err := c.Write(sent)
+			writing <- errors.Join(err, c.(*net.TCPConn).CloseWrite())
+		}()
+		got, err := io.ReadAll(c)
+		if err := errors.Join(err, <-writing); err != nil || len(got) == 0 || !bytes.Equal(got[1:], sent) {
+			t.Fatalf("%d bytes are answered with %d, %v", len(sent), len(got), err)
+		}
+		return string(got[:1])
+	}
+	if names := talk(8<<20) + talk(8); names != "ab" && names != "ba" {
+		t.Errorf("two clients are served by %s", names)
+	}
+	a.stop()
+	for range 4 { // also before anybody knows
+		if got := talk(8); got != "b" {
+			t.Errorf("with one backend left the answer is %q", got)
+		}
+	}
+	becomes("[down up]")
+	s.tcpBackend(t, 8001, "a")
+	becomes("[up up]")
+	if names := talk(8) + talk(8); names != "ab" && names != "ba" {
+		t.Errorf("after its return two clients are served by %s", names)
+	}
+	held := s.dial(t, "tcp", 80)
+	if _, err := io.ReadFull(held, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	flows := func() (n int) {
+		for _, k := range s.service(t, "proxy", "tcp").Backends {
+			n += k.Open
+		}
+		return n
+	}
+	if flows() != 1 {
+		t.Errorf("%d flows are open", flows())
+	}
+	_ = held.(*net.TCPConn).SetLinger(0) // a reset ends both sides
+	held.Close()
+	eventually(t, "the end of the flow", func() bool { return flows() == 0 })
+	if n := s.service(t, "proxy", "tcp").Counters; n["broken"] != 1 || n["flows"] != 9 || n["no_backend"] != 0 {
+		t.Errorf("counted %v", n)
+	}
+	b.stop()
+	if err := (&drainCmd{Backend: "10.77.0.1:8001", Control: s.control}).Run(); err != nil {
+		t.Fatal(err)
+	}
+	becomes("[drained down]")
+	c, err := s.DialContext(t.Context(), "tcp4", s.at(80))
+	if err == nil {
+		_, err = c.Read(make([]byte, 1))
+		c.Close()
+	}
+	if !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("with no backend left the client sees %v", err)
+	}
+	if n := s.service(t, "proxy", "tcp").Counters["no_backend"]; n != 1 {
+		t.Errorf("%d are counted", n)
+	}
+}
+
 // TestServeAndList holds a connection and looks at it with xdpd ss.
 func TestServeAndList(t *testing.T) {
 	s := serve(t, "hold,echo")
@@ -331,6 +451,12 @@ func TestServeAndList(t *testing.T) {
 	for _, want := range []string{"tcp LISTEN 0 0 0.0.0.0:10 0.0.0.0:* 0", "udp UNCONN 0 0 0.0.0.0:7 0.0.0.0:* 0", line} {
 		if !strings.Contains(all, want) {
 			t.Errorf("xdpd ss -a lacks %q:\n%s", want, all)
+		}
+	}
+	info := list(ssCmd{TCP: true, Info: true, Memory: true})
+	for _, want := range []string{" ts sack ", " cubic wscale:", " rto:", " mss:1448 pmtu:1500 ", " cwnd:10 ", " bytes_received:5000 ", " snd_wnd:"} {
+		if !strings.Contains(info, want) {
+			t.Errorf("xdpd ss -tim lacks %q:\n%s", want, info)
 		}
 	}
 	c.Close()

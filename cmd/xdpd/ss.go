@@ -22,7 +22,7 @@ type ssCmd struct {
 	Info      bool     `short:"i" help:"What TCP knows about a connection."`
 	Memory    bool     `short:"m" help:"Packet memory of each socket, in bytes of whole frames."`
 	Timer     bool     `short:"o" help:"The timer that runs next."`
-	State     []string `placeholder:"STATE" help:"Only these states, as ss(8) names them: established, syn-sent, syn-recv, fin-wait-1, fin-wait-2, time-wait, closed, close-wait, last-ack, listening, closing, unconnected."`
+	State     []string `placeholder:"STATE" help:"Only these states, by ss(8)'s words: established, listening, time-wait and so on."`
 	JSON      bool     `short:"j" name:"json" help:"Print JSON, with all there is about each socket."`
 	Control   string   `placeholder:"PATH" help:"Control socket to ask (default /run/xdpd/IFACE.sock)."`
 }
@@ -30,8 +30,11 @@ type ssCmd struct {
 // Help is shown by xdpd ss --help.
 func (*ssCmd) Help() string {
 	return `Words and columns are those of ss(8): cwnd and ssthresh are in segments, times in milliseconds, and what is not known or
-zero is left out. A listener's Recv-Q is the connections that wait to be accepted. Queue is the receive queue, whose reactor has
-the socket; listeners and UDP sockets are on every one.
+zero is left out. A listener's Recv-Q is the connections that wait to be accepted. Queue is the receive queue whose
+reactor has the socket; listeners and UDP sockets are on every one.
+
+States: established, syn-sent, syn-recv, fin-wait-1, fin-wait-2, time-wait, closed, close-wait, last-ack, listening,
+closing, unconnected.
 
 Examples:
   xdpd ss -tim eth1

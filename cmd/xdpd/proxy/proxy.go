@@ -33,8 +33,8 @@ type Config struct {
 
 	RoundRobin bool // one after the other; default: the one with the fewest flows
 	Flows      int  // at a time; default 4096
-	// Idle is how long a flow may be silent: by default a minute for UDP, and two hours for TCP, where it only clears away
-	// what lost its ends without a word.
+	// Idle is how long a flow may be silent: by default a minute for UDP, and two hours for TCP, where keep-alive finds out
+	// about ends that are gone.
 	Idle time.Duration
 
 	Check   time.Duration // between two checks of a backend; default 2 s

@@ -97,9 +97,6 @@ func (f *tcpFlow) serve() {
 	if !f.connected(c) {
 		return
 	}
-	for _, side := range []net.Conn{f.client, c} {
-		keepAlive(side)
-	}
 	var forth sync.WaitGroup
 	forth.Go(func() { f.copy(c, f.client, &b.n.sent) })
 	f.copy(f.client, c, &b.n.received)
@@ -174,13 +171,4 @@ func reset(c net.Conn) {
 		_ = l.SetLinger(0)
 	}
 	_ = c.Close()
-}
-
-// keepAlive has a connection find out that its peer is gone, where the connection can.
-func keepAlive(c net.Conn) {
-	if k, ok := c.(interface {
-		SetKeepAliveConfig(net.KeepAliveConfig) error
-	}); ok {
-		_ = k.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 15 * time.Second, Count: 4})
-	}
 }
