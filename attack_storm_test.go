@@ -36,8 +36,8 @@ func TestACKStorm(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			v := newVictim(t)
-			rcv, snd := v.numbers()
-			frame := v.as(c.bad(rcv, snd), proto.TCPOptions{}, "")
+			rcv, snd, opt := v.numbers()
+			frame := v.as(c.bad(rcv, snd), opt, "")
 			ours := func(g *heard) bool { return g.dst == v.peer && g.tcp.DstPort == v.port }
 			const n = 3000
 			answers := 0
@@ -146,7 +146,7 @@ func TestZeroWindowForEver(t *testing.T) {
 			t.Errorf("%d connections with a window of zero hold %+v", giver.opened(), q.Frames)
 		}
 	}
-	t.Logf("%d connections hold %d of %d frames", giver.opened(), framesHeld(&st), st.Queues[0].Frames.TxLimit)
+	t.Logf("%d connections hold %d of %d frames", giver.opened(), st.Queues[0].Frames.Tx, st.Queues[0].Frames.TxLimit)
 	giver.limit(t)
 	eventually(t, "the end of the connections that take nothing", func() bool {
 		m := states(t, stack)

@@ -112,15 +112,17 @@ func (v *victim) ask(what string) {
 }
 
 // numbers tells what the target will take next and has sent: what it shows in an echo's last ACK. Only the test knows
-// them; the attacks near them stand for a guess that is almost right.
-func (v *victim) numbers() (rcvNxt, sndNxt uint32) {
+// them; the attacks near them stand for a guess that is almost right. opt is what the client's next segment has: without
+// timestamps, or with old ones, nothing gets as far as the sequence numbers (RFC 7323 3.2, 5.3).
+func (v *victim) numbers() (rcvNxt, sndNxt uint32, opt proto.TCPOptions) {
 	v.t.Helper()
 	v.settle()
 	v.overheard(func(*heard) bool { return true })
 	v.ask("what is the time?")
 	v.settle()
 	g := v.hear("an echo", func(g *heard) bool { return g.dst == v.peer && g.tcp.DstPort == v.port && len(g.data) > 0 })
-	return g.tcp.Ack, g.tcp.Seq + uint32(len(g.data))
+	opt = proto.TCPOptions{HasTS: g.opt.HasTS, TSVal: g.opt.TSEcr, TSEcr: g.opt.TSVal}
+	return g.tcp.Ack, g.tcp.Seq + uint32(len(g.data)), opt
 }
 
 // as is a segment that pretends to be the client's.
@@ -160,7 +162,7 @@ func TestBlindInjection(t *testing.T) {
 			v.settle()
 			v.ask("after random numbers")
 			for i := range 200 {
-				rcv, snd := v.numbers()
+				rcv, snd, opt := v.numbers()
 				off := uint32(v.rng.IntN(60000))
 				switch {
 				case i%2 == 0:
@@ -179,9 +181,12 @@ func TestBlindInjection(t *testing.T) {
 				if k.flags&proto.ACK == 0 {
 					ack = 0
 				}
-				v.send(v.as(proto.TCP{Seq: rcv + off, Ack: ack, Flags: k.flags}, proto.TCPOptions{}, k.data))
+				if i%3 == 0 {
+					opt = proto.TCPOptions{}
+				}
+				v.send(v.as(proto.TCP{Seq: rcv + off, Ack: ack, Flags: k.flags}, opt, k.data))
 				if i%5 == 0 { // just behind the window's left edge as well
-					v.send(v.as(proto.TCP{Seq: rcv - 1 - uint32(v.rng.IntN(3)), Ack: ack, Flags: k.flags}, proto.TCPOptions{}, k.data))
+					v.send(v.as(proto.TCP{Seq: rcv - 1 - uint32(v.rng.IntN(3)), Ack: ack, Flags: k.flags}, opt, k.data))
 				}
 			}
 			v.settle()
@@ -196,8 +201,8 @@ func TestBlindInjection(t *testing.T) {
 // TestExactRST is the counterpart: the one number that may end a connection does.
 func TestExactRST(t *testing.T) {
 	v := newVictim(t)
-	rcv, _ := v.numbers()
-	v.send(v.as(proto.TCP{Seq: rcv, Flags: proto.RST}, proto.TCPOptions{}, ""))
+	rcv, _, opt := v.numbers()
+	v.send(v.as(proto.TCP{Seq: rcv, Flags: proto.RST}, opt, ""))
 	noConnections(t, v.stack)
 }
 

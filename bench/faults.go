@@ -48,6 +48,7 @@ var duties = []duty{"send", "receive"}
 type faultBench struct {
 	rounds   int
 	seconds  float64
+	noise    float64 // wait while others take more than this percentage of the machine
 	cases    []faultCase
 	duties   []duty
 	seed     uint64
@@ -99,6 +100,7 @@ func parseFaults(args []string) (*faultBench, error) {
 	f := flag.NewFlagSet("bench faults", flag.ContinueOnError)
 	f.IntVar(&b.rounds, "rounds", 7, "rounds; in each, both stacks meet every case once")
 	f.Float64Var(&b.seconds, "seconds", 5, "length of one transfer")
+	f.Float64Var(&b.noise, "noise", 5, "wait, a minute at most, while other programs take more than this percentage of the machine")
 	f.Uint64Var(&b.seed, "seed", uint64(time.Now().UnixNano()), "of the faults in the first round")
 	f.StringVar(&b.chaosbox, "chaosbox", filepath.Join(filepath.Dir(here), "../../shared/wire/chaosbox"), "source of the wire")
 	f.StringVar(&b.jsonFile, "json", "", "write the ratios to this file")
@@ -147,6 +149,9 @@ func (b *faultBench) run(ctx context.Context) (rows []faultRow, err error) {
 			for _, d := range b.duties {
 				for i := range stacks {
 					s := stacks[(i+round)%len(stacks)] // who is first changes
+					if err := waitForQuiet(ctx, b.noise); err != nil {
+						return b.complete(rows), err
+					}
 					got, err := b.transfer(ctx, s, c, d, b.seed+uint64(round))
 					if err != nil {
 						return b.complete(rows), fmt.Errorf("round %d, %s, %s, %s, seed %d: %w", round+1, c, s, d, b.seed+uint64(round), err)
