@@ -110,7 +110,7 @@ func (rep *report) print(name, trace string) {
 	fmt.Printf("\n## %s\n\n", name)
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	if len(rep.Rows) > 0 {
-		fmt.Fprintln(t, "bytes each\tcount\theap\tscanned\tRSS\tRSS freed\tpeak RSS\tlongest turn ms\t")
+		fmt.Fprintln(t, "bytes each\tcount\theap\tscanned\tRSS\tRSS freed\tpeak RSS\tturn ms\t")
 	}
 	for _, r := range rep.Rows {
 		per := func(bytes int64) string { return perConn(bytes, r.Count) }
