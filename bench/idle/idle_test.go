@@ -17,6 +17,7 @@ func TestMemory(t *testing.T) {
 		limit int    // bytes each
 		open  func(w *world) error
 	}{
+		{"ESTABLISHED", 250, func(w *world) error { return w.establish(0, n) }},
 		{"TIME-WAIT", 64, func(w *world) error { return w.come(0, n) }},
 		{"SYN-RECEIVED", 96, func(w *world) error { return w.halfOpen(0, n) }},
 	} {
