@@ -1,7 +1,7 @@
 // Command idle opens a million connections in one process and says what each costs: in bytes, and in the collector's
 // pauses. ../README.md says what the rows mean.
 //
-//	go run ./bench/idle [-n N] [-run LIST] [-veth] [-json FILE]
+//	go run ./bench/idle [-n N] [-run LIST] [-veth]
 //
 // Each scenario is a process of its own: the bench itself, run again with -child. The engine is a real reactor with a
 // real Host and real rings. The device is a simulated NIC in virtual time, whose far end a peer in the same process
@@ -38,30 +38,20 @@ func run() error {
 	list := flag.String("run", strings.Join(scenarioNames(), ","), "scenarios, with commas between")
 	veth := flag.Bool("veth", false, "over a veth pair, in real time")
 	child := flag.String("child", "", "run this scenario in this process and write its report to stdout")
-	jsonFile := flag.String("json", "", "write the reports to this file")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if *child != "" {
 		return runChild(*child, *n, *veth)
 	}
-	reports := map[string]*report{}
 	for _, name := range strings.Split(*list, ",") {
 		rep, trace, err := runScenario(ctx, name, *n, *veth)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
-		reports[name] = rep
 		rep.print(name, trace)
 	}
-	if *jsonFile == "" {
-		return nil
-	}
-	text, err := json.MarshalIndent(reports, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(*jsonFile, append(text, '\n'), 0o644)
+	return nil
 }
 
 func scenarioNames() (names []string) {
@@ -110,7 +100,7 @@ func (rep *report) print(name, trace string) {
 	fmt.Printf("\n## %s\n\n", name)
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	if len(rep.Rows) > 0 {
-		fmt.Fprintln(t, "bytes each\tcount\theap\tscanned\tRSS\tRSS freed\tpeak RSS\tlongest turn ms\t")
+		fmt.Fprintln(t, "bytes each\tcount\theap\tscanned\tRSS\tRSS freed\tpeak RSS\tturn ms\t")
 	}
 	for _, r := range rep.Rows {
 		per := func(bytes int64) string { return perConn(bytes, r.Count) }

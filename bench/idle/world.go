@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -14,7 +15,8 @@ import (
 	"xdpd/umem"
 )
 
-// world is a reactor with its Host, an application that echoes on it, and the peer. It runs in the caller's goroutine.
+// world is a reactor with its Host, an application that echoes on it, and the peer. It runs in the caller's goroutine,
+// which is locked to its thread.
 type world struct {
 	link    link
 	host    *sockets.Host
@@ -25,7 +27,7 @@ type world struct {
 	send    func([]byte) error
 	take    func([]byte)
 	stepNS  int64         // virtual time of a turn
-	longest time.Duration // turn of the reactor, in real time
+	longest time.Duration // turn of the reactor, in CPU time: others may run on the machine
 }
 
 // app is a server as the cheapest documented way makes it: one handler on the reactor for all sockets.
@@ -49,6 +51,7 @@ var errDropped = errors.New("the link dropped a frame")
 // newWorld has room for conns connections. change may set limits. One more has come and gone: what there is only once is
 // there.
 func newWorld(conns int, veth bool, change func(*sockets.Config)) (w *world, err error) {
+	runtime.LockOSThread()
 	region, err := umem.New(umem.Options{Frames: frames, ChunkSize: 2048})
 	if err != nil {
 		return nil, err
@@ -85,7 +88,10 @@ func newWorld(conns int, veth bool, change func(*sockets.Config)) (w *world, err
 	return w, errors.Join(w.start(), w.warmUp(conns))
 }
 
-func (w *world) close() error { return errors.Join(w.r.Close(), w.link.close()) }
+func (w *world) close() error {
+	runtime.UnlockOSThread()
+	return errors.Join(w.r.Close(), w.link.close())
+}
 
 // start opens the listener and lets the gateway announce itself until it is answered: an interface that was just set up
 // may drop everything for a second (net/core/link_watch.c).
@@ -175,9 +181,9 @@ func (a *app) fail(err error) {
 // step is one turn of the reactor.
 func (w *world) step() {
 	w.link.pass(w.stepNS)
-	start := time.Now()
+	start := threadTime()
 	w.r.Turn()
-	w.longest = max(w.longest, time.Since(start))
+	w.longest = max(w.longest, threadTime()-start)
 	w.link.receive(w.take)
 }
 

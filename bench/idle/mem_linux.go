@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // sample is what the process holds at one moment.
@@ -109,6 +111,15 @@ func resetPeak() error { return os.WriteFile("/proc/self/clear_refs", []byte("5"
 
 // peak is the largest resident set since resetPeak.
 func peak() int64 { return procField("/proc/self/status", "VmHWM:") }
+
+// threadTime is the CPU time of the calling thread.
+func threadTime() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
+		panic(err)
+	}
+	return time.Duration(ts.Nano())
+}
 
 // pauses is a histogram of the collector's stop-the-world pauses.
 type pauses struct {
