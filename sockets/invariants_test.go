@@ -174,9 +174,9 @@ func (k *kit) checkConn(i uint32, c *tcb) int {
 	name := tcpStateNames[c.state]
 	rcvFrames, rcvBytes := k.chain(c.rcvHead)
 	sndFrames, sndBytes := k.chain(c.sndHead)
-	if rcvBytes != int(c.rcvBytes) || rcvFrames != int(c.rcvFrames) || sndBytes != int(c.sndBytes) || sndFrames != int(c.sndFrames) {
-		k.t.Errorf("connection %d in %s: %d bytes in %d frames received, %d and %d counted; %d in %d to send, %d and %d counted",
-			i, name, rcvBytes, rcvFrames, c.rcvBytes, c.rcvFrames, sndBytes, sndFrames, c.sndBytes, c.sndFrames)
+	if rcvBytes != int(c.rcvBytes) || sndBytes != int(c.sndBytes) || sndFrames != int(c.sndFrames) {
+		k.t.Errorf("connection %d in %s: %d bytes in %d frames received, %d counted; %d in %d to send, %d and %d counted",
+			i, name, rcvBytes, rcvFrames, c.rcvBytes, sndBytes, sndFrames, c.sndBytes, c.sndFrames)
 	}
 	if rcvBytes > k.h.cfg.RcvBuf+127 || sndBytes > k.h.cfg.SndBuf+int(c.mssMax) {
 		k.t.Errorf("connection %d in %s: %d bytes received, %d to send: over the limit", i, name, rcvBytes, sndBytes)

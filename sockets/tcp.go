@@ -62,12 +62,12 @@ type tcb struct {
 	probes    uint8 // zero-window or keep-alive probes in a row
 	sndScale  uint8
 	rcvScale  uint8
-	keepAlive uint8  // index into tcpTable.keepAlives; 0: off
+	setting   uint8  // index into tcpTable.settings
+	challenge uint8  // the half second in which a segment that may be an attack was last answered
 	mss       uint16 // payload bytes of a full segment
 	mssMax    uint16 // what the peer and the interface allow
 	rcvMSS    uint16 // largest segment seen: what "full-sized" means for delayed ACKs
 	err       uint16 // Errno
-	userMS    uint32 // RFC 5482 user timeout in ms; 0: none
 
 	sndUna, sndNxt   uint32
 	sndWnd, sndWl1   uint32
@@ -80,25 +80,23 @@ type tcb struct {
 	srtt, rttvar     uint32     // µs
 	sentAt           uint32     // ms: when data was last sent, for the idle restart
 	heardAt          uint32     // ms: when anything valid last came, for keep-alive
-	stalledAt        uint32     // ms: since when the oldest data waits for an ACK, for the user timeout
-	challengeAt      uint32     // ms: when a segment that may be an attack was last answered
 	retransmits      uint32
 	acked, received  uint64 // bytes, for people
 
 	rcvNxt, rcvAdv, lastAck uint32 // rcvAdv: right edge of the advertised window; lastAck: last ACK sent
 	rcvBytes                uint32
-	rcvFrames               uint32
 	rcvBuf                  uint32 // bytes the window is made of; grows with what the reader takes
 	rcvHead, rcvTail        umem.Frame
 	tsRecent, tsRecentAt    uint32 // tsRecentAt in seconds
 
-	rto                  uint32 // µs, backed off
-	rtxAt, ackAt, idleAt int64  // deadlines; 0: none. idleAt: the end of TIME-WAIT and FIN-WAIT-2, or keep-alive
+	rto           uint32 // µs, backed off
+	ackAt, idleAt uint32 // deadlines in ms; 0: none. idleAt: the end of TIME-WAIT and FIN-WAIT-2, or keep-alive
+	rtxAt         int64  // deadline in ns; 0: none
 }
 
 const (
-	tcbChunk  = 256 // records allocated at once; they never move
-	tcpIWSegs = 10  // RFC 6928
+	tcbChunk  = 1024 // records allocated at once, whole pages of them; they never move
+	tcpIWSegs = 10   // RFC 6928
 	tcpScale  = 7
 	mssFloor  = 64 // a peer cannot make us send headers for single bytes
 	mssNone   = 536
@@ -118,27 +116,27 @@ const (
 )
 
 type tcpTable struct {
-	chunks     [][]tcb
-	free       uint32 // list by tcb.next, index+1
-	conns      int
-	flows      demux
-	act        activeTable
-	half       halfTable
-	tw         twTable
-	listeners  []tcpListener
-	bound      *flat[flowKey]
-	dirty      []uint32
-	challenge  bucket
-	keepAlives []KeepAlive // interned: connections share a few settings; the first is off, the second the default
-	pmtu       pmtuCache
-	dialNext   uint32 // RFC 6056 algorithm 3's counter
+	chunks    [][]tcb
+	free      uint32 // list by tcb.next, index+1
+	conns     int
+	flows     demux
+	act       activeTable
+	half      halfTable
+	tw        twTable
+	listeners []tcpListener
+	bound     *flat[flowKey]
+	dirty     []uint32
+	challenge bucket
+	settings  []tcpSetting // interned: connections share a few; the first is the default
+	pmtu      pmtuCache
+	dialNext  uint32 // RFC 6056 algorithm 3's counter
 }
 
 func (t *tcpTable) init(h *Host) {
 	t.flows.init(t, &h.sec)
 	t.bound = newFlat(h.sec.flow)
 	t.challenge = bucket{100, h.now}
-	t.keepAlives = []KeepAlive{{}, h.cfg.KeepAlive}
+	t.settings = []tcpSetting{{KeepAlive: h.cfg.KeepAlive}}
 	t.half.init(h)
 	t.tw.init(h)
 }
@@ -193,9 +191,9 @@ func (h *Host) tcpAlloc(k flowKey) (uint32, *tcb) {
 	t.free = c.next
 	*c = tcb{
 		key: k, gen: c.gen + 1, used: true, sndHead: umem.None, sndTail: umem.None, sndNext: umem.None,
-		rcvHead: umem.None, rcvTail: umem.None, keepAlive: 1, rto: rtoFirstUS, reno: h.cfg.Congestion == "reno",
+		rcvHead: umem.None, rcvTail: umem.None, rto: rtoFirstUS, reno: h.cfg.Congestion == "reno",
 		rcvBuf: uint32(min(rcvBufStart, h.rcvLimit())), ssthresh: 1 << 30,
-		heardAt: h.nowMS(), sentAt: h.nowMS(), challengeAt: h.nowMS() - challengeMS,
+		heardAt: h.nowMS(), sentAt: h.nowMS(),
 	}
 	t.flows.put(demuxTCB, i)
 	t.conns++
@@ -204,6 +202,18 @@ func (h *Host) tcpAlloc(k flowKey) (uint32, *tcb) {
 
 // nowMS is the time of the call in progress for the records' small clocks; they wrap after 49 days.
 func (h *Host) nowMS() uint32 { return uint32(h.now / 1_000_000) }
+
+// inMS is the deadline ns from now on such a clock, never 0; nsAt is the time that it stands for, 0 for none.
+func (h *Host) inMS(ns int64) uint32 {
+	return max(1, uint32((h.now+min(ns, 1<<30*1_000_000)+999_999)/1_000_000))
+}
+
+func (h *Host) nsAt(ms uint32) int64 {
+	if ms == 0 {
+		return 0
+	}
+	return (h.now/1_000_000 + int64(int32(ms-h.nowMS()))) * 1_000_000
+}
 
 // tcpFree gives everything back that the connection holds. A connection that still has an owner stays as a CLOSED record
 // until the owner closes its handle, with what was received still readable.
@@ -228,7 +238,7 @@ func (h *Host) tcpFree(i uint32, c *tcb) {
 		return
 	}
 	h.releaseChain(c.rcvHead)
-	c.rcvHead, c.rcvBytes, c.rcvFrames = umem.None, 0, 0
+	c.rcvHead, c.rcvBytes = umem.None, 0
 	if c.dirty {
 		return // Flush finds it there and frees the record
 	}

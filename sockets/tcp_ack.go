@@ -76,7 +76,7 @@ func (h *Host) tcpAcked(i uint32, c *tcb, x *active, s *segment, r *ackResult, d
 		h.sndAcked(c, x, s.tcp.Ack, r)
 		r.delivered = r.bytes - (sacked - x.sacked) // some of it had been SACKed before
 		c.retries, c.probes, c.probing = 0, 0, false
-		c.stalledAt = h.nowMS()
+		x.stalledAt = h.nowMS()
 	}
 	if c.sackOK && s.opt.NSACK > 0 {
 		h.sackInput(c, x, s, r)

@@ -54,6 +54,8 @@ type active struct {
 
 	mtu plpmtud
 
+	stalledAt uint32 // ms: since when the oldest data waits for an ACK, for the user timeout
+
 	restAt int64 // when to look whether the record is still of use
 }
 

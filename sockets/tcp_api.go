@@ -114,7 +114,6 @@ func (h *Host) TCPTake(s Handle, now int64) (f umem.Frame, b []byte, err Errno) 
 	f = c.rcvHead
 	b = h.pool.Data(f)
 	c.rcvHead = h.pool.Buf(f).Next
-	c.rcvFrames--
 	c.rcvBytes -= uint32(len(b))
 	h.pool.Move(f, umem.Held, umem.Lent)
 	h.rcvTaken(s.index(), c, len(b))
@@ -241,7 +240,7 @@ func (h *Host) TCPShutdownRead(s Handle, now int64) Errno {
 	c.rcvShut = true
 	n := int(c.rcvBytes)
 	h.releaseChain(c.rcvHead)
-	c.rcvHead, c.rcvBytes, c.rcvFrames = umem.None, 0, 0
+	c.rcvHead, c.rcvBytes = umem.None, 0
 	h.rcvTaken(s.index(), c, n)
 	h.notify(s)
 	return 0

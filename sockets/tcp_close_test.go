@@ -261,7 +261,7 @@ func TestTCPRST(t *testing.T) {
 			for _, off := range []uint32{1, 1000, 60_000} {
 				s := c.seg(rst|ack, nil)
 				s.seq += off
-				c.tcb().challengeAt -= challengeMS // as if the last one were long ago
+				c.tcb().challenge = 0 // as if the last one were long ago
 				k.wantDrops(func() { c.inject(s) }, map[Drop]uint64{TCPOutOfWindow: 1})
 				if got := c.got(); len(got) != 1 || got[0].flags != ack || got[0].ack != c.seq {
 					t.Fatalf("RST %d beyond: answered with %+v, want a challenge", off, got)
@@ -316,7 +316,7 @@ func TestTCPBadACK(t *testing.T) {
 		for _, off := range []uint32{1, 1 << 30, 1 << 31, ^uint32(1<<20 - 1)} {
 			s := c.seg(ack, []byte("x"))
 			s.ack += off
-			c.tcb().challengeAt -= challengeMS
+			c.tcb().challenge = 0
 			k.wantDrops(func() { c.inject(s) }, map[Drop]uint64{TCPOutOfWindow: 1})
 			if got := c.got(); len(got) != 1 || got[0].flags != ack || got[0].ack != c.seq {
 				t.Errorf("%s, ACK %+d: answered with %+v, want a challenge", name, int32(off), got)

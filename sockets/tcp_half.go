@@ -31,6 +31,8 @@ const (
 	halfECN
 )
 
+const expireMax = 256 // records of a kind that one turn deals with
+
 const noScale = 15 // fits the four bits that a SYN cookie has
 
 type halfTable struct {
@@ -114,10 +116,11 @@ func (h *Host) halfFree(i uint32) {
 	t.release(i)
 }
 
-// halfTimer sends SYN-ACKs again whose time has come, and gives up on those whose peers never answered.
+// halfTimer sends SYN-ACKs again whose time has come, and gives up on those whose peers never answered: a bounded number
+// in one turn, and no more than there are frames for.
 func (h *Host) halfTimer() {
 	t := &h.tcp.half
-	next := int64(0)
+	next, left := int64(0), expireMax
 	for n := len(t.lists) - 1; n >= 0; n-- {
 		for q := &t.lists[n]; q.head != 0; {
 			i := q.head - 1
@@ -127,6 +130,10 @@ func (h *Host) halfTimer() {
 					next = due
 				}
 				break
+			}
+			if left--; left < 0 || h.txFree() <= h.txReserve() {
+				h.timers.start(t.timer, h.now+tickNS)
+				return
 			}
 			if n == synRetries {
 				h.halfFree(i)

@@ -161,7 +161,7 @@ func (h *Host) tcpSegment(i uint32, c *tcb, s *segment) {
 		return
 	}
 	c.heardAt = h.nowMS()
-	if c.keepAlive != 0 && c.idleAt == 0 {
+	if c.idleAt == 0 {
 		h.keepAliveArm(i, c)
 	}
 	if c.state == tcpSynRcvd && !h.tcpOpened(i, c, s) {

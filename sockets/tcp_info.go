@@ -1,6 +1,10 @@
 package sockets
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"xdpd/umem"
+)
 
 // TCPInfo is what there is to know about a connection for a person. Sizes are bytes, times ns.
 type TCPInfo struct {
@@ -46,8 +50,11 @@ func (h *Host) tcpInfo(c *tcb) TCPInfo {
 		InFlight: int(c.sndNxt - c.sndUna), SndWnd: int(c.sndWnd), RcvWnd: int(c.rcvAdv - c.rcvNxt), RcvBuf: int(c.rcvBuf),
 		MSS: int(c.mss), RcvMSS: int(c.rcvMSS), PMTU: int(c.mss) + 40, SndScale: int(c.sndScale), RcvScale: int(c.rcvScale),
 		RTT: int64(c.srtt) * 1000, RTTVar: int64(c.rttvar) * 1000, RTO: int64(c.rto) * 1000, Retransmits: c.retransmits,
-		SndFrames: int(c.sndFrames), RcvFrames: int(c.rcvFrames), BytesAcked: c.acked, BytesReceived: c.received,
+		SndFrames: int(c.sndFrames), BytesAcked: c.acked, BytesReceived: c.received,
 		SACK: c.sackOK, TS: c.tsOK, ECN: c.ecnOK, Congestion: "cubic", Phase: phaseNames[phaseOpen], Backoff: int(c.retries),
+	}
+	for f := c.rcvHead; f != umem.None; f = h.pool.Buf(f).Next {
+		info.RcvFrames++
 	}
 	if c.tsOK {
 		info.PMTU += 12
@@ -77,11 +84,11 @@ func (h *Host) tcpInfo(c *tcb) TCPInfo {
 	case c.rtxAt != 0:
 		info.Timer, at = "on", c.rtxAt
 	case c.ackAt != 0:
-		info.Timer, at = "delack", c.ackAt
+		info.Timer, at = "delack", h.nsAt(c.ackAt)
 	case c.idleAt != 0 && (c.state == tcpTimeWait || c.state == tcpFinWait2 && c.orphan):
-		info.Timer, at = "timewait", c.idleAt
+		info.Timer, at = "timewait", h.nsAt(c.idleAt)
 	case c.idleAt != 0:
-		info.Timer, at = "keepalive", c.idleAt
+		info.Timer, at = "keepalive", h.nsAt(c.idleAt)
 	}
 	if at != 0 {
 		info.TimerIn = max(0, at-h.now)

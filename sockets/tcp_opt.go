@@ -1,6 +1,9 @@
 package sockets
 
-import "syscall"
+import (
+	"slices"
+	"syscall"
+)
 
 // TCPSetNoDelay turns Nagle's algorithm off, as it is from the start and in package net, or on. Errors: EBADF.
 func (h *Host) TCPSetNoDelay(s Handle, on bool, now int64) Errno {
@@ -15,7 +18,7 @@ func (h *Host) TCPSetNoDelay(s Handle, on bool, now int64) Errno {
 }
 
 // TCPSetKeepAlive sets when a silent peer is probed. Errors: EBADF, EINVAL for a negative time or no probes, ENOBUFS
-// when more than 250 different settings are in use.
+// when more than 255 different settings were in use.
 func (h *Host) TCPSetKeepAlive(s Handle, k KeepAlive, now int64) Errno {
 	h.now = now
 	c := h.tcp.get(s)
@@ -28,19 +31,12 @@ func (h *Host) TCPSetKeepAlive(s Handle, k KeepAlive, now int64) Errno {
 	if k.Idle == 0 {
 		k = KeepAlive{}
 	}
-	n := -1
-	for i, have := range h.tcp.keepAlives {
-		if have == k {
-			n = i
-		}
+	set := h.tcp.settings[c.setting]
+	set.KeepAlive = k
+	if !h.tcpSet(c, set) {
+		return syscall.ENOBUFS
 	}
-	if n < 0 {
-		if n = len(h.tcp.keepAlives); n > 250 {
-			return syscall.ENOBUFS
-		}
-		h.tcp.keepAlives = append(h.tcp.keepAlives, k)
-	}
-	c.keepAlive, c.probes = uint8(n), 0
+	c.probes = 0
 	if c.state == tcpEstablished || c.state == tcpCloseWait {
 		c.idleAt = 0
 		h.keepAliveArm(s.index(), c)
@@ -62,7 +58,7 @@ func (h *Host) TCPSetCongestion(s Handle, name string) Errno {
 }
 
 // TCPSetUserTimeout limits how long sent data may wait for an acknowledgement (RFC 5482), in ns; 0: no such limit.
-// Errors: EBADF, EINVAL.
+// Errors: EBADF, EINVAL, ENOBUFS.
 func (h *Host) TCPSetUserTimeout(s Handle, ns int64) Errno {
 	c := h.tcp.get(s)
 	switch {
@@ -71,6 +67,29 @@ func (h *Host) TCPSetUserTimeout(s Handle, ns int64) Errno {
 	case ns < 0 || ns > 1<<31*1_000_000:
 		return EINVAL
 	}
-	c.userMS = uint32((ns + 999_999) / 1_000_000)
+	set := h.tcp.settings[c.setting]
+	set.userMS = uint32((ns + 999_999) / 1_000_000)
+	if !h.tcpSet(c, set) {
+		return syscall.ENOBUFS
+	}
 	return 0
+}
+
+// tcpSetting is what few connections have an opinion on.
+type tcpSetting struct {
+	KeepAlive
+	userMS uint32 // RFC 5482 user timeout; 0: none
+}
+
+// tcpSet gives a connection its settings. false: more different ones are in use than a byte can number.
+func (h *Host) tcpSet(c *tcb, set tcpSetting) bool {
+	n := slices.Index(h.tcp.settings, set)
+	if n < 0 {
+		if n = len(h.tcp.settings); n > 255 {
+			return false
+		}
+		h.tcp.settings = append(h.tcp.settings, set)
+	}
+	c.setting = uint8(n)
+	return true
 }

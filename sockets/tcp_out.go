@@ -24,7 +24,7 @@ func (h *Host) tcpAckSoon(i uint32, c *tcb, now bool) {
 		return
 	}
 	if c.ackAt == 0 {
-		c.ackAt = h.now + delackNS
+		c.ackAt = h.inMS(delackNS)
 		h.tcpArm(i, c)
 	}
 }
@@ -147,7 +147,7 @@ func (h *Host) tcpOutput(i uint32, c *tcb) {
 	// Data waits, nothing is on its way that would bring an ACK: the persist timer asks for one.
 	if c.sndNext != umem.None && c.sndUna == c.sndNxt && c.rtxAt == 0 && !c.later {
 		c.probing = true
-		c.stalledAt = h.nowMS()
+		h.moving(i, c).stalledAt = h.nowMS()
 		c.rtxAt = h.now + int64(backoff(c.rto, c.probes))*1000
 	}
 	h.tcpArm(i, c)
@@ -312,7 +312,7 @@ func (h *Host) sendData(i uint32, c *tcb, x *active, f umem.Frame) bool {
 		h.sentAgain(c, x, b, n)
 	} else {
 		if c.sndUna == c.sndNxt {
-			c.stalledAt = h.nowMS()
+			x.stalledAt = h.nowMS()
 		}
 		c.sndNext = b.Next
 		c.sndNxt += n

@@ -186,7 +186,6 @@ func (h *Host) rcvLink(c *tcb, f umem.Frame) {
 		h.pool.Buf(c.rcvTail).Next = f
 	}
 	c.rcvTail = f
-	c.rcvFrames++
 }
 
 // rcvCopy moves bytes from the receive queue to dst and frees the frames that are empty.
@@ -201,7 +200,6 @@ func (h *Host) rcvCopy(c *tcb, dst []byte) int {
 		if b.Len == 0 {
 			f := c.rcvHead
 			c.rcvHead = b.Next
-			c.rcvFrames--
 			h.release(f)
 		}
 	}

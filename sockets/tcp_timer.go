@@ -10,7 +10,7 @@ type KeepAlive struct {
 // tcpArm sets the connection's one wheel timer to its earliest deadline. A later deadline than the wheel's is left: the
 // timer then fires early, finds nothing due and is set again, which is cheaper than moving it with every ACK.
 func (h *Host) tcpArm(i uint32, c *tcb) {
-	at := first(first(c.rtxAt, c.ackAt), c.idleAt)
+	at := first(first(c.rtxAt, h.nsAt(c.ackAt)), h.nsAt(c.idleAt))
 	if x := h.activeOf(c); x != nil {
 		at = first(first(at, x.reoAt), x.restAt)
 		if x.stuck {
@@ -38,7 +38,7 @@ func first(a, b int64) int64 {
 
 // tcpLinger starts or restarts the time that a connection stays without being of use to anybody.
 func (h *Host) tcpLinger(i uint32, c *tcb, ns int64) {
-	c.idleAt = h.now + ns
+	c.idleAt = h.inMS(ns)
 	h.tcpMark(i, c)
 	h.tcpArm(i, c)
 }
@@ -47,10 +47,10 @@ func (h *Host) tcpTimer(i uint32) {
 	c := h.tcp.at(i)
 	h.timers.release(c.timer)
 	c.timer = 0
-	if c.idleAt != 0 && c.idleAt <= h.now && !h.idleTimer(i, c) {
+	if c.idleAt != 0 && h.nsAt(c.idleAt) <= h.now && !h.idleTimer(i, c) {
 		return
 	}
-	if c.ackAt != 0 && c.ackAt <= h.now {
+	if c.ackAt != 0 && h.nsAt(c.ackAt) <= h.now {
 		c.ackAt, c.ackNow = 0, true
 		h.tcpMark(i, c)
 	}
@@ -95,7 +95,7 @@ func (h *Host) idleTimer(i uint32, c *tcb) bool {
 		h.tcpFree(i, c)
 		return false
 	}
-	k := h.tcp.keepAlives[c.keepAlive]
+	k := h.tcp.settings[c.setting]
 	c.idleAt = 0
 	if k.Idle == 0 {
 		return true
@@ -115,18 +115,18 @@ func (h *Host) idleTimer(i uint32, c *tcb) bool {
 	}
 	c.probes++
 	h.sendPure(c, c.sndUna-1)
-	c.idleAt = h.now + k.Interval
+	c.idleAt = h.inMS(k.Interval)
 	return true
 }
 
 // keepAliveArm starts the time after which a silent peer is probed.
 func (h *Host) keepAliveArm(i uint32, c *tcb) {
-	k := h.tcp.keepAlives[c.keepAlive]
+	k := h.tcp.settings[c.setting]
 	if k.Idle == 0 || c.state == tcpTimeWait || c.orphan && c.state == tcpFinWait2 {
 		return
 	}
 	silent := int64(h.nowMS()-c.heardAt) * 1_000_000
-	c.idleAt = h.now + max(k.Idle-silent, tickNS)
+	c.idleAt = h.inMS(max(k.Idle-silent, tickNS))
 	h.tcpArm(i, c)
 }
 
@@ -166,8 +166,8 @@ func (h *Host) tcpTimeout(i uint32, c *tcb, x *active) bool {
 	}
 	c.rto = backoff(c.rto, 1)
 	c.rtxAt = h.now + int64(c.rto)*1000
-	if c.userMS != 0 {
-		left := int32(c.stalledAt + c.userMS - h.nowMS())
+	if user := h.tcp.settings[c.setting].userMS; user != 0 && x != nil {
+		left := int32(x.stalledAt + user - h.nowMS())
 		c.rtxAt = min(c.rtxAt, h.now+int64(max(left, 1))*1_000_000)
 	}
 	return true
@@ -186,7 +186,8 @@ func (h *Host) givenUp(c *tcb) bool {
 			return true
 		}
 	}
-	if c.userMS != 0 && h.nowMS()-c.stalledAt >= c.userMS {
+	user := h.tcp.settings[c.setting].userMS
+	if x := h.activeOf(c); x != nil && user != 0 && h.nowMS()-x.stalledAt >= user {
 		return true
 	}
 	return c.retries >= limit
@@ -201,18 +202,22 @@ func (h *Host) sendOverride(i uint32, c *tcb) {
 	}
 }
 
-// challengeMS is how long one connection's answers to what may be an attack are apart (net.ipv4.tcp_invalid_ratelimit).
+// challengeMS is the time in which one connection answers once to what may be an attack (net.ipv4.tcp_invalid_ratelimit).
 const challengeMS = 500
 
 // challengeACK answers what may be an attack with our idea of the sequence numbers (RFC 5961): for one connection twice a
 // second, for all together a thousand times.
 func (h *Host) challengeACK(i uint32, c *tcb) {
-	if h.nowMS()-c.challengeAt < challengeMS || !h.challengeToken() {
+	half := h.challengeSlot()
+	if half == c.challenge || !h.challengeToken() {
 		return
 	}
-	c.challengeAt = h.nowMS()
+	c.challenge = half
 	h.tcpAckSoon(i, c, true)
 }
+
+// challengeSlot numbers the half seconds, in a byte that is never 0.
+func (h *Host) challengeSlot() uint8 { return uint8(h.nowMS()/challengeMS)<<1 | 1 }
 
 // challengeToken is the limit for all connections. As with icmpLimit, who counts his own answers must not learn what
 // others were sent (CVE-2016-5696).

@@ -13,7 +13,7 @@ type timeWait struct {
 	link           link
 	wnd            uint16 // as last advertised, scaled
 	flags          uint8
-	ackAt          uint8 // low bits of the half second in which it last answered what may be an attack
+	challenge      uint8 // as tcb's
 }
 
 // Flags of a record.
@@ -76,7 +76,10 @@ func (h *Host) twFree(n uint32) {
 
 func (h *Host) twTimer() {
 	t := &h.tcp.tw
-	for t.list.head != 0 {
+	for range expireMax {
+		if t.list.head == 0 {
+			return
+		}
 		left := int32(t.at(t.list.head-1).due - h.nowMS())
 		if left > 0 {
 			h.timers.start(t.timer, h.now+int64(left)*1_000_000)
@@ -84,6 +87,7 @@ func (h *Host) twTimer() {
 		}
 		h.twFree(t.list.head - 1)
 	}
+	h.timers.start(t.timer, h.now+tickNS) // more with the next turn
 }
 
 // twInput is RFC 9293 3.10.7.4 for TIME-WAIT. true: the segment opens a new connection and is the listener's.
@@ -112,8 +116,8 @@ func (h *Host) twInput(n uint32, s *segment) (again bool) {
 		return false
 	}
 	if flags&proto.SYN != 0 || s.data > 0 || s.fin || s.seq != w.rcvNxt || s.tcp.Ack != w.sndNxt {
-		if half := uint8(h.nowMS()/challengeMS) | 1; half != w.ackAt {
-			w.ackAt = half
+		if half := h.challengeSlot(); half != w.challenge {
+			w.challenge = half
 			h.twACK(w)
 		}
 		h.drop(s.packet, TCPOutOfWindow)
