@@ -163,7 +163,8 @@ func (s *Stack) hostConfig() (sockets.Config, error) {
 	cfg := sockets.Config{
 		MAC: s.dev.mac, MTU: s.dev.mtu, VLANs: s.cfg.VLANs, Addrs: prefixes(s.cfg.Addrs),
 		KernelNeighbours: s.cfg.Share, AcceptPartial: s.dev.leavesPartial(),
-		RcvBuf: s.cfg.RcvBuf, SndBuf: s.cfg.SndBuf, Siblings: len(s.cfg.Queues) > 1,
+		RcvBuf: s.cfg.RcvBuf, RcvMax: s.cfg.RcvMax, SndBuf: s.cfg.SndBuf, Congestion: s.cfg.Congestion, NoECN: s.cfg.NoECN,
+		Siblings: len(s.cfg.Queues) > 1,
 	}
 	if g, ok := proto.AddrFrom(s.cfg.Gateway); ok {
 		cfg.Routes = []sockets.Route{{Gateway: g}}

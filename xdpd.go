@@ -68,7 +68,11 @@ type Config struct {
 	MaxSpin time.Duration // how long an idle reactor polls before it sleeps (default 50 µs); negative: it never sleeps
 	CPUs    []int         // pin the reactors, one CPU for each queue; for handlers that run on the reactor
 
-	RcvBuf, SndBuf int // bytes a socket may queue for receiving and sending (defaults 1 MiB and 256 KiB)
+	RcvBuf     int    // bytes a socket may queue for receiving, in whole frames (default 1 MiB)
+	RcvMax     int    // bytes a TCP receive window may grow to (default 3 MiB, or half of a RcvBuf that is given)
+	SndBuf     int    // bytes a TCP connection may queue for sending: the congestion window says how many (default 4 MiB)
+	Congestion string // "cubic" (default) or "reno"
+	NoECN      bool   // neither ask for ECN nor accept it (RFC 3168)
 
 	Ledger bool // check the owner of every frame at every step: for tests, slow
 }

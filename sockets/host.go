@@ -40,6 +40,7 @@ type Config struct {
 
 	FillFrames int // frames that the fill ring needs: never held by sockets (default a quarter of the pool)
 	RcvBuf     int // bytes a socket may queue, counted in whole frames (default 1 MiB)
+	RcvMax     int // bytes of data that a TCP receive window may grow to (default 3 MiB, or half of a RcvBuf that was set)
 	SndBuf     int // bytes a TCP connection may have unacknowledged or unsent (default 4 MiB; the window says how many)
 	MaxConns   int // TCP connections (default 1048576); SYNs beyond are dropped. TIME-WAIT has the same limit: the oldest go
 	Backlog    int // connections waiting for Accept, per listener (default 1024); past as many half-open ones SYN cookies go out
@@ -102,12 +103,13 @@ const (
 )
 
 const (
-	txqSize      = 4096
-	maxLead      = 22
-	defaultBuf   = 1 << 20
-	defaultSnd   = 4 << 20
-	defaultQueue = 1024
-	defaultConns = 1 << 20
+	txqSize       = 4096
+	maxLead       = 22
+	defaultBuf    = 1 << 20
+	defaultRcvMax = 3 << 20 // half of net.ipv4.tcp_rmem's largest, as tcp_adv_win_scale has it
+	defaultSnd    = 4 << 20
+	defaultQueue  = 1024
+	defaultConns  = 1 << 20
 )
 
 // New makes a Host over the frames of pool. Its errors name the field that is wrong.
@@ -138,10 +140,15 @@ func New(cfg Config, pool *umem.Pool, now int64) (*Host, error) {
 			return nil, fmt.Errorf("sockets: route to %v/%d; prefixes go from 0 to 32", r.Dst, r.Bits)
 		}
 	}
+	if cfg.RcvMax == 0 && cfg.RcvBuf == 0 {
+		cfg.RcvMax = defaultRcvMax
+	} else if cfg.RcvMax == 0 {
+		cfg.RcvMax = cfg.RcvBuf / 2 // RcvBuf counts whole frames
+	}
 	for _, d := range []struct {
 		v   *int
 		def int
-	}{{&cfg.RcvBuf, defaultBuf}, {&cfg.SndBuf, defaultSnd}, {&cfg.Backlog, defaultQueue}, {&cfg.MaxConns, defaultConns},
+	}{{&cfg.RcvBuf, defaultBuf}, {&cfg.RcvMax, 0}, {&cfg.SndBuf, defaultSnd}, {&cfg.Backlog, defaultQueue}, {&cfg.MaxConns, defaultConns},
 		{&cfg.FillFrames, pool.Total() / 4}} {
 		if *d.v == 0 {
 			*d.v = d.def

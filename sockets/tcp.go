@@ -62,6 +62,7 @@ type tcb struct {
 	probes    uint8 // zero-window or keep-alive probes in a row
 	sndScale  uint8
 	rcvScale  uint8
+	quick     uint8  // ACKs that are not to be delayed
 	setting   uint8  // index into tcpTable.settings
 	challenge uint8  // the half second in which a segment that may be an attack was last answered
 	mss       uint16 // payload bytes of a full segment
@@ -113,6 +114,8 @@ const (
 	dialRetries = 7 // 247 s: an active open waits three minutes at least (RFC 9293 3.8.3)
 	dataRetries = 15
 	orphanTries = 8 // net.ipv4.tcp_orphan_retries: probes of a closed window once the owner is gone
+
+	pressedTries = 4 // and while there is not a frame left for anybody: some seconds
 )
 
 type tcpTable struct {

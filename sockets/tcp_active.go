@@ -21,7 +21,7 @@ type active struct {
 	eceDue                        bool   // tell the peer that its data was marked
 	stuck                         bool   // a frame to send again is still with the device
 	limitedSeq                    uint32 // up to here the congestion window was what stopped us
-	partEnd                       uint32 // up to here something was left out (bufPart): nothing new goes before it is there
+	partSent, partEnd             uint32 // between them something was left out (bufPart): nothing new goes before it is there
 	recoverSeq                    uint32
 	tlpEnd                        uint32
 	prrDelivered, prrOut, prrFlow uint32 // RFC 6937: prrFlow is RecoverFS

@@ -181,7 +181,7 @@ func (h *Host) TCPLend(s Handle, now int64) (f umem.Frame, b []byte, err Errno) 
 		return umem.None, nil, err
 	}
 	limit := h.sndLimit(c)
-	if int(c.sndBytes) < limit && int(c.sndFrames) < h.sndFrameLimit(limit) && h.txUsed < h.txLimit-h.txReserve() {
+	if int(c.sndBytes) < limit && int(c.sndFrames) < h.sndFrameLimit(limit) && h.txUsed < h.txDataLimit(c) {
 		if f = h.allocTX(); f != umem.None {
 			h.pool.Move(f, umem.Held, umem.Lent)
 			return f, h.pool.Chunk(f)[umem.Headroom : umem.Headroom+int(c.mss)], 0

@@ -227,6 +227,7 @@ func (h *Host) tcpAckInvalid(i uint32, c *tcb, s *segment) {
 		if end := s.seq + uint32(s.data); c.sackOK && s.data > 0 && seqLE(end, c.rcvNxt) {
 			h.dsackNote(i, c, s.seq, end)
 		}
+		c.quick = quickACKs
 		h.tcpAckSoon(i, c, true) // no part of a loop of ACKs, and a peer whose ACK was lost needs it
 		return
 	}

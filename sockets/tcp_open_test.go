@@ -465,7 +465,7 @@ func TestTCPMSS(t *testing.T) {
 				p.ackAll()
 				s, _ := k.h.TCPAccept(l)
 				c := conn{tpeer: p, h: s}
-				c.write(pattern(5000))
+				c.write(pattern(4000))
 				limit := min(mtu-40, max(mss, 64))
 				if mss < 0 {
 					limit = min(mtu-40, 536)

@@ -72,6 +72,10 @@ func (h *Host) TCPSetUserTimeout(s Handle, ns int64) Errno {
 	if !h.tcpSet(c, set) {
 		return syscall.ENOBUFS
 	}
+	if c.state != tcpClosed {
+		h.userClamp(c)
+		h.tcpArm(s.index(), c)
+	}
 	return 0
 }
 

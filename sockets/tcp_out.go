@@ -60,7 +60,7 @@ func (h *Host) sndLimit(c *tcb) int {
 func (h *Host) sndFrameLimit(bytes int) int { return max(16, bytes/sndFrameBytes) }
 
 const (
-	sndBufStart   = 256 << 10
+	sndBufStart   = 128 << 10
 	sndFrameBytes = 512 // least average payload of a send queue's frames
 )
 
@@ -70,7 +70,7 @@ func (h *Host) sendQueue(c *tcb, p []byte) int {
 	total, frames := 0, h.sndFrameLimit(h.sndLimit(c))
 	for len(p) > 0 {
 		if c.sndTail == umem.None || !h.sendRoom(c) {
-			if int(c.sndFrames) >= frames || h.txUsed >= h.txLimit-h.txReserve() {
+			if int(c.sndFrames) >= frames || h.txUsed >= h.txDataLimit(c) {
 				break
 			}
 			f := h.allocTX()
@@ -88,6 +88,14 @@ func (h *Host) sendQueue(c *tcb, p []byte) int {
 	}
 	c.sndBytes += uint32(total)
 	return total
+}
+
+// txDataLimit is how far data may fill up the frames: to the reserve, and who has next to nothing to send, half into it.
+func (h *Host) txDataLimit(c *tcb) int {
+	if c.sndFrames < 2 {
+		return h.txLimit - h.txReserve()/2
+	}
+	return h.txLimit - h.txReserve()
 }
 
 // sendLink puts a frame behind the send queue.
@@ -271,7 +279,7 @@ func (h *Host) sendData(i uint32, c *tcb, x *active, f umem.Frame) bool {
 			size = c.mss
 			b.Flags |= bufPart
 			if !again {
-				x.partEnd = b.Seq + uint32(b.Len)
+				x.partSent, x.partEnd = b.Seq+uint32(size), b.Seq+uint32(b.Len)
 			}
 		}
 	}
@@ -395,13 +403,20 @@ func (h *Host) header(c *tcb, hdr *proto.TCP, opt *proto.TCPOptions) {
 	}
 	c.lastAck = c.rcvNxt
 	c.ackAt = 0
+	c.quick -= min(c.quick, 1)
 	if !h.sackDue(c) { // data carries no SACK blocks: an ACK that has some goes out by itself
 		c.ackNow = false
 	}
 }
 
 // sendACK sends an ACK without data, with what is to be SACKed.
-func (h *Host) sendACK(c *tcb) { h.sendPure(c, c.sndNxt) }
+func (h *Host) sendACK(c *tcb) {
+	seq := c.sndNxt
+	if x := h.activeOf(c); x != nil && seqLT(c.sndUna, x.partEnd) {
+		seq = x.partSent // the peer may not have room for a number behind what was left out
+	}
+	h.sendPure(c, seq)
+}
 
 func (h *Host) sendPure(c *tcb, seq uint32) {
 	hdr := proto.TCP{Seq: seq, Flags: proto.ACK}

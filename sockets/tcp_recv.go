@@ -12,6 +12,9 @@ const (
 	// copybreak is the size below which received data is copied behind the data before it, as NIC drivers do: a reader
 	// of small messages must not hold a whole frame for each.
 	copybreak = 1024
+	// quickACKs is how many ACKs are not delayed after something was lost (TCP_MAX_QUICKACKS): a sender with a window of
+	// one segment would wait for each.
+	quickACKs = 16
 	ofoMax    = 1024 // frames that one connection may hold out of order
 )
 
@@ -43,6 +46,7 @@ func (h *Host) tcpData(i uint32, c *tcb, s *segment) {
 			h.dsackNote(i, c, s.seq, seqMin(c.rcvNxt, s.seq+uint32(s.data)))
 		}
 		h.trimFront(s, int(k))
+		c.quick = quickACKs
 		h.tcpAckSoon(i, c, true)
 	}
 	if room := int(c.rcvAdv - s.seq); s.data > room {
@@ -56,6 +60,7 @@ func (h *Host) tcpData(i uint32, c *tcb, s *segment) {
 		return
 	}
 	if s.seq != c.rcvNxt {
+		c.quick = quickACKs
 		h.tcpAckSoon(i, c, true) // RFC 5681 4.2: at once
 		h.ofoInput(i, c, s)
 		return
@@ -74,7 +79,7 @@ func (h *Host) tcpData(i uint32, c *tcb, s *segment) {
 		h.tcpAckSoon(i, c, true) // RFC 5681 4.2: what fills a gap
 		fin = h.ofoTake(c, x) || fin
 	}
-	h.tcpAckSoon(i, c, fin || c.rcvNxt-c.lastAck >= 2*uint32(c.rcvMSS))
+	h.tcpAckSoon(i, c, fin || c.quick > 0 || c.rcvNxt-c.lastAck >= 2*uint32(c.rcvMSS))
 	if fin {
 		h.tcpPeerFIN(i, c)
 	}
@@ -260,5 +265,5 @@ func (h *Host) rcvAdvertise(c *tcb) uint16 {
 	return uint16(scaled)
 }
 
-// rcvLimit is the largest receive buffer in bytes of data: half of RcvBuf, which counts whole frames.
-func (h *Host) rcvLimit() int { return h.cfg.RcvBuf / 2 }
+// rcvLimit is the largest receive buffer in bytes of data.
+func (h *Host) rcvLimit() int { return h.cfg.RcvMax }

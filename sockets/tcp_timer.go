@@ -151,6 +151,7 @@ func (h *Host) tcpTimeout(i uint32, c *tcb, x *active) bool {
 	case c.probing:
 		c.probes = min(c.probes+1, 200)
 		c.rtxAt = h.now + int64(backoff(c.rto, c.probes))*1000
+		h.userClamp(c)
 		if c.sndWnd > 0 {
 			h.sendOverride(i, c)
 			return true
@@ -166,11 +167,16 @@ func (h *Host) tcpTimeout(i uint32, c *tcb, x *active) bool {
 	}
 	c.rto = backoff(c.rto, 1)
 	c.rtxAt = h.now + int64(c.rto)*1000
-	if user := h.tcp.settings[c.setting].userMS; user != 0 && x != nil {
+	h.userClamp(c)
+	return true
+}
+
+// userClamp has the timer look when the user timeout is over, not later.
+func (h *Host) userClamp(c *tcb) {
+	if user, x := h.tcp.settings[c.setting].userMS, h.activeOf(c); user != 0 && x != nil && c.rtxAt != 0 {
 		left := int32(x.stalledAt + user - h.nowMS())
 		c.rtxAt = min(c.rtxAt, h.now+int64(max(left, 1))*1_000_000)
 	}
-	return true
 }
 
 // givenUp reports whether a timeout was one too many.
@@ -179,12 +185,13 @@ func (h *Host) givenUp(c *tcb) bool {
 	switch {
 	case c.state == tcpSynSent || c.state == tcpSynRcvd:
 		limit = dialRetries
-	case c.probing && (c.orphan || h.txUsed > h.txLimit/2):
-		// A peer that takes nothing for ever must not hold what others need, however politely it answers.
-		if c.probes >= orphanTries {
-			h.count(TCPPressure)
-			return true
-		}
+	case c.probing && c.orphan && c.probes >= orphanTries:
+		h.count(TCPPressure)
+		return true
+	case c.probing && c.probes >= pressedTries && h.txUsed >= h.txLimit-h.txReserve():
+		// Peers that take nothing hold all the frames there are: nobody else can send. However politely they answer, they go.
+		h.count(TCPPressure)
+		return true
 	}
 	user := h.tcp.settings[c.setting].userMS
 	if x := h.activeOf(c); x != nil && user != 0 && h.nowMS()-x.stalledAt >= user {

@@ -35,7 +35,10 @@ type fileConfig struct {
 	MaxSpin   duration       `toml:"max_spin"`
 	CPUs      []int          `toml:"cpus"`
 	RcvBuf    int            `toml:"rcvbuf"`
+	RcvMax    int            `toml:"rcvmax"`
 	SndBuf    int            `toml:"sndbuf"`
+	Congest   string         `toml:"congestion"`
+	NoECN     bool           `toml:"no_ecn"`
 	Ledger    bool           `toml:"ledger"`
 	Control   string         `toml:"control"`
 
@@ -155,7 +158,7 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 		key   string
 		value int
 	}{
-		{"frames", f.Frames}, {"chunk_size", f.ChunkSize}, {"rcvbuf", f.RcvBuf}, {"sndbuf", f.SndBuf},
+		{"frames", f.Frames}, {"chunk_size", f.ChunkSize}, {"rcvbuf", f.RcvBuf}, {"rcvmax", f.RcvMax}, {"sndbuf", f.SndBuf},
 		{"queues", slices.Min(append([]int{0}, f.Queues...))}, {"cpus", slices.Min(append([]int{0}, f.CPUs...))},
 	} {
 		if n.value < 0 {
@@ -178,7 +181,8 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 	return xdpd.Config{
 		Interface: f.Interface, NetNS: f.NetNS, Addrs: f.Addresses, Gateway: f.Gateway, Share: f.Share, VLANs: f.VLANs,
 		Queues: f.Queues, Mode: mode, Attach: attach, Frames: f.Frames, ChunkSize: f.ChunkSize, HugePages: f.HugePages,
-		MaxSpin: time.Duration(f.MaxSpin), CPUs: f.CPUs, RcvBuf: f.RcvBuf, SndBuf: f.SndBuf, Ledger: f.Ledger,
+		MaxSpin: time.Duration(f.MaxSpin), CPUs: f.CPUs, RcvBuf: f.RcvBuf, RcvMax: f.RcvMax, SndBuf: f.SndBuf, Ledger: f.Ledger,
+		Congestion: f.Congest, NoECN: f.NoECN,
 	}, nil
 }
 

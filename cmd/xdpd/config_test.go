@@ -32,7 +32,7 @@ func TestExampleConfig(t *testing.T) {
 	want := fileConfig{
 		Interface: "eth1", Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")},
 		Gateway: netip.MustParseAddr("10.0.0.1"), Mode: "best", Attach: "best", MaxSpin: duration(50 * time.Microsecond),
-		Frames: 16384, RcvBuf: 1 << 20, SndBuf: 256 << 10,
+		Frames: 16384, RcvBuf: 1 << 20, RcvMax: 3 << 20, SndBuf: 4 << 20, Congest: "cubic",
 		Services: []serviceSpec{{Name: "echo", Port: 7, TCP: true, UDP: true}, {Name: "discard", Port: 9000, TCP: true}},
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -71,7 +71,8 @@ func TestExampleConfigIsWhole(t *testing.T) {
 	want := xdpd.Config{
 		Interface: "eth1", NetNS: "lab", Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")},
 		Gateway: netip.MustParseAddr("10.0.0.1"), VLANs: []uint16{100}, Queues: []int{0, 1}, CPUs: []int{2, 3},
-		Frames: 16384, ChunkSize: 2048, MaxSpin: 50 * time.Microsecond, RcvBuf: 1 << 20, SndBuf: 256 << 10,
+		Frames: 16384, ChunkSize: 2048, MaxSpin: 50 * time.Microsecond, RcvBuf: 1 << 20, RcvMax: 3 << 20,
+		SndBuf: 4 << 20, Congestion: "cubic",
 	}
 	if !reflect.DeepEqual(cfg, want) {
 		t.Errorf("the library is given\n%+v, want\n%+v", cfg, want)
@@ -100,7 +101,10 @@ huge_pages = true
 max_spin = "-1s"
 cpus = [3]
 rcvbuf = 5
+rcvmax = 7
 sndbuf = 6
+congestion = "reno"
+no_ecn = true
 ledger = true
 control = "/c"
 `))
