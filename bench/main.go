@@ -4,6 +4,7 @@
 //	go run ./bench [-quick] [-rounds N] [-seconds S] [-modes LIST] [-servers LIST] [-noise PERCENT]
 //	    [-json FILE] [-cpuprofile FILE]
 //	go run ./bench faults [-h]    # TCP over a wire with faults, against the kernel's
+//	go run ./bench instructions [-h]    # what the stack executes for a segment
 //
 // It needs root and a C compiler. The servers are processes of their own: the bench itself, run again with -serve, or
 // peers/udpecho_kernel.c. The load is peers/udpload.c.
@@ -41,6 +42,9 @@ func run(args []string) error {
 	}
 	if len(args) > 0 && args[0] == "faults" {
 		return runFaults(ctx, args[1:])
+	}
+	if len(args) > 0 && args[0] == "instructions" {
+		return runInstr(ctx, args[1:])
 	}
 	b, jsonFile, err := parse(args)
 	if err != nil {

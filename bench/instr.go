@@ -1,0 +1,113 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// instrRow is a loop and what it is called in the table.
+type instrRow struct {
+	loop, what string
+}
+
+func (r instrRow) String() string { return r.loop }
+
+var instrRows = []instrRow{
+	{"receive", "a segment of 1448 bytes received and read"},
+	{"send", "a segment of 1448 bytes written and sent"},
+	{"ask", "1 byte received and read, 1 byte written and sent"},
+}
+
+// runInstr is `bench instructions`: it counts what the stack executes for a segment, by cachegrind, for machines that
+// do not let a guest count. The count repeats to a fraction of a percent, whatever else the machine does.
+func runInstr(ctx context.Context, args []string) error {
+	if len(args) == 4 && args[0] == "-loop" {
+		n, err := strconv.Atoi(args[3])
+		if err != nil {
+			return err
+		}
+		return instrLoop(args[1], args[2] == "dry", n)
+	}
+	f := flag.NewFlagSet("bench instructions", flag.ContinueOnError)
+	rounds := f.Int("rounds", 5, "counts of each")
+	n := f.Int("n", 4000, "segments in a count")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	if f.NArg() > 0 || *rounds < 1 || *n < instrTurn {
+		return fmt.Errorf("what is %q? -rounds must be positive, -n at least %d", f.Args(), instrTurn)
+	}
+	if _, err := exec.LookPath("valgrind"); err != nil {
+		return fmt.Errorf("apt-get install valgrind: %w", err)
+	}
+	rows := [][]string{{"work", "loop", "instructions", "[low .. high]"}}
+	for _, r := range instrRows {
+		var v []float64
+		for range *rounds {
+			got, err := instructions(ctx, r.loop, *n)
+			if err != nil {
+				return fmt.Errorf("%s: %w", r.loop, err)
+			}
+			v = append(v, got)
+		}
+		rows = append(rows, []string{
+			r.what, r.loop, fmt.Sprintf("%.0f", median(v)), fmt.Sprintf("[%.0f .. %.0f]", slices.Min(v), slices.Max(v)),
+		})
+	}
+	fmt.Printf("%s, %s, commit %s, %d rounds of %d\n\n%s", runtime.GOARCH, runtime.Version(), commit(), *rounds, *n, table(rows))
+	return nil
+}
+
+// instructions is what the Host executes for one turn of the loop: the difference between long and short runs, without
+// what the peer's part of it takes.
+func instructions(ctx context.Context, loop string, n int) (float64, error) {
+	var per [2]float64
+	for i, kind := range []string{"host", "dry"} {
+		var counts [2]float64
+		for k := range counts {
+			c, err := countRun(ctx, loop, kind, n*(1+2*k))
+			if err != nil {
+				return 0, err
+			}
+			counts[k] = c
+		}
+		per[i] = (counts[1] - counts[0]) / float64(2*n)
+	}
+	if per[0] <= per[1] {
+		return 0, fmt.Errorf("%.0f instructions with the Host, %.0f without", per[0], per[1])
+	}
+	return per[0] - per[1], nil
+}
+
+var refs = regexp.MustCompile(`I\s+refs:\s+([0-9,]+)`)
+
+// countRun runs a loop n times under cachegrind.
+func countRun(ctx context.Context, loop, kind string, n int) (float64, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return 0, err
+	}
+	var out bytes.Buffer
+	cmd := exec.CommandContext(ctx, "valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null",
+		self, "instructions", "-loop", loop, kind, strconv.Itoa(n))
+	cmd.Env = append(os.Environ(), "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1")
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		return 0, fmt.Errorf("%w: %s", err, out.Bytes())
+	}
+	m := refs.FindSubmatch(out.Bytes())
+	if m == nil {
+		return 0, errors.New("cachegrind did not count: " + out.String())
+	}
+	return strconv.ParseFloat(strings.ReplaceAll(string(m[1]), ",", ""), 64)
+}
