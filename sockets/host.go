@@ -99,6 +99,7 @@ const (
 	bufLost               // to be sent again
 	bufAgain              // was sent again since it was marked lost
 	bufEver               // was sent more than once: no good for measuring (Karn)
+	bufProbe              // larger than the path is known to take (RFC 4821)
 	bufPart               // only its first part was sent: no frame to cut it with
 )
 

@@ -180,6 +180,10 @@ func (h *Host) delivered(c *tcb, x *active, b *umem.Buf, r *ackResult, inOrder b
 		return
 	}
 	end := b.Seq + uint32(b.Len)
+	if b.Flags&bufProbe != 0 {
+		b.Flags &^= bufProbe
+		h.mtuArrived(c, x)
+	}
 	if b.Flags&bufEver == 0 {
 		if !r.once || int32(b.Aux-r.sent) > 0 {
 			r.once, r.sent = true, b.Aux

@@ -19,6 +19,7 @@ type active struct {
 	tlpNext                       bool   // the retransmission timer is a loss probe's
 	cwrDue                        bool   // tell the peer that we heard its ECE
 	eceDue                        bool   // tell the peer that its data was marked
+	probeLost                     bool   // a probe of the path's MTU was marked lost just now
 	stuck                         bool   // a frame to send again is still with the device
 	limitedSeq                    uint32 // up to here the congestion window was what stopped us
 	partSent, partEnd             uint32 // between them something was left out (bufPart): nothing new goes before it is there
@@ -83,6 +84,7 @@ func (h *Host) moving(i uint32, c *tcb) *active {
 	x.fack, x.rackRound, x.limitedSeq, x.partEnd = c.sndUna, c.sndUna, c.sndUna, c.sndUna
 	x.reoMult = 1
 	x.undoAgain = -1
+	x.mtu.nextAt = h.nowMS() + plpmtuAgainMS
 	x.minRTT, x.minRTTAt = c.srtt, h.nowUS() // until there is a sample: the handshake's, or what the last burst left
 	x.hy.init(c)
 	x.spaceAt = h.now

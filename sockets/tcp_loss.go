@@ -24,6 +24,11 @@ func (h *Host) markLost(x *active, b *umem.Buf) {
 		x.lost += n
 	}
 	x.toSend++
+	if b.Flags&bufProbe != 0 {
+		b.Flags &^= bufProbe
+		x.mtuLost(h.nowMS())
+		x.probeLost = true
+	}
 }
 
 // rackDetect is RFC 8985 6.2 step 5: lost is what was sent a round trip and a bit before something that has arrived.
@@ -96,7 +101,10 @@ func (h *Host) recover(c *tcb, x *active, s *segment, r *ackResult, newLoss bool
 		h.recovered(c, x)
 	}
 	fresh := false
+	probe := x.probeLost && x.toSend == 1
+	x.probeLost = false
 	switch {
+	case probe: // RFC 4821 7.3: it was its size, not congestion
 	case x.toSend > 0 && (x.phase == phaseOpen || x.phase == phaseCWR):
 		h.reduce(c, x, phaseRecovery, r)
 		fresh = true

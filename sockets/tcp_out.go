@@ -210,6 +210,9 @@ func (h *Host) inWindow(c *tcb, b *umem.Buf) bool {
 // sendNew sends what was not sent yet, as far as both windows go.
 func (h *Host) sendNew(i uint32, c *tcb, x *active) {
 	for c.sndNext != umem.None && !seqLT(c.sndUna, x.partEnd) {
+		if c.mss < c.mssMax && h.mtuProbe(i, c, x) {
+			continue
+		}
 		f := c.sndNext
 		h.sendFill(c, f)
 		b := h.pool.Buf(f)

@@ -10,7 +10,13 @@ const (
 	pmtuSize   = 256
 	pmtuLifeNS = 600_000_000_000 // net.ipv4.route.mtu_expires; RFC 1191 6.3
 	plpmtuBase = 1024            // RFC 4821 7.2
+	plpmtuNear = 32              // bytes: a search that has come so near is over
 	plpmtuTry  = 2               // timeouts in a row before the path is taken for a black hole
+)
+
+const (
+	plpmtuFirstMS = 1_000  // from the discovery of a black hole to the first probe
+	plpmtuAgainMS = 60_000 // from the end of a search to the next
 )
 
 // pmtuCache holds what is known of paths, by destination, so that new connections begin with it: a small table in which
@@ -41,13 +47,12 @@ func (p *pmtuCache) put(a proto.Addr, mtu int, now int64) {
 	*p.slot(a) = pmtuEntry{a, uint16(mtu), now + pmtuLifeNS}
 }
 
-// plpmtud is RFC 4821's search on one connection.
+// plpmtud is RFC 4821's search on one connection whose path is narrower than its ends: upwards again, by single segments
+// whose loss says nothing about congestion.
 type plpmtud struct {
-	searching bool   // the path swallowed large packets without a word
-	high      uint16 // smallest MSS known to be too large; 0: none
-	tryEnd    uint32 // end of the probe that is out; tried 0: none is
-	tried     uint16 // its MSS
-	nextAt    uint32 // ms: when to probe again
+	high   uint16 // smallest MSS known to be too large; 0: none
+	tried  uint16 // MSS of the probe that is out; 0: none is
+	nextAt uint32 // ms: when to probe next
 }
 
 // tcpError takes an ICMP error about a segment of ours. It counts only if the quoted sequence number is in flight
@@ -110,6 +115,7 @@ func plateau(size int) int {
 func (h *Host) shrink(i uint32, c *tcb, mss uint16) {
 	x := h.moving(i, c)
 	c.mss = mss
+	x.mtu = plpmtud{nextAt: h.nowMS() + pmtuLifeNS/1_000_000} // RFC 1191 6.3
 	for f := c.sndHead; f != umem.None && f != c.sndNext; f = h.pool.Buf(f).Next {
 		if b := h.pool.Buf(f); b.Len > mss && b.Flags&bufSacked == 0 {
 			h.markLost(x, b)
@@ -139,7 +145,57 @@ func (h *Host) blackHole(c *tcb, x *active) {
 		return
 	}
 	h.count(TCPPathMTU)
-	x.mtu.searching, x.mtu.high = true, c.mss
+	x.mtu = plpmtud{high: c.mss, nextAt: h.nowMS() + plpmtuFirstMS}
 	c.mss = base
 	h.tcp.pmtu.put(c.key.Remote, int(base)+52, h.now)
+}
+
+// mtuProbe sends the next frame as a probe of a larger segment size, if it is time for one and there is so much to send:
+// what follows it shows whether it was lost. Whether it did so.
+func (h *Host) mtuProbe(i uint32, c *tcb, x *active) bool {
+	if c.mss >= c.mssMax || x.mtu.tried != 0 || x.phase != phaseOpen || x.sacked+x.lost > 0 ||
+		int32(h.nowMS()-x.mtu.nextAt) < 0 {
+		return false
+	}
+	size := c.mssMax
+	if x.mtu.high != 0 {
+		size = (c.mss + x.mtu.high) / 2
+	}
+	if size < c.mss+plpmtuNear {
+		x.mtu = plpmtud{nextAt: h.nowMS() + plpmtuAgainMS}
+		return false
+	}
+	unsent := c.sndBytes - (c.sndNxt - c.sndUna)
+	need := uint32(size) + dupThresh*uint32(c.mss)
+	if unsent < need || need > c.cwnd || c.pipe(x)+uint32(size) > c.cwnd || seqLT(c.sndUna+c.sndWnd, c.sndNxt+need) {
+		return false
+	}
+	f, mss := c.sndNext, c.mss
+	c.mss = size
+	h.sendFill(c, f)
+	b := h.pool.Buf(f)
+	sent := b.Len == size && h.sendData(i, c, x, f)
+	c.mss = mss
+	if sent {
+		b.Flags |= bufProbe
+		x.mtu.tried = size
+	}
+	return sent
+}
+
+// mtuArrived is called when a probe was acknowledged: the path takes its size.
+func (h *Host) mtuArrived(c *tcb, x *active) {
+	c.mss = max(c.mss, x.mtu.tried)
+	mtu := int(c.mss) + 40
+	if c.tsOK {
+		mtu += 12
+	}
+	h.tcp.pmtu.put(c.key.Remote, mtu, h.now)
+	x.mtu.tried = 0
+}
+
+// mtuLost is called when a probe was lost. It is sent again in pieces.
+func (x *active) mtuLost(nowMS uint32) {
+	x.mtu.high, x.mtu.tried = x.mtu.tried, 0
+	x.mtu.nextAt = nowMS + plpmtuFirstMS
 }

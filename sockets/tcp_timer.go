@@ -80,7 +80,9 @@ func (h *Host) tcpTimer(i uint32) {
 func (h *Host) reoTimer(i uint32, c *tcb, x *active) {
 	h.rackDetect(c, x)
 	if x.toSend > 0 {
-		if x.phase == phaseOpen || x.phase == phaseCWR {
+		probe := x.probeLost && x.toSend == 1
+		x.probeLost = false
+		if !probe && (x.phase == phaseOpen || x.phase == phaseCWR) {
 			var r ackResult
 			h.reduce(c, x, phaseRecovery, &r)
 			h.prr(c, x, &r, true, true)
