@@ -150,9 +150,8 @@ func (h *Host) sndAcked(c *tcb, x *active, ack uint32, r *ackResult) {
 		}
 		h.sendRelease(f)
 	}
-	if seqLT(x.fack, ack) {
-		x.fack = ack
-	}
+	// What lies half the sequence space behind would lie ahead.
+	x.fack, x.partEnd, x.rackRound = seqMax(x.fack, ack), seqMax(x.partEnd, ack), seqMax(x.rackRound, ack)
 }
 
 // unscore takes n bytes of a frame out of the counts.

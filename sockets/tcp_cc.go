@@ -43,7 +43,8 @@ func (h *Host) ccReduce(c *tcb, x *active, bytes uint32) {
 // ccAcked grows the window for n bytes newly acknowledged outside recovery.
 func (h *Host) ccAcked(c *tcb, x *active, n uint32) {
 	if !seqLT(c.sndUna-n, x.limitedSeq) {
-		return // RFC 9438 4.1, RFC 7661: a window that is not used proves nothing
+		x.limitedSeq = c.sndUna // RFC 9438 4.1, RFC 7661: a window that is not used proves nothing
+		return
 	}
 	if c.cwnd < c.ssthresh {
 		grown := min(c.cwnd+x.hy.increase(c, n), c.ssthresh)
