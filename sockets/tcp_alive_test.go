@@ -1,0 +1,31 @@
+package sockets
+
+import "testing"
+
+// TestTCPKeepAliveLongInterval: a peer that answers every probe lives, also when the probes are further apart than the
+// silence that brings the first.
+func TestTCPKeepAliveLongInterval(t *testing.T) {
+	k, c := established(t)
+	if err := k.h.TCPSetKeepAlive(c.h, KeepAlive{Idle: 10 * second, Interval: 75 * second, Count: 3}, k.now); err != 0 {
+		t.Fatal(err)
+	}
+	k.sleep(11 * second)
+	for n := range 10 {
+		wantSeg(t, c.one(), ack, c.ack-1, c.seq, nil)
+		c.ackAll()
+		c.none()
+		if n < 9 {
+			k.sleep(75 * second)
+		}
+	}
+	c.wantState(tcpEstablished)
+	for n := range 3 { // and one that stops answering does not
+		k.sleep(75 * second)
+		if n < 2 {
+			wantSeg(t, c.one(), ack, c.ack-1, c.seq, nil)
+		}
+	}
+	k.sleep(75 * second)
+	c.wantEOF(ETIMEDOUT)
+	c.got()
+}
