@@ -29,3 +29,26 @@ func TestTCPKeepAliveLongInterval(t *testing.T) {
 	c.wantEOF(ETIMEDOUT)
 	c.got()
 }
+
+// TestTCPUserTimeoutOfDial: the user timeout of an open counts from the first SYN.
+func TestTCPUserTimeoutOfDial(t *testing.T) {
+	k := newKit(t)
+	s, err := k.h.TCPDial(0, 0, peerIP, 80, k.now)
+	if err != 0 {
+		t.Fatal(err)
+	}
+	if err := k.h.TCPSetUserTimeout(s, 10*second); err != 0 {
+		t.Fatal(err)
+	}
+	k.sleep(9 * second)
+	if got := len(k.seen()); got != 4 { // at 0, 1, 3 and 7 s
+		t.Errorf("%d SYNs in 9 s, want 4", got)
+	}
+	if err := k.h.TCPError(s); err != 0 {
+		t.Errorf("after 9 s: %v", err)
+	}
+	k.sleep(2 * second)
+	if err := k.h.TCPError(s); err != ETIMEDOUT {
+		t.Errorf("after 11 s: %v, want ETIMEDOUT", err)
+	}
+}
