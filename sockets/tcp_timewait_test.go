@@ -66,3 +66,27 @@ func TestTCPTimeWaitLimit(t *testing.T) {
 		t.Error("PopGone gave the connection twice")
 	}
 }
+
+// TestTCPTimeWaitNobodyListens: a SYN for which there is no listener cannot take the place of a connection in TIME-WAIT.
+func TestTCPTimeWaitNobodyListens(t *testing.T) {
+	for _, owned := range []bool{false, true} {
+		k, c := established(t)
+		k.h.TCPShutdown(c.h, k.now)
+		c.got()
+		c.send(ack|fin, nil)
+		c.got()
+		if !owned {
+			k.h.Close(c.h, k.now)
+			wantTW(k, 1)
+		}
+		k.h.Close(c.l, k.now)
+		s := c.seg(syn, nil)
+		s.seq += 100_000
+		c.inject(s)
+		wantSeg(t, c.one(), ack, c.ack, c.seq, nil)
+		if kind, _ := k.h.tcp.flows.get(flowKey{Local: usIP, Remote: peerIP, LPort: svc, RPort: 1000}); kind == 0 {
+			t.Errorf("owned %v: a SYN to nobody ended TIME-WAIT", owned)
+		}
+	}
+}
+
