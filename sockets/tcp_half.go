@@ -88,6 +88,9 @@ func (h *Host) tcpSYN(li uint32, k flowKey, s *segment) {
 		return
 	}
 	r.iss = h.sec.isn(k, h.now)
+	if after := s.after + 0xffff; s.again && seqLT(r.iss, after) {
+		r.iss = after // as tcp_timewait_state_process: the old connection was faster than the clock
+	}
 	r.sentAt = h.now
 	i, p := t.alloc()
 	*p = r

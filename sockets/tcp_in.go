@@ -14,6 +14,9 @@ type segment struct {
 	data int    // bytes of data
 	fin  bool
 	syn  bool // it had a SYN, which was dealt with: its window is not scaled (RFC 7323 2.2)
+
+	again bool   // it takes the place of a connection in TIME-WAIT,
+	after uint32 // whose sequence numbers its ISN must lie behind (RFC 9293 3.6.1)
 }
 
 // length is SEG.LEN: data, SYN and FIN.
@@ -123,6 +126,7 @@ func (h *Host) timeWaitReuse(i uint32, c *tcb, s *segment) bool {
 	if _, ok := h.tcp.listening(c.key); !ok || !newer && !seqLT(c.rcvNxt, s.seq) {
 		return false
 	}
+	s.again, s.after = true, c.sndNxt
 	h.tcpFree(i, c)
 	return true
 }

@@ -100,6 +100,7 @@ func (h *Host) twInput(n uint32, s *segment) (again bool) {
 		// RFC 6191: sequence numbers or timestamps that cannot be confused with the old ones.
 		newer := ts && s.opt.HasTS && seqLT(w.tsRecent, s.opt.TSVal)
 		if _, ok := h.tcp.listening(w.key); ok && (newer || seqLT(w.rcvNxt, s.seq)) {
+			s.again, s.after = true, w.sndNxt
 			h.twFree(n)
 			return true
 		}

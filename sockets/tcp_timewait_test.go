@@ -90,3 +90,31 @@ func TestTCPTimeWaitNobodyListens(t *testing.T) {
 	}
 }
 
+// TestTCPTimeWaitISN: a connection that takes the place of one in TIME-WAIT begins behind its sequence numbers, however
+// fast those ran (RFC 9293 3.6.1).
+func TestTCPTimeWaitISN(t *testing.T) {
+	for _, owned := range []bool{false, true} {
+		k, c := established(t)
+		for range 200 { // 2 MB in no time
+			c.write(pattern(10_000))
+			c.got()
+			c.ackAll()
+			c.got()
+		}
+		k.h.TCPShutdown(c.h, k.now)
+		c.got()
+		c.send(ack|fin, nil)
+		c.got()
+		if !owned {
+			k.h.Close(c.h, k.now)
+			wantTW(k, 1)
+		}
+		k.now += second
+		old := c.ack
+		p := newPeer(k, svc, 1000)
+		p.seq = c.seq + 1000
+		if sa := synSent(k, p, optMSS(1460)); !seqLT(old, sa.seq) {
+			t.Errorf("owned %v: ISN %d, want it behind %d", owned, sa.seq, old)
+		}
+	}
+}
