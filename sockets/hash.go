@@ -68,7 +68,7 @@ func (s *secret) isn(k flowKey, now int64) uint32 { return s.digest(k, 0, forISN
 func (s *secret) cookieBase(k flowKey) uint32 { return s.digest(k, 0, forCookieBase) }
 
 func (s *secret) cookie(k flowKey, irs, more uint32) uint32 {
-	return s.digest(k, irs, forCookie|more) & (1<<24 - 1)
+	return s.digest(k, irs, forCookie|more&(1<<24-1)) & (1<<24 - 1)
 }
 
 // dial is the offset at which the search for a source port begins (RFC 6056 3.3.3).

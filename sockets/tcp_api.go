@@ -290,10 +290,10 @@ func (h *Host) tcpOrphan(i uint32, c *tcb) {
 	switch {
 	case c.state == tcpClosed || c.state == tcpSynSent:
 		h.tcpFree(i, c)
+	case c.state == tcpTimeWait:
+		h.tcpMark(i, c) // Flush acknowledges the FIN, if that is due, and then replaces the record
 	case c.rcvBytes > 0:
 		h.tcpAbort(i, c)
-	case c.state == tcpTimeWait:
-		h.tcpTimeWait(i, c)
 	default:
 		h.tcpFinish(i, c)
 		if c.state == tcpFinWait2 {

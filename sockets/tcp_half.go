@@ -88,6 +88,9 @@ func (h *Host) tcpSYN(li uint32, k flowKey, s *segment) {
 		return
 	}
 	r.iss = h.sec.isn(k, h.now)
+	if after := s.after + 0xffff; s.again && seqLT(r.iss, after) {
+		r.iss = after // as tcp_timewait_state_process: the old connection was faster than the clock
+	}
 	r.sentAt = h.now
 	i, p := t.alloc()
 	*p = r
@@ -308,7 +311,7 @@ func (h *Host) sendCookie(r *halfOpen) {
 	for int(idx) < len(cookieMSS)-1 && cookieMSS[idx+1] <= r.mss {
 		idx++
 	}
-	at := uint32(h.now/cookieUnitNS) & 31
+	at := uint32(h.now / cookieUnitNS)
 	r.iss = h.sec.cookieBase(r.key) + (at<<27 | idx<<24 | h.sec.cookie(r.key, r.irs, at<<3|idx))
 	ts := h.tsNow(r.key)
 	if r.flags&halfTS != 0 {
@@ -338,8 +341,9 @@ func (h *Host) cookieValid(li uint32, k flowKey, s *segment) bool {
 	if !h.cookieLikely(li, k, s) {
 		return false
 	}
-	v := s.tcp.Ack - 1 - h.sec.cookieBase(k)
-	return v&(1<<24-1) == h.sec.cookie(k, s.seq-1, v>>24)
+	v, now := s.tcp.Ack-1-h.sec.cookieBase(k), uint32(h.now/cookieUnitNS)
+	at := now - (now-v>>27)&31 // the hash knows all of the time, or a cookie would be good again when five bits come around
+	return v&(1<<24-1) == h.sec.cookie(k, s.seq-1, at<<3|v>>24&7)
 }
 
 // cookieOpen makes a connection of an ACK whose number is a cookie of ours. false: it is not.

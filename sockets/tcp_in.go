@@ -14,6 +14,9 @@ type segment struct {
 	data int    // bytes of data
 	fin  bool
 	syn  bool // it had a SYN, which was dealt with: its window is not scaled (RFC 7323 2.2)
+
+	again bool   // it takes the place of a connection in TIME-WAIT,
+	after uint32 // whose sequence numbers its ISN must lie behind (RFC 9293 3.6.1)
 }
 
 // length is SEG.LEN: data, SYN and FIN.
@@ -62,15 +65,20 @@ func (h *Host) tcpInput(p *packet) {
 			return
 		}
 	}
-	li, ok := h.tcp.bound.get(flowKey{Local: k.Local, LPort: k.LPort})
-	if !ok {
-		li, ok = h.tcp.bound.get(flowKey{LPort: k.LPort})
-	}
+	li, ok := h.tcp.listening(k)
 	if !ok {
 		h.tcpClosedPort(k, &s)
 		return
 	}
 	h.tcpListenInput(li, k, &s)
+}
+
+// listening finds the listener for a flow.
+func (t *tcpTable) listening(k flowKey) (li uint32, ok bool) {
+	if li, ok = t.bound.get(flowKey{Local: k.Local, LPort: k.LPort}); !ok {
+		li, ok = t.bound.get(flowKey{LPort: k.LPort})
+	}
+	return li, ok
 }
 
 // tcpClosedPort is CLOSED (RFC 9293 3.10.7.1): RST for anything but a RST.
@@ -106,7 +114,7 @@ func (h *Host) tcpListenInput(li uint32, k flowKey, s *segment) {
 }
 
 // timeWaitReuse lets a new SYN take the place of a connection in TIME-WAIT when its sequence numbers, or its timestamps
-// (RFC 6191), cannot be confused with the old ones.
+// (RFC 6191), cannot be confused with the old ones. Where nobody listens it must not, or a SYN would assassinate TIME-WAIT.
 func (h *Host) timeWaitReuse(i uint32, c *tcb, s *segment) bool {
 	if s.tcp.Flags&(proto.SYN|proto.ACK|proto.RST|proto.FIN) != proto.SYN {
 		return false
@@ -115,9 +123,10 @@ func (h *Host) timeWaitReuse(i uint32, c *tcb, s *segment) bool {
 		return false
 	}
 	newer := c.tsOK && s.opt.HasTS && seqLT(c.tsRecent, s.opt.TSVal)
-	if !newer && !seqLT(c.rcvNxt, s.seq) {
+	if _, ok := h.tcp.listening(c.key); !ok || !newer && !seqLT(c.rcvNxt, s.seq) {
 		return false
 	}
+	s.again, s.after = true, c.sndNxt
 	h.tcpFree(i, c)
 	return true
 }
@@ -161,6 +170,9 @@ func (h *Host) tcpSegment(i uint32, c *tcb, s *segment) {
 		return
 	}
 	c.heardAt = h.nowMS()
+	if !c.probing {
+		c.probes = 0 // a keep-alive probe was answered
+	}
 	if c.idleAt == 0 {
 		h.keepAliveArm(i, c)
 	}

@@ -95,6 +95,10 @@ func (h *Host) ofoInsert(x *active, f umem.Frame) (dup [2]uint32) {
 		h.release(next)
 		next = after
 	}
+	if b.Len == 0 && b.Flags&bufFIN == 0 { // its bytes were there in two frames, or it is a fragment that was trimmed away
+		h.release(f)
+		return dup
+	}
 	b.Next = next
 	if prev == umem.None {
 		x.ofoHead = f

@@ -175,8 +175,8 @@ func (h *Host) tcpTimeout(i uint32, c *tcb, x *active) bool {
 
 // userClamp has the timer look when the user timeout is over, not later.
 func (h *Host) userClamp(c *tcb) {
-	if user, x := h.tcp.settings[c.setting].userMS, h.activeOf(c); user != 0 && x != nil && c.rtxAt != 0 {
-		left := int32(x.stalledAt + user - h.nowMS())
+	if user := h.tcp.settings[c.setting].userMS; user != 0 && c.rtxAt != 0 {
+		left := int32(user - h.stalledMS(c))
 		c.rtxAt = min(c.rtxAt, h.now+int64(max(left, 1))*1_000_000)
 	}
 }
@@ -196,10 +196,21 @@ func (h *Host) givenUp(c *tcb) bool {
 		return true
 	}
 	user := h.tcp.settings[c.setting].userMS
-	if x := h.activeOf(c); x != nil && user != 0 && h.nowMS()-x.stalledAt >= user {
+	if user != 0 && h.stalledMS(c) >= user {
 		return true
 	}
 	return c.retries >= limit
+}
+
+// stalledMS is how long the oldest data, or the SYN, has waited for an ACK.
+func (h *Host) stalledMS(c *tcb) uint32 {
+	if x := h.activeOf(c); x != nil {
+		return h.nowMS() - x.stalledAt
+	}
+	if c.state == tcpSynSent || c.state == tcpSynRcvd {
+		return h.nowMS() - c.sentAt // since the record was made
+	}
+	return 0
 }
 
 // sendOverride is for a window that has become small for good: what fits into it goes, however little (RFC 9293

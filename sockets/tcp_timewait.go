@@ -99,7 +99,8 @@ func (h *Host) twInput(n uint32, s *segment) (again bool) {
 	if flags&(proto.SYN|proto.ACK|proto.RST|proto.FIN) == proto.SYN && !old {
 		// RFC 6191: sequence numbers or timestamps that cannot be confused with the old ones.
 		newer := ts && s.opt.HasTS && seqLT(w.tsRecent, s.opt.TSVal)
-		if newer || seqLT(w.rcvNxt, s.seq) {
+		if _, ok := h.tcp.listening(w.key); ok && (newer || seqLT(w.rcvNxt, s.seq)) {
+			s.again, s.after = true, w.sndNxt
 			h.twFree(n)
 			return true
 		}

@@ -1,0 +1,54 @@
+package sockets
+
+import "testing"
+
+// TestTCPKeepAliveLongInterval: a peer that answers every probe lives, also when the probes are further apart than the
+// silence that brings the first.
+func TestTCPKeepAliveLongInterval(t *testing.T) {
+	k, c := established(t)
+	if err := k.h.TCPSetKeepAlive(c.h, KeepAlive{Idle: 10 * second, Interval: 75 * second, Count: 3}, k.now); err != 0 {
+		t.Fatal(err)
+	}
+	k.sleep(11 * second)
+	for n := range 10 {
+		wantSeg(t, c.one(), ack, c.ack-1, c.seq, nil)
+		c.ackAll()
+		c.none()
+		if n < 9 {
+			k.sleep(75 * second)
+		}
+	}
+	c.wantState(tcpEstablished)
+	for n := range 3 { // and one that stops answering does not
+		k.sleep(75 * second)
+		if n < 2 {
+			wantSeg(t, c.one(), ack, c.ack-1, c.seq, nil)
+		}
+	}
+	k.sleep(75 * second)
+	c.wantEOF(ETIMEDOUT)
+	c.got()
+}
+
+// TestTCPUserTimeoutOfDial: the user timeout of an open counts from the first SYN.
+func TestTCPUserTimeoutOfDial(t *testing.T) {
+	k := newKit(t)
+	s, err := k.h.TCPDial(0, 0, peerIP, 80, k.now)
+	if err != 0 {
+		t.Fatal(err)
+	}
+	if err := k.h.TCPSetUserTimeout(s, 10*second); err != 0 {
+		t.Fatal(err)
+	}
+	k.sleep(9 * second)
+	if got := len(k.seen()); got != 4 { // at 0, 1, 3 and 7 s
+		t.Errorf("%d SYNs in 9 s, want 4", got)
+	}
+	if err := k.h.TCPError(s); err != 0 {
+		t.Errorf("after 9 s: %v", err)
+	}
+	k.sleep(2 * second)
+	if err := k.h.TCPError(s); err != ETIMEDOUT {
+		t.Errorf("after 11 s: %v, want ETIMEDOUT", err)
+	}
+}

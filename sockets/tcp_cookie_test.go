@@ -1,0 +1,180 @@
+package sockets
+
+import (
+	"encoding/binary"
+	"testing"
+)
+
+// cookieKit is a Host whose every SYN is answered with a cookie: its one half-open connection is somebody else's. A SYN
+// comes again now and then, so that the listener goes on taking cookies.
+func cookieKit(t *testing.T) (*kit, Handle) {
+	k := newKit(t, func(c *Config) { c.Backlog = 1 })
+	l, _ := k.h.TCPListen(0, svc)
+	newPeer(k, svc, 9).send(syn, nil)
+	k.sent()
+	return k, l
+}
+
+// again makes sure that the listener has sent a cookie just now.
+func cookieAgain(k *kit) {
+	k.t.Helper()
+	for _, port := range []uint16{9, 10} {
+		n := k.h.counters.Stats[TCPCookies]
+		newPeer(k, svc, port).send(syn, nil)
+		k.sent()
+		if k.h.counters.Stats[TCPCookies] > n {
+			return
+		}
+	}
+	k.t.Fatal("no cookie was sent")
+}
+
+// TestTCPCookieOptions: what a connection knows that was opened with a cookie.
+func TestTCPCookieOptions(t *testing.T) {
+	sackOpt := []byte{1, 1, 4, 2}
+	for _, o := range []struct {
+		opts             []byte
+		flags            uint8
+		ts, sack, ecn    bool
+		mss, scale, mine uint8
+	}{
+		{opts: nil},
+		{opts: sackOpt},
+		{opts: optWScale(7)},
+		{opts: optTS(77, 0), ts: true},
+		{opts: concat(optTS(77, 0), sackOpt), ts: true, sack: true},
+		{opts: concat(optTS(77, 0), optWScale(0)), ts: true, mine: tcpScale},
+		{opts: concat(optTS(77, 0), optWScale(14)), ts: true, scale: 14, mine: tcpScale},
+		{opts: concat(optTS(77, 0), sackOpt, optWScale(9)), flags: 0xc0, ts: true, sack: true, ecn: true, scale: 9, mine: tcpScale},
+		{opts: concat(sackOpt, optWScale(9)), flags: 0xc0},
+	} {
+		k, l := cookieKit(t)
+		p := newPeer(k, svc, 1000)
+		clock := k.h.tsNow(flowKey{Local: usIP, Remote: peerIP, LPort: svc, RPort: 1000})
+		s := p.seg(syn|o.flags, nil)
+		s.opts = o.opts
+		p.inject(s)
+		p.seq++
+		sa := k.one().tcp
+		p.ack = sa.seq + 1
+		if k.h.counters.Stats[TCPCookies] != 1 || k.h.tcp.half.n != 1 {
+			t.Fatalf("%d cookies and %d half-open, want 1 and 1", k.h.counters.Stats[TCPCookies], k.h.tcp.half.n)
+		}
+		if o.ts {
+			i := len(sa.opts) - 1
+			for i = 0; i < len(sa.opts) && !(sa.opts[i] == 8 && sa.opts[i+1] == 10); i++ {
+			}
+			p.ts, p.tsval, p.tsecr = true, 78, binary.BigEndian.Uint32(sa.opts[i+2:])
+			if d := clock - p.tsecr; d >= 128 {
+				t.Errorf("%x: the cookie's timestamp is %d behind the clock", o.opts, int32(d))
+			}
+		}
+		p.send(ack, []byte("hello"))
+		h, err := k.h.TCPAccept(l)
+		if err != 0 {
+			t.Fatalf("%x: accept: %v", o.opts, err)
+		}
+		c := conn{tpeer: p, h: h, l: l}
+		b := c.tcb()
+		if b.tsOK != o.ts || b.sackOK != o.sack || b.ecnOK != o.ecn || b.sndScale != o.scale || b.rcvScale != o.mine {
+			t.Errorf("%x: TS %v SACK %v ECN %v scale %d and %d; want %v %v %v %d %d", o.opts,
+				b.tsOK, b.sackOK, b.ecnOK, b.sndScale, b.rcvScale, o.ts, o.sack, o.ecn, o.scale, o.mine)
+		}
+		if want := uint32(p.wnd) << o.scale; b.sndWnd != want {
+			t.Errorf("%x: window %d, want %d", o.opts, b.sndWnd, want)
+		}
+		c.wantRead([]byte("hello"))
+		c.write([]byte("world"))
+		c.got()
+		if p.ack != sa.seq+6 {
+			t.Errorf("%x: what is sent does not begin behind the cookie", o.opts)
+		}
+	}
+}
+
+// TestTCPCookieMSS: a cookie keeps the largest of its steps that is not above the peer's.
+func TestTCPCookieMSS(t *testing.T) {
+	for _, m := range []struct{ peer, want uint16 }{
+		{1, mssFloor}, {63, mssFloor}, {535, mssFloor}, {536, 536}, {1023, 536}, {1024, 1024}, {1219, 1024}, {1220, 1220},
+		{1359, 1220}, {1360, 1360}, {1440, 1440}, {1459, 1440}, {1460, 1460}, {8959, 1460}, {9000, 1460}, {0, 536},
+	} {
+		k, l := cookieKit(t)
+		p := newPeer(k, svc, 1000)
+		opts := optMSS(m.peer)
+		if m.peer == 0 {
+			opts = nil
+		}
+		synSent(k, p, opts)
+		p.ackAll()
+		h, err := k.h.TCPAccept(l)
+		if err != 0 {
+			t.Fatal(err)
+		}
+		if got := (conn{tpeer: p, h: h}).tcb().mss; got != m.want {
+			t.Errorf("MSS %d behind a cookie: %d, want %d", m.peer, got, m.want)
+		}
+	}
+}
+
+// TestTCPCookieExpiry: a cookie opens a connection for two units of time and never again, not even when the five bits
+// that say when it was made come around.
+func TestTCPCookieExpiry(t *testing.T) {
+	k, l := cookieKit(t)
+	k.now = (k.now/cookieUnitNS + 1) * cookieUnitNS // the beginning of a unit
+	k.h.Tick(k.now)
+	cookieAgain(k)
+	p := newPeer(k, svc, 1000)
+	synSent(k, p, optMSS(1460))
+	made := k.now
+	open := func(at int64) bool {
+		k.sleep(made + at - k.now)
+		k.sent()
+		cookieAgain(k)
+		p.inject(p.seg(ack, nil))
+		h, err := k.h.TCPAccept(l)
+		if err != 0 {
+			k.sent()
+			return false
+		}
+		k.h.TCPAbort(h, k.now)
+		k.sent()
+		return true
+	}
+	for _, at := range []int64{0, cookieUnitNS, 3*cookieUnitNS - 1} {
+		if !open(at) {
+			t.Errorf("a cookie of %d s was refused", at/second)
+		}
+	}
+	for n := int64(3); n < 200; n++ {
+		if open(n * cookieUnitNS) {
+			t.Errorf("a cookie was good after %d s", n*cookieUnitNS/second)
+		}
+	}
+}
+
+// TestTCPCookieForged: nothing but the number itself, behind the right SYN and from the right flow, opens a connection.
+func TestTCPCookieForged(t *testing.T) {
+	k, l := cookieKit(t)
+	p := newPeer(k, svc, 1000)
+	synSent(k, p, optMSS(1460))
+	try := func(what string, set func(*tcpSeg)) {
+		s := p.seg(ack, nil)
+		set(&s)
+		k.inject(s.frame())
+		k.sent()
+		if _, err := k.h.TCPAccept(l); err != EAGAIN {
+			t.Errorf("%s: accepted (%v)", what, err)
+		}
+	}
+	for bit := range 32 {
+		try("another number", func(s *tcpSeg) { s.ack ^= 1 << bit })
+		try("behind another SYN", func(s *tcpSeg) { s.seq ^= 1 << bit })
+	}
+	try("from another port", func(s *tcpSeg) { s.sport++ })
+	try("with SYN", func(s *tcpSeg) { s.flags |= syn })
+	try("with RST", func(s *tcpSeg) { s.flags |= rst })
+	p.ackAll()
+	if _, err := k.h.TCPAccept(l); err != 0 {
+		t.Errorf("the cookie itself: %v", err)
+	}
+}

@@ -1,0 +1,75 @@
+package sockets
+
+import (
+	"math/rand/v2"
+	"testing"
+
+	"xdpd/umem"
+)
+
+// TestTCPOutOfOrderRandom sends pieces of a stream in any order and overlap: what is SACKed is held, no frame is held for
+// nothing, and what is read in the end is the stream.
+func TestTCPOutOfOrderRandom(t *testing.T) {
+	for range 300 {
+		seed := rand.Uint64()
+		t.Run("", func(t *testing.T) { ofoRandom(t, seed) })
+	}
+}
+
+func ofoRandom(t *testing.T, seed uint64) {
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	k := newKit(t)
+	l, _ := k.h.TCPListen(0, svc)
+	c := conn{tpeer: newPeer(k, svc, 1000), l: l}
+	synSent(k, c.tpeer, concat(optMSS(1460), []byte{1, 1, 4, 2}))
+	c.ackAll()
+	c.h, _ = k.h.TCPAccept(l)
+	stream := pattern(60)
+	held := make([]bool, len(stream)+1) // behind the stream stands the FIN
+	for range 40 {
+		from := 1 + rnd.IntN(len(stream)-1)
+		to := from + rnd.IntN(len(stream)-from+1)
+		s := c.seg(ack, stream[from:to])
+		s.seq += uint32(from)
+		if to == len(stream) && rnd.IntN(2) == 0 {
+			s.flags |= fin
+			held[to] = true
+		} else if from == to {
+			continue
+		}
+		c.inject(s)
+		c.got()
+		for i := from; i < to; i++ {
+			held[i] = true
+		}
+		x := k.h.activeOf(c.tcb())
+		at := c.seq
+		for f := x.ofoHead; f != umem.None; f = k.pool.Buf(f).Next {
+			b := k.pool.Buf(f)
+			if seqLT(b.Seq, at) || b.Len == 0 && b.Flags&bufFIN == 0 {
+				t.Fatalf("seed %d: a frame of %d bytes at %d, behind what ends at %d", seed, b.Len, b.Seq-c.seq, at-c.seq)
+			}
+			at = b.Seq + uint32(b.Len)
+		}
+		for i := range stream {
+			if got := ofoHolds(k, x, c.seq+uint32(i)); got != held[i] {
+				t.Fatalf("seed %d: byte %d held: %v, want %v", seed, i, got, held[i])
+			}
+		}
+	}
+	s := c.seg(ack|fin, stream)
+	c.inject(s)
+	c.wantRead(stream)
+	c.wantEOF(0)
+	c.got()
+}
+
+// ofoHolds reports whether the byte of a number is held out of order.
+func ofoHolds(k *kit, x *active, seq uint32) bool {
+	for f := x.ofoHead; f != umem.None; f = k.pool.Buf(f).Next {
+		if b := k.pool.Buf(f); seq-b.Seq < uint32(b.Len) {
+			return true
+		}
+	}
+	return false
+}
