@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
 	"xdpd/internal/netlab"
 	"xdpd/sockets"
 )
@@ -95,6 +97,17 @@ func TestSomeQueues(t *testing.T) {
 	if len(st.Queues) != 2 || st.Queues[0].Queue != 2 || st.Queues[1].Queue != 1 {
 		t.Errorf("queues: %+v", st.Queues)
 	}
+	// The peer's ARP request may come in on a queue that is not served: it passes to a kernel that has no such address.
+	in(t, lab.Peer, func() error {
+		link, err := netlink.LinkByName(lab.PeerDev)
+		if err != nil {
+			return err
+		}
+		mac := macOf(t, lab.Engine, lab.EngineDev)
+		return netlink.NeighSet(&netlink.Neigh{
+			LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: lab.EngineAddr.AsSlice(), HardwareAddr: mac[:],
+		})
+	})
 	conn := listen(t, stack, ":800")
 	passed := func() uint64 {
 		st := getStats(t, stack)

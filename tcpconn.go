@@ -107,11 +107,9 @@ func (c *TCPConn) CloseWrite() error {
 
 // CloseRead ends reading: Read returns io.EOF, also one that waits. What the peer sends is acknowledged and dropped.
 func (c *TCPConn) CloseRead() error {
-	err := c.control("close", "shutdown", func(h *sockets.Host, now int64) sockets.Errno {
+	return c.control("close", "shutdown", func(h *sockets.Host, now int64) sockets.Errno {
 		return h.TCPShutdownRead(c.s, now)
 	})
-	token(c.readable)
-	return err
 }
 
 // Close closes the connection. What was written is still delivered, by the engine; data that nobody read makes the peer

@@ -286,6 +286,27 @@ func TestWriteTo(t *testing.T) {
 	}
 }
 
+// TestWriteToWaits: the end of the stream is there for everybody who waits for it.
+func TestWriteToWaits(t *testing.T) {
+	_, ours, theirs := acceptedPair(t)
+	const n = 4
+	results := make(chan error, n)
+	for range n {
+		go func() {
+			_, err := ours.WriteTo(io.Discard)
+			results <- err
+		}()
+	}
+	if err := theirs.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	for range n {
+		if err := await(t, results, "the end of a copy"); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // stubborn is a writer that takes a few bytes and then says what it was told to.
 type stubborn struct {
 	n   int
