@@ -17,9 +17,9 @@ type load struct {
 
 const burst = 64 // frames a turn
 
-func newLoad(t testing.TB, mtu int) *load {
+func newLoad(t testing.TB, mtu, frames int) *load {
 	g := &load{rig: newRig(t, options{
-		frames: 1024, ring: 256, noLedger: true, change: func(_ *Config, h *sockets.Config) { h.MTU = mtu },
+		frames: frames, ring: 256, noLedger: true, change: func(_ *Config, h *sockets.Config) { h.MTU = mtu },
 	})}
 	g.dev.prompt = false
 	g.settle()
@@ -90,13 +90,13 @@ func (g *load) repeat(frame []byte) func() {
 }
 
 func TestNoAllocationUDP(t *testing.T) {
-	g := newLoad(t, 1500)
+	g := newLoad(t, 1500, 1024)
 	g.echo()
 	g.noAllocations(burst, g.repeat(g.udpFrame(echoPort, make([]byte, 64))))
 }
 
 func TestNoAllocationPing(t *testing.T) {
-	g := newLoad(t, 1500)
+	g := newLoad(t, 1500, 1024)
 	n := proto.PutEthernet(g.frame[:], ourMAC, peerMAC, proto.EtherIPv4)
 	n += proto.PutIPv4(g.frame[n:], &proto.IPv4{Src: peerAddr, Dst: ourAddr, TTL: 64, Proto: proto.ProtoICMP, TotalLen: 20 + 64})
 	proto.PutICMP(g.frame[n:], proto.ICMPEcho, 0, 1)
@@ -105,13 +105,13 @@ func TestNoAllocationPing(t *testing.T) {
 }
 
 func TestNoAllocationARP(t *testing.T) {
-	g := newLoad(t, 1500)
+	g := newLoad(t, 1500, 1024)
 	g.noAllocations(burst, g.repeat(g.arpFrame(proto.ARPRequest)))
 }
 
 // TestNoAllocationWait: the same through Poller.Wait, as a goroutine beside the reactor does it.
 func TestNoAllocationWait(t *testing.T) {
-	g := newLoad(t, 1500)
+	g := newLoad(t, 1500, 1024)
 	s := g.bind(echoPort)
 	g.enter(func(*sockets.Host, int64) {
 		if err := g.p.Add(s, sockets.In, 0); err != nil {
@@ -184,8 +184,8 @@ func (s *stream) handle(h *sockets.Host, now int64, e Event) {
 	}
 }
 
-func newStream(t *testing.T, mtu int) *stream {
-	s := &stream{load: newLoad(t, mtu), seq: 1000, buf: make([]byte, 4096)}
+func newStream(t *testing.T, mtu, frames int) *stream {
+	s := &stream{load: newLoad(t, mtu, frames), seq: 1000, buf: make([]byte, 4096)}
 	s.enter(func(h *sockets.Host, _ int64) {
 		s.p.Serve(s.handle)
 		l, err := h.TCPListen(0, echoPort)
@@ -211,7 +211,7 @@ func newStream(t *testing.T, mtu int) *stream {
 // TestNoAllocationTCP: a segment in, its echo out, which the next segment acknowledges. The peer offered no MSS, so 536
 // bytes are a full segment.
 func TestNoAllocationTCP(t *testing.T) {
-	s := newStream(t, 1500)
+	s := newStream(t, 1500, 1024)
 	s.noAllocations(1, func() {
 		s.deliver(s.segment(proto.ACK|proto.PSH, 500))
 		s.ack += 500
@@ -223,7 +223,7 @@ func TestNoAllocationTCP(t *testing.T) {
 
 // TestNoAllocationTCPBurst: several segments a turn, echoed and acknowledged together.
 func TestNoAllocationTCPBurst(t *testing.T) {
-	s := newStream(t, 1500)
+	s := newStream(t, 1500, 1024)
 	last := s.ack
 	s.noAllocations(4, func() {
 		s.ack = last
@@ -236,7 +236,7 @@ func TestNoAllocationTCPBurst(t *testing.T) {
 
 // TestSyscalls: under load a system call serves 32 packets at least.
 func TestSyscalls(t *testing.T) {
-	g := newLoad(t, 1500)
+	g := newLoad(t, 1500, 1024)
 	g.echo()
 	receive := g.repeat(g.udpFrame(echoPort, make([]byte, 64)))
 	before := g.r.Counters()

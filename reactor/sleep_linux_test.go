@@ -252,7 +252,11 @@ func TestDeadDeviceFD(t *testing.T) {
 	g.r.wake.signal()
 	g.r.sleep()
 	var fds = []unix.PollFd{{Fd: int32(g.r.wake.fd), Events: unix.POLLIN}}
-	if n, err := unix.Poll(fds, 0); n != 0 || err != nil {
+	n, err := unix.Poll(fds, 0)
+	for err == unix.EINTR {
+		n, err = unix.Poll(fds, 0)
+	}
+	if n != 0 || err != nil {
 		t.Errorf("the signal was not taken: %d, %v", n, err)
 	}
 }

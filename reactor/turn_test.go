@@ -338,7 +338,7 @@ func TestWakeRX(t *testing.T) {
 // TestBlockedRests: a datagram that waits for the frames of a connection whose peer is silent costs no turns, and its
 // socket hears of it when the connection gives them up.
 func TestBlockedRests(t *testing.T) {
-	s := newStream(t, 576)
+	s := newStream(t, 576, 768) // fewer frames than the connection may queue and the datagram needs together
 	s.dev.prompt = true
 	u := s.bind(9)
 	big := make([]byte, sockets.MaxUDP)
