@@ -297,6 +297,7 @@ func TestWriteToWaits(t *testing.T) {
 			results <- err
 		}()
 	}
+	time.Sleep(20 * time.Millisecond) // all of them wait, as far as one can tell
 	if err := theirs.CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
