@@ -264,9 +264,6 @@ func (h *Host) tcpRTT(c *tcb, x *active, s *segment, r *ackResult) {
 			c.rttSample(max(ms*1000, 500))
 		}
 	}
-	if c.retries == 0 {
-		c.setRTO()
-	}
 	if rtt != noRTT {
 		if rtt = max(rtt, 1); x.minRTT == 0 || rtt <= x.minRTT || h.nowUS()-x.minRTTAt > 300_000_000 {
 			x.minRTT, x.minRTTAt = rtt, h.nowUS()
