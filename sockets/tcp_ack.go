@@ -207,6 +207,7 @@ func (h *Host) sackInput(c *tcb, x *active, s *segment, r *ackResult) {
 		blocks = blocks[1:]
 		h.dsackInput(c, x, b)
 	}
+	top := x.fack // of which of these blocks came first nothing is known
 	for _, b := range blocks {
 		if !seqLT(b[0], b[1]) || !seqLT(c.sndUna, b[1]) || seqLT(c.sndNxt, b[1]) || seqLT(b[0], c.sndUna) {
 			continue
@@ -232,10 +233,9 @@ func (h *Host) sackInput(c *tcb, x *active, s *segment, r *ackResult) {
 			}
 			f = buf.Next
 		}
-		if seqLT(x.fack, b[1]) {
-			x.fack = b[1]
-		}
+		top = seqMax(top, b[1])
 	}
+	x.fack = top
 }
 
 // dsackInput hears that something arrived twice: a retransmission that was not needed, or a duplicate of the network's.
