@@ -195,7 +195,7 @@ func (h *Host) tcpAlloc(k flowKey) (uint32, *tcb) {
 	*c = tcb{
 		key: k, gen: c.gen + 1, used: true, sndHead: umem.None, sndTail: umem.None, sndNext: umem.None,
 		rcvHead: umem.None, rcvTail: umem.None, rto: rtoFirstUS, reno: h.cfg.Congestion == "reno",
-		rcvBuf: uint32(min(rcvBufStart, h.rcvLimit())), ssthresh: 1 << 30,
+		rcvBuf: uint32(min(rcvBufStart, h.rcvLimit())), ssthresh: ssthreshNone,
 		heardAt: h.nowMS(), sentAt: h.nowMS(),
 	}
 	t.flows.put(demuxTCB, i)

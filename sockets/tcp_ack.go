@@ -211,6 +211,7 @@ func (h *Host) sackInput(c *tcb, x *active, s *segment, r *ackResult) {
 		blocks = blocks[1:]
 		h.dsackInput(c, x, b)
 	}
+	top := x.fack // of which of these blocks came first nothing is known
 	for _, b := range blocks {
 		if !seqLT(b[0], b[1]) || !seqLT(c.sndUna, b[1]) || seqLT(c.sndNxt, b[1]) || seqLT(b[0], c.sndUna) {
 			continue
@@ -236,10 +237,9 @@ func (h *Host) sackInput(c *tcb, x *active, s *segment, r *ackResult) {
 			}
 			f = buf.Next
 		}
-		if seqLT(x.fack, b[1]) {
-			x.fack = b[1]
-		}
+		top = seqMax(top, b[1])
 	}
+	x.fack = top
 }
 
 // dsackInput hears that something arrived twice: a retransmission that was not needed, or a duplicate of the network's.
@@ -267,9 +267,6 @@ func (h *Host) tcpRTT(c *tcb, x *active, s *segment, r *ackResult) {
 		if ms := h.tsNow(c.key) - s.opt.TSEcr; int32(ms) >= 0 && ms < 1<<21 {
 			c.rttSample(max(ms*1000, 500))
 		}
-	}
-	if c.retries == 0 {
-		c.setRTO()
 	}
 	if rtt != noRTT {
 		if rtt = max(rtt, 1); x.minRTT == 0 || rtt <= x.minRTT || h.nowUS()-x.minRTTAt > 300_000_000 {

@@ -10,6 +10,8 @@ const (
 	// RFC 9438 4.3: what makes the Reno-friendly window grow as fast as Reno's.
 	cubicAlpha = 3 * (1 - cubicBeta) / (1 + cubicBeta)
 	cwndMax    = 1 << 30
+
+	ssthreshNone = 1 << 30 // no congestion yet
 )
 
 // cubic is the state of one congestion avoidance stage; the zero value is none.
@@ -133,15 +135,15 @@ func (y *hystart) init(c *tcb) { *y = hystart{windowEnd: c.sndNxt, last: noRTT, 
 // increase is how much the window grows in slow start for n bytes acknowledged.
 func (y *hystart) increase(c *tcb, n uint32) uint32 {
 	n = min(n, hyLimit*uint32(c.mss))
-	if y.baseline != 0 {
+	if y.baseline != 0 && c.ssthresh == ssthreshNone {
 		n /= hyCSSDivisor
 	}
 	return n
 }
 
-// acked runs the rounds: rtt is a sample in µs, or noRTT.
+// acked runs the rounds: rtt is a sample in µs, or noRTT. Only the first slow start has to find its end (RFC 9406 4.3).
 func (y *hystart) acked(c *tcb, x *active, rtt uint32) {
-	if c.cwnd >= c.ssthresh {
+	if c.ssthresh != ssthreshNone {
 		return
 	}
 	if rtt != noRTT {

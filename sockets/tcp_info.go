@@ -59,7 +59,7 @@ func (h *Host) tcpInfo(c *tcb) TCPInfo {
 	if c.tsOK {
 		info.PMTU += 12
 	}
-	if c.ssthresh < 1<<30 {
+	if c.ssthresh != ssthreshNone {
 		info.Ssthresh = int(c.ssthresh)
 	}
 	if c.reno {

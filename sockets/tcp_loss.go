@@ -131,8 +131,11 @@ func (h *Host) reduce(c *tcb, x *active, to phase, r *ackResult) {
 		x.prrFlow = c.sndNxt - c.sndUna + r.delivered - min(x.sacked, c.sndNxt-c.sndUna)
 		x.prrDelivered, x.prrOut = 0, 0
 	}
-	x.phase, x.recoverSeq = to, c.sndNxt
 	x.undoSeq, x.undoAgain, x.againTS = c.sndUna, 0, 0
+	if to == phaseCWR || x.phase == phaseCWR {
+		x.undoAgain = -1 // that nothing was lost does not take back what ECE asked for
+	}
+	x.phase, x.recoverSeq = to, c.sndNxt
 	x.cwrDue = c.ecnOK
 	x.tlpOut = false
 	if to == phaseRecovery {
@@ -215,8 +218,9 @@ func (h *Host) enterLoss(c *tcb, x *active) {
 		if x.phase == phaseOpen {
 			x.priorCwnd, x.priorSsthresh = c.cwnd, c.ssthresh
 			h.ccReduce(c, x, 0)
+			x.undoAgain = 0
 		}
-		x.undoSeq, x.undoAgain, x.againTS = c.sndUna, 0, 0
+		x.undoSeq, x.undoAgain, x.againTS = c.sndUna, min(x.undoAgain, 0), 0
 	}
 	x.phase, x.recoverSeq, x.dupAcks = phaseLoss, c.sndNxt, 0
 	x.tlpOut, x.cwrDue = false, c.ecnOK

@@ -262,11 +262,14 @@ func TestTCPRTT(t *testing.T) {
 	if b := c.tcb(); b.srtt != 110*msUS || b.rttvar != 57*msUS+msUS/2 || b.rto != 340*msUS {
 		t.Errorf("second sample: SRTT %d, RTTVAR %d, RTO %d ms", b.srtt/msUS, b.rttvar/msUS, b.rto/msUS)
 	}
-	for range 3 {
+	for _, want := range []uint32{680, 1360} { // the timeout grows until something arrives before it
 		measure(900 * ms)
-		if k.h.counters.Stats[TCPRetransmits] == 0 || c.tcb().srtt != 110*msUS || c.tcb().rto != 340*msUS {
+		if k.h.counters.Stats[TCPRetransmits] == 0 || c.tcb().srtt != 110*msUS || c.tcb().rto != want*msUS {
 			t.Fatalf("after a retransmission: SRTT %d ms, RTO %d ms", c.tcb().srtt/msUS, c.tcb().rto/msUS)
 		}
+	}
+	if measure(900 * ms); c.tcb().srtt <= 200*msUS || k.h.counters.Stats[TCPRetransmits] != 2 {
+		t.Errorf("a path that became longer: SRTT %d ms", c.tcb().srtt/msUS)
 	}
 	for range 60 {
 		measure(ms)

@@ -26,3 +26,29 @@ func TestSendAfterTwoGiB(t *testing.T) {
 		t.Errorf("a window of %d that nothing fills grew to %d", cwnd, tcb.cwnd)
 	}
 }
+
+// TestSlowStartAfterTimeout: HyStart++ is for the first slow start; one whose end is known is as RFC 5681 says.
+func TestSlowStartAfterTimeout(t *testing.T) {
+	k, c := established(t)
+	c.write(pattern(14600))
+	c.got()
+	tcb, una := c.tcb(), c.tcb().sndUna
+	x := k.h.activeOf(tcb)
+	x.hy.baseline = 1 // in conservative slow start
+	k.sleep(second)
+	if x.phase != phaseLoss || tcb.cwnd != 1460 {
+		t.Fatalf("after a second: %s with a window of %d", phaseNames[x.phase], tcb.cwnd)
+	}
+	ssthresh := tcb.ssthresh
+	for n := range uint32(9) {
+		c.ack = una + 1460*(n+1)
+		c.ackAll()
+		c.got()
+		if want := min(1460*(n+2), ssthresh); tcb.cwnd < want {
+			t.Errorf("after %d segments: a window of %d, want %d", n+1, tcb.cwnd, want)
+		}
+	}
+	if x.hy.rounds != 0 || tcb.ssthresh != ssthresh {
+		t.Errorf("HyStart++ went on: ssthresh %d, was %d", tcb.ssthresh, ssthresh)
+	}
+}
