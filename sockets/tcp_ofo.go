@@ -170,20 +170,27 @@ func (h *Host) ofoPrune(x *active) {
 	h.ofoDrop(x)
 }
 
-// sackNote puts the block that now holds [from,to) first (RFC 2018 section 4).
+// sackNote puts the block that now holds [from,to) first: all that hangs together around it (RFC 2018 section 4).
 func (x *active) sackNote(h *Host, from, to uint32) {
-	// The block is all that hangs together around the new bytes. Behind one gap most come in order: the last block grows.
-	f := x.ofoHead
-	if tail := h.pool.Buf(x.ofoTail); x.nsack > 0 && from == x.sacks[0][1] && tail.Seq+uint32(tail.Len) == to {
-		from, f = x.sacks[0][0], umem.None
-	}
-	for ; f != umem.None; f = h.pool.Buf(f).Next {
-		b := h.pool.Buf(f)
-		if end := b.Seq + uint32(b.Len); seqLT(b.Seq, from) && !seqLT(end, from) {
-			from = b.Seq
-		} else if !seqLT(to, b.Seq) && seqLT(to, end) {
-			to = end
+	tail := h.pool.Buf(x.ofoTail)
+	if x.nsack > 0 && from == x.sacks[0][1] && tail.Seq+uint32(tail.Len) == to {
+		from = x.sacks[0][0] // behind one gap most come in order: the last block grows
+	} else {
+		lo, hi := from, from
+		for f := x.ofoHead; f != umem.None; f = h.pool.Buf(f).Next {
+			b := h.pool.Buf(f)
+			if hi != b.Seq {
+				if seqLT(from, hi) {
+					break
+				}
+				lo = b.Seq
+			}
+			hi = b.Seq + uint32(b.Len)
 		}
+		if from-lo >= hi-lo {
+			return // not kept: it lies behind a FIN
+		}
+		from, to = lo, hi
 	}
 	blocks := [5][2]uint32{{from, to}}
 	n := 1
