@@ -108,3 +108,28 @@ func TestTCPOutOfOrderBytes(t *testing.T) {
 		t.Errorf("%d frames held of 40 full segments", rx)
 	}
 }
+
+// TestTCPOutOfOrderDeadPeer: what came out of order from a peer that fell silent does not hold frames for ever.
+func TestTCPOutOfOrderDeadPeer(t *testing.T) {
+	k, c := established(t)
+	data := pattern(3000)
+	for _, at := range []uint32{1000, 2000} {
+		s := c.seg(ack, data[at:at+1000])
+		s.seq += at
+		c.inject(s)
+	}
+	c.got()
+	k.sleep(119 * second)
+	if rx, _, _, _ := k.h.Held(); rx != 2 {
+		t.Fatalf("%d frames held after two minutes, want 2", rx)
+	}
+	k.sleep(4 * second)
+	if rx, _, _, _ := k.h.Held(); rx != 0 || k.h.tcp.act.n != 0 && k.h.activeOf(c.tcb()).nsack != 0 {
+		t.Errorf("%d frames held for a peer that is not heard", rx)
+	}
+	for ; len(data) > 0; data = data[1000:] { // it was only away
+		c.send(ack, data[:1000])
+	}
+	c.wantRead(pattern(3000))
+	c.got()
+}
