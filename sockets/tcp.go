@@ -113,7 +113,7 @@ const (
 	synRetries  = 5
 	dialRetries = 7 // 247 s: an active open waits three minutes at least (RFC 9293 3.8.3)
 	dataRetries = 15
-	orphanTries = 8 // net.ipv4.tcp_orphan_retries: probes of a closed window once the owner is gone
+	orphanTries = 8 // net.ipv4.tcp_orphan_retries: of data, FIN or probes of a closed window once the owner is gone
 
 	pressedTries = 4 // and while there is not a frame left for anybody: some seconds
 )

@@ -117,6 +117,10 @@ func (h *Host) activeRest(c *tcb, x *active) {
 		h.activeFree(c)
 		return
 	}
+	// A peer that is there sends what is missing within the longest of time-outs: what waits for one that is not goes.
+	if x.ofoFrames > 0 && h.nowMS()-c.heardAt > rtoMaxUS/1000 {
+		h.ofoPrune(x)
+	}
 	x.restAt = h.now + quietNS
 }
 

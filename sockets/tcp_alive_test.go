@@ -52,3 +52,24 @@ func TestTCPUserTimeoutOfDial(t *testing.T) {
 		t.Errorf("after 11 s: %v, want ETIMEDOUT", err)
 	}
 }
+
+// TestTCPOrphanGivenUp: data and FIN of a connection without an owner are sent again eight times, as Linux does, not
+// fifteen: its frames are other connections'.
+func TestTCPOrphanGivenUp(t *testing.T) {
+	for _, data := range [][]byte{nil, pattern(5000)} {
+		k, c := established(t)
+		if data != nil {
+			c.write(data)
+		}
+		k.h.Close(c.h, k.now)
+		k.sleep(60 * second)
+		if c.gone() {
+			t.Fatal("given up within a minute")
+		}
+		k.sleep(250 * second)
+		if _, _, tx, _ := k.h.Held(); !c.gone() || tx != 0 {
+			t.Errorf("after five minutes: gone %v, %d frames held", c.gone(), tx)
+		}
+		k.sent()
+	}
+}

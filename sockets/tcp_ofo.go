@@ -10,7 +10,7 @@ import (
 func (h *Host) ofoInput(i uint32, c *tcb, s *segment) {
 	x := h.moving(i, c)
 	h.count(TCPOutOfOrderHeld)
-	if x.ofoFrames >= ofoMax || h.rxUsed >= h.rxLimit/2 {
+	if x.ofoFrames >= ofoLimit(c) || h.rxUsed >= h.rxLimit/2 {
 		h.drop(s.packet, TCPOutOfOrder)
 		return
 	}
@@ -41,6 +41,10 @@ func (h *Host) ofoInput(i uint32, c *tcb, s *segment) {
 		x.sackNote(h, from, to)
 	}
 }
+
+// ofoLimit is how many frames of a connection may wait out of order: a window of full segments fits, but single bytes do
+// not hold a frame each without end, nor make every insertion a long search.
+func ofoLimit(c *tcb) uint32 { return min(ofoMax, c.rcvBuf/ofoFrameBytes) }
 
 // ofoInsert puts a held frame in its place and gives the first of its bytes that were there before.
 func (h *Host) ofoInsert(x *active, f umem.Frame) (dup [2]uint32) {
@@ -166,16 +170,27 @@ func (h *Host) ofoPrune(x *active) {
 	h.ofoDrop(x)
 }
 
-// sackNote puts the block that now holds [from,to) first (RFC 2018 section 4).
+// sackNote puts the block that now holds [from,to) first: all that hangs together around it (RFC 2018 section 4).
 func (x *active) sackNote(h *Host, from, to uint32) {
-	// The block is all that hangs together around the new bytes.
-	for f := x.ofoHead; f != umem.None; f = h.pool.Buf(f).Next {
-		b := h.pool.Buf(f)
-		if end := b.Seq + uint32(b.Len); seqLT(b.Seq, from) && !seqLT(end, from) {
-			from = b.Seq
-		} else if !seqLT(to, b.Seq) && seqLT(to, end) {
-			to = end
+	tail := h.pool.Buf(x.ofoTail)
+	if x.nsack > 0 && from == x.sacks[0][1] && tail.Seq+uint32(tail.Len) == to {
+		from = x.sacks[0][0] // behind one gap most come in order: the last block grows
+	} else {
+		lo, hi := from, from
+		for f := x.ofoHead; f != umem.None; f = h.pool.Buf(f).Next {
+			b := h.pool.Buf(f)
+			if hi != b.Seq {
+				if seqLT(from, hi) {
+					break
+				}
+				lo = b.Seq
+			}
+			hi = b.Seq + uint32(b.Len)
 		}
+		if from-lo >= hi-lo {
+			return // not kept: it lies behind a FIN
+		}
+		from, to = lo, hi
 	}
 	blocks := [5][2]uint32{{from, to}}
 	n := 1

@@ -51,6 +51,17 @@ func ofoRandom(t *testing.T, seed uint64) {
 			}
 			at = b.Seq + uint32(b.Len)
 		}
+		for n, b := range x.sacks[:x.nsack] {
+			from, to := int(b[0]-c.seq), int(b[1]-c.seq)
+			if from < 1 || to <= from || held[from-1] || to < len(stream) && held[to] {
+				t.Fatalf("seed %d: block %d is [%d,%d), of what is held: %v", seed, n, from, to, held)
+			}
+			for i := from; i < to; i++ {
+				if !held[i] {
+					t.Fatalf("seed %d: byte %d SACKed and not held", seed, i)
+				}
+			}
+		}
 		for i := range stream {
 			if got := ofoHolds(k, x, c.seq+uint32(i)); got != held[i] {
 				t.Fatalf("seed %d: byte %d held: %v, want %v", seed, i, got, held[i])
@@ -72,4 +83,53 @@ func ofoHolds(k *kit, x *active, seq uint32) bool {
 		}
 	}
 	return false
+}
+
+// TestTCPOutOfOrderBytes: single bytes do not hold a frame each without end, and full segments fill the window.
+func TestTCPOutOfOrderBytes(t *testing.T) {
+	k, c := established(t)
+	for n := range uint32(2000) {
+		s := c.seg(ack, []byte{1})
+		s.seq += 1 + 2*n
+		c.inject(s)
+		k.sent()
+	}
+	if rx, _, _, _ := k.h.Held(); rx*ofoFrameBytes > rcvBufStart {
+		t.Errorf("%d frames held for as many bytes", rx)
+	}
+	k, c = established(t)
+	for n := range uint32(40) {
+		s := c.seg(ack, pattern(1460))
+		s.seq += 1 + 1460*n
+		c.inject(s)
+		k.sent()
+	}
+	if rx, _, _, _ := k.h.Held(); rx != 40 {
+		t.Errorf("%d frames held of 40 full segments", rx)
+	}
+}
+
+// TestTCPOutOfOrderDeadPeer: what came out of order from a peer that fell silent does not hold frames for ever.
+func TestTCPOutOfOrderDeadPeer(t *testing.T) {
+	k, c := established(t)
+	data := pattern(3000)
+	for _, at := range []uint32{1000, 2000} {
+		s := c.seg(ack, data[at:at+1000])
+		s.seq += at
+		c.inject(s)
+	}
+	c.got()
+	k.sleep(119 * second)
+	if rx, _, _, _ := k.h.Held(); rx != 2 {
+		t.Fatalf("%d frames held after two minutes, want 2", rx)
+	}
+	k.sleep(4 * second)
+	if rx, _, _, _ := k.h.Held(); rx != 0 || k.h.tcp.act.n != 0 && k.h.activeOf(c.tcb()).nsack != 0 {
+		t.Errorf("%d frames held for a peer that is not heard", rx)
+	}
+	for ; len(data) > 0; data = data[1000:] { // it was only away
+		c.send(ack, data[:1000])
+	}
+	c.wantRead(pattern(3000))
+	c.got()
 }

@@ -15,7 +15,9 @@ const (
 	// quickACKs is how many ACKs are not delayed after something was lost (TCP_MAX_QUICKACKS): a sender with a window of
 	// one segment would wait for each.
 	quickACKs = 16
-	ofoMax    = 1024 // frames that one connection may hold out of order
+	// ofoMax is how many frames one connection may hold out of order, ofoFrameBytes the least they hold on average.
+	ofoMax        = 1024
+	ofoFrameBytes = 256
 )
 
 // tcpData queues the data of the segment, or what of it is new, and handles its FIN.

@@ -195,6 +195,9 @@ func (h *Host) givenUp(c *tcb) bool {
 		h.count(TCPPressure)
 		return true
 	}
+	if c.orphan && c.opened {
+		limit = orphanTries // nobody waits for what it holds
+	}
 	user := h.tcp.settings[c.setting].userMS
 	if user != 0 && h.stalledMS(c) >= user {
 		return true
