@@ -163,12 +163,17 @@ func (h *Host) wakeFrame(s Handle, free int) bool {
 	return true
 }
 
-// wakeData is for TCP writers that found no frame for their data.
+// wakeData is for TCP connections that found no frame for their data, or for their FIN.
 func (h *Host) wakeData(s Handle) {
-	if c := h.tcp.get(s); c != nil {
-		c.blocked = false
-		h.notify(s)
+	if !h.exists(s) {
+		return
 	}
+	c := h.tcp.at(s.index())
+	c.blocked = false
+	if c.wantFIN && !c.finQueued {
+		h.tcpMark(s.index(), c)
+	}
+	h.notify(s)
 }
 
 // Errno is a syscall errno; 0 is success. It is what a completion carries, and what the net face turns into an error.

@@ -167,7 +167,14 @@ func (h *Host) TCPWrite(s Handle, p []byte, now int64) (n int, err Errno) {
 // writerWaits notes that the writer must hear of room. What keeps it from writing is its own queue, whose
 // acknowledgements tell it, or the want of frames.
 func (h *Host) writerWaits(s Handle, c *tcb) {
-	if !c.blocked && h.sndRoomy(c) {
+	if h.sndRoomy(c) {
+		h.awaitData(s, c)
+	}
+}
+
+// awaitData notes that s must hear when there are frames for data again.
+func (h *Host) awaitData(s Handle, c *tcb) {
+	if !c.blocked {
 		c.blocked = true
 		h.noTxData = h.await(h.noTxData, s)
 	}

@@ -134,8 +134,12 @@ func (h *Host) halfTimer() {
 				}
 				break
 			}
-			if left--; left < 0 || h.txFree() <= h.txReserve() {
+			if left--; left < 0 {
 				h.timers.start(t.timer, h.now+tickNS)
+				return
+			}
+			if h.txFree() == 0 {
+				h.timers.start(t.timer, h.now+delackNS)
 				return
 			}
 			if n == synRetries {

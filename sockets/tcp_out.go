@@ -93,7 +93,7 @@ func (h *Host) sendQueue(c *tcb, p []byte) int {
 // txDataLimit is how far data may fill up the frames: to the reserve, and who has next to nothing to send, half into it.
 func (h *Host) txDataLimit(c *tcb) int {
 	if c.sndFrames < 2 {
-		return h.txLimit - h.txReserve()/2
+		return h.txLimit - max(1, h.txReserve()/2)
 	}
 	return h.txLimit - h.txReserve()
 }
@@ -171,9 +171,14 @@ func (h *Host) tellRoom(i uint32, c *tcb, roomy bool) {
 // queueFIN marks the last frame of the send queue with FIN, or makes one for it.
 func (h *Host) queueFIN(i uint32, c *tcb) {
 	if c.sndTail == umem.None || h.pool.Buf(c.sndTail).Flags&bufSent != 0 {
-		f := h.allocTX()
+		// What is kept until it is acknowledged never takes the last frames: with them would go the ARP reply and the ACK
+		// without which nothing is ever acknowledged.
+		f := umem.None
+		if h.txUsed < h.txLimit-max(1, h.txReserve()/4) {
+			f = h.allocTX()
+		}
 		if f == umem.None {
-			h.sendLater(i, c)
+			h.awaitData(h.tcp.handle(i), c)
 			return
 		}
 		h.sendLink(c, f)
