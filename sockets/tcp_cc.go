@@ -19,6 +19,7 @@ type cubic struct {
 	wMax     float64 // bytes
 	k        float64 // s
 	epochAt  int64   // ns; 0: the stage begins with the next ACK
+	lastAt   int64   // ns: of the last ACK
 	wEst     float64
 	cwndPrev float64 // cwnd_prior
 	frac     float64 // of a byte that the window has grown
@@ -46,6 +47,7 @@ func (h *Host) ccReduce(c *tcb, x *active, bytes uint32) {
 func (h *Host) ccAcked(c *tcb, x *active, n uint32) {
 	if !seqLT(c.sndUna-n, x.limitedSeq) {
 		x.limitedSeq = c.sndUna // RFC 9438 4.1, RFC 7661: a window that is not used proves nothing
+		x.cubic.pause(h.now)
 		return
 	}
 	if c.cwnd < c.ssthresh {
@@ -79,6 +81,7 @@ func (q *cubic) increase(w, mss, n float64, now, rtt int64) float64 {
 			q.cwndPrev = w
 		}
 	}
+	q.lastAt = now
 	at := func(t int64) float64 {
 		d := float64(t)/1e9 - q.k
 		return cubicC*mss*d*d*d + q.wMax
@@ -93,6 +96,15 @@ func (q *cubic) increase(w, mss, n float64, now, rtt int64) float64 {
 	}
 	target := min(max(at(now-q.epochAt+rtt), w), 1.5*w)
 	return (target - w) / w * n
+}
+
+// pause takes the time since the last ACK out of the stage: the application sent too little for the window to grow (RFC
+// 9438 4.2, 5.8).
+func (q *cubic) pause(now int64) {
+	if q.epochAt != 0 {
+		q.epochAt += now - q.lastAt
+	}
+	q.lastAt = now
 }
 
 // ccIdle is RFC 2861: a window that was not used for a timeout's time is halved for each such time (tcp_cwnd_restart).

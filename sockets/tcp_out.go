@@ -329,6 +329,7 @@ func (h *Host) sendData(i uint32, c *tcb, x *active, f umem.Frame) bool {
 	} else {
 		if c.sndUna == c.sndNxt {
 			x.stalledAt = h.nowMS()
+			x.cubic.pause(h.now)
 		}
 		c.sndNext = b.Next
 		c.sndNxt += n

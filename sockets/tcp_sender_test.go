@@ -52,3 +52,31 @@ func TestSlowStartAfterTimeout(t *testing.T) {
 		t.Errorf("HyStart++ went on: ssthresh %d, was %d", tcb.ssthresh, ssthresh)
 	}
 }
+
+// TestCubicApplicationLimited: time in which the application sends too little does not count (RFC 9438 4.2 and 5.8).
+func TestCubicApplicationLimited(t *testing.T) {
+	k, c := established(t)
+	tcb := c.tcb()
+	tcb.ssthresh = tcb.cwnd
+	turn := func(n int) {
+		c.write(pattern(n))
+		for len(c.got()) > 0 {
+			k.sleep(100 * ms)
+			c.ackAll()
+		}
+	}
+	turn(40000)
+	before := tcb.cwnd
+	for range 300 {
+		turn(100)
+	}
+	if tcb.cwnd != before {
+		t.Fatalf("a window of %d that nothing fills became %d", before, tcb.cwnd)
+	}
+	turn(40000)
+	k.sleep(150 * ms) // less than the timeout, so the window stays
+	turn(40000)
+	if grown := tcb.cwnd - before; grown == 0 || grown > 2*1460 {
+		t.Errorf("in two round trips the window of %d grew by %d", before, grown)
+	}
+}
