@@ -142,9 +142,6 @@ func (h *Host) tcpOutput(i uint32, c *tcb) {
 	}
 	if c.sndHead != umem.None {
 		x, roomy := h.moving(i, c), h.sndRoomy(c)
-		if c.sndNext == c.sndHead && c.sndUna == c.sndNxt {
-			h.ccIdle(c, x)
-		}
 		h.sendLost(i, c, x)
 		h.sendNew(i, c, x)
 		h.tellRoom(i, c, roomy)
@@ -318,6 +315,11 @@ func (h *Host) sendData(i uint32, c *tcb, x *active, f umem.Frame) bool {
 	}
 	// A frame that is refused counts as lost on the way.
 	h.finishSegment(f, off, int(b.Off)-off+int(size), c.key, &hdr, &opt, tos)
+	if c.sndUna == c.sndNxt { // after a pause
+		h.ccIdle(c, x)
+		x.cubic.pause(h.now)
+		x.stalledAt = h.nowMS()
+	}
 	b.Flags |= bufSent
 	b.Aux = h.nowUS()
 	c.sentAt = h.nowMS()
@@ -327,10 +329,6 @@ func (h *Host) sendData(i uint32, c *tcb, x *active, f umem.Frame) bool {
 	if again {
 		h.sentAgain(c, x, b, n)
 	} else {
-		if c.sndUna == c.sndNxt {
-			x.stalledAt = h.nowMS()
-			x.cubic.pause(h.now)
-		}
 		c.sndNext = b.Next
 		c.sndNxt += n
 		c.probing = false

@@ -80,3 +80,31 @@ func TestCubicApplicationLimited(t *testing.T) {
 		t.Errorf("in two round trips the window of %d grew by %d", before, grown)
 	}
 }
+
+// TestIdleOnce: a pause makes the window smaller once, however often the connection is looked at before it sends.
+func TestIdleOnce(t *testing.T) {
+	k, c := established(t)
+	tcb := c.tcb()
+	tcb.cwnd = 100 * 1460
+	c.write(pattern(1460))
+	c.got()
+	c.wnd = 0
+	c.ackAll()
+	c.write(pattern(1460))
+	c.none()
+	k.sleep(150 * ms)
+	c.none()
+	k.sleep(150 * ms)
+	c.got() // the window's probe
+	for range 4 {
+		c.ackAll()
+		k.h.tcpMark(c.h.index(), tcb)
+		c.none()
+	}
+	c.wnd = 65535
+	c.ackAll()
+	c.got()
+	if tcb.cwnd != 50*1460 {
+		t.Errorf("after one timeout's time without sending: a window of %d, want half of %d", tcb.cwnd, 100*1460)
+	}
+}
