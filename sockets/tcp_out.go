@@ -190,7 +190,7 @@ func (h *Host) sendLost(i uint32, c *tcb, x *active) {
 	for f := c.sndHead; x.toSend > 0 && f != umem.None && f != c.sndNext; {
 		b := h.pool.Buf(f)
 		if b.Flags&(bufLost|bufAgain) == bufLost {
-			if pipe := c.pipe(x); pipe > 0 && pipe+uint32(b.Len) > c.cwnd {
+			if pipe := c.pipe(x); pipe > 0 && pipe+uint32(min(b.Len, c.mss)) > c.cwnd {
 				x.limitedSeq = c.sndNxt
 				return
 			}
@@ -219,7 +219,7 @@ func (h *Host) sendNew(i uint32, c *tcb, x *active) {
 		h.sendFill(c, f)
 		b := h.pool.Buf(f)
 		pipe := c.pipe(x)
-		if pipe > 0 && pipe+uint32(b.Len) > c.cwnd {
+		if pipe > 0 && pipe+uint32(min(b.Len, c.mss)) > c.cwnd {
 			x.limitedSeq = c.sndNxt
 			return
 		}

@@ -108,3 +108,24 @@ func TestIdleOnce(t *testing.T) {
 		t.Errorf("after one timeout's time without sending: a window of %d, want half of %d", tcb.cwnd, 100*1460)
 	}
 }
+
+// TestSmallerSegmentsAfterTimeout: what is to be sent again in pieces needs room for one of them, not for all.
+func TestSmallerSegmentsAfterTimeout(t *testing.T) {
+	k, c := established(t)
+	c.write(pattern(1460))
+	c.got()
+	k.sleep(100 * ms)
+	tcb, x := c.tcb(), k.h.activeOf(c.tcb())
+	c.write(pattern(100)) // recent enough to be on its way
+	if len(c.got()) != 1 {
+		t.Fatal("nothing was sent")
+	}
+	k.h.markLost(x, k.pool.Buf(tcb.sndHead))
+	tcb.mss, tcb.cwnd = 500, tcb.pipe(x)+500
+	k.h.tcpMark(c.h.index(), tcb)
+	if got := c.got(); len(got) != 1 || len(got[0].data) != 500 || got[0].seq != tcb.sndUna {
+		t.Errorf("%d segments were sent, want the first 500 bytes", len(got))
+	}
+	c.ack = c.irs + 1
+	c.reset()
+}
