@@ -1,6 +1,8 @@
 package sockets
 
 import (
+	"slices"
+
 	"xdpd/proto"
 	"xdpd/umem"
 )
@@ -211,12 +213,14 @@ func (h *Host) sackInput(c *tcb, x *active, s *segment, r *ackResult) {
 		blocks = blocks[1:]
 		h.dsackInput(c, x, b)
 	}
-	top := x.fack // of which of these blocks came first nothing is known
+	// In ascending order one walk is enough, whatever the peer makes up.
+	slices.SortFunc(blocks, func(a, b [2]uint32) int { return int(int32(a[0] - b[0])) })
+	top, f := x.fack, c.sndHead // of which of these blocks came first nothing is known
 	for _, b := range blocks {
 		if !seqLT(b[0], b[1]) || !seqLT(c.sndUna, b[1]) || seqLT(c.sndNxt, b[1]) || seqLT(b[0], c.sndUna) {
 			continue
 		}
-		for f := c.sndHead; f != umem.None && f != c.sndNext; {
+		for f != umem.None && f != c.sndNext {
 			buf := h.pool.Buf(f)
 			if !seqLT(buf.Seq, b[1]) {
 				break
