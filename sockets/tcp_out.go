@@ -319,6 +319,7 @@ func (h *Host) sendData(i uint32, c *tcb, x *active, f umem.Frame) bool {
 		h.ccIdle(c, x)
 		x.cubic.pause(h.now)
 		x.stalledAt = h.nowMS()
+		x.rackXmit, x.rackEnd = h.nowUS(), b.Seq // nothing later has arrived; what did may be too long ago to say
 	}
 	b.Flags |= bufSent
 	b.Aux = h.nowUS()

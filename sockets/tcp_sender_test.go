@@ -129,3 +129,32 @@ func TestSmallerSegmentsAfterTimeout(t *testing.T) {
 	c.ack = c.irs + 1
 	c.reset()
 }
+
+// TestRACKAfterLongPause: the clock of the frames wraps after 71 minutes; what was delivered before a pause of more than
+// half of that is no later than what is sent behind it.
+func TestRACKAfterLongPause(t *testing.T) {
+	k := newKit(t)
+	l, _ := k.h.TCPListen(0, svc)
+	c := conn{tpeer: dialOpts(k, svc, 1000, concat(optMSS(1460), optWScale(0), []byte{1, 1, 4, 2})), l: l}
+	c.h, _ = k.h.TCPAccept(l)
+	c.write(pattern(1460))
+	c.got()
+	c.send(ack|psh, []byte("x")) // nobody reads it, so that the connection stays as it is
+	k.sleep(40 * 60 * second)
+	c.got()
+	first := c.ack
+	c.write(pattern(5 * 1460))
+	if n := len(c.got()); n != 5 {
+		t.Fatalf("%d segments, want 5", n)
+	}
+	k.now += ms / 2
+	s := c.seg(ack, nil)
+	s.ack, s.opts = first, concat([]byte{1, 1, 5, 10}, be32(first+1460), be32(first+2*1460))
+	c.inject(s)
+	c.got()
+	if x := k.h.activeOf(c.tcb()); x.lost > 1460 {
+		t.Errorf("%d bytes are lost, want those before what has arrived", x.lost)
+	}
+	c.read()
+	c.reset()
+}
