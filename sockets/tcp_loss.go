@@ -214,8 +214,8 @@ func (h *Host) undo(c *tcb, x *active, s *segment, r *ackResult) {
 
 // enterLoss is what a timeout means (RFC 5681 3.1, tcp_enter_loss).
 func (h *Host) enterLoss(c *tcb, x *active) {
-	if x.phase != phaseLoss || seqLE(x.recoverSeq, c.sndUna) {
-		if x.phase == phaseOpen {
+	if x.phase != phaseLoss || c.retries == 1 {
+		if x.phase == phaseOpen || x.phase == phaseLoss { // the latter after progress: RFC 5681 (4) once more
 			x.priorCwnd, x.priorSsthresh = c.cwnd, c.ssthresh
 			h.ccReduce(c, x, 0)
 			x.undoAgain = 0
