@@ -254,7 +254,8 @@ func (h *Host) tcpSetMSS(c *tcb, peer int) {
 	if pmtu := h.tcp.pmtu.get(c.key.Remote, h.now); pmtu != 0 {
 		mss = min(mss, pmtu-40)
 	}
-	c.mss, c.rcvMSS = uint16(mss), uint16(min(max(peer, mssFloor), h.cfg.MTU-40))
+	c.mss = uint16(mss)
+	c.rcvMSS = uint16(min(max(peer, mssFloor), h.cfg.MTU-40, mssNone)) // until there is one to see (tcp_initialize_rcv_mss)
 	if c.tsOK {
 		c.mss -= 12
 		c.mssMax -= 12
