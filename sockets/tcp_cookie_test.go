@@ -227,3 +227,24 @@ func TestTCPHalfOpenLimits(t *testing.T) {
 	k.sleep(70 * second)
 	want(0, 0, 2)
 }
+
+// TestTCPHalfOpenChallenges: one half-open connection that is sent nonsense does not use up the answers of all.
+func TestTCPHalfOpenChallenges(t *testing.T) {
+	k := newKit(t)
+	k.h.TCPListen(0, svc)
+	p := newPeer(k, svc, 1000)
+	synSent(k, p, nil)
+	for range 100 {
+		s := p.seg(ack, nil)
+		s.seq += 1 << 30
+		p.inject(s)
+	}
+	if n := len(p.got()); n == 0 || n > halfAnswers {
+		t.Errorf("%d answers to nonsense, want at most %d", n, halfAnswers)
+	}
+	p.ackAll()
+	if k.h.tcp.conns != 1 {
+		t.Error("the handshake could not be completed")
+	}
+	k.sent()
+}
