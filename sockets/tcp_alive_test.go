@@ -1,6 +1,9 @@
 package sockets
 
-import "testing"
+import (
+	"syscall"
+	"testing"
+)
 
 // TestTCPKeepAliveLongInterval: a peer that answers every probe lives, also when the probes are further apart than the
 // silence that brings the first.
@@ -72,4 +75,45 @@ func TestTCPOrphanGivenUp(t *testing.T) {
 		}
 		k.sent()
 	}
+}
+
+// TestTCPSettings: 255 different settings can be in use at a time, and any number one after the other.
+func TestTCPSettings(t *testing.T) {
+	k, c := established(t)
+	idle := func(n int) KeepAlive { return KeepAlive{Idle: int64(n+1) * second, Interval: second, Count: 3} }
+	for n := range 1000 {
+		if err := k.h.TCPSetKeepAlive(c.h, idle(n), k.now); err != 0 {
+			t.Fatalf("setting %d: %v", n, err)
+		}
+	}
+	var conns []Handle
+	for n := range 260 {
+		dial(k, svc, uint16(2000+n))
+		h, err := k.h.TCPAccept(c.l)
+		if err != 0 {
+			t.Fatal(err)
+		}
+		conns = append(conns, h)
+		k.sent()
+		want := Errno(0)
+		if n >= 254 { // and c has one
+			want = syscall.ENOBUFS
+		}
+		if err := k.h.TCPSetKeepAlive(h, idle(n), k.now); err != want {
+			t.Errorf("setting %d in use: %v, want %v", n, err, want)
+		}
+	}
+	for n, h := range conns[:254] {
+		if got := k.h.tcp.settings[k.h.tcp.get(h).setting].KeepAlive; got != idle(n) {
+			t.Errorf("connection %d has %v, want %v", n, got, idle(n))
+		}
+	}
+	k.h.TCPAbort(conns[7], k.now)
+	if err := k.h.TCPSetKeepAlive(conns[255], idle(255), k.now); err != 0 {
+		t.Errorf("with room for one: %v", err)
+	}
+	for _, h := range conns {
+		k.h.TCPAbort(h, k.now)
+	}
+	k.sent()
 }

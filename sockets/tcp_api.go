@@ -234,7 +234,7 @@ func (h *Host) TCPShutdown(s Handle, now int64) Errno {
 }
 
 // TCPShutdownRead closes the other direction: reads give the end of the stream, and what still arrives is acknowledged
-// and forgotten, as Linux does. Errors: EBADF, ENOTCONN.
+// and forgotten, as in BSD; Linux goes on queueing it for whoever reads all the same. Errors: EBADF, ENOTCONN.
 func (h *Host) TCPShutdownRead(s Handle, now int64) Errno {
 	h.now = now
 	c := h.tcp.get(s)

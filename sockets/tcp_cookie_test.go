@@ -178,3 +178,73 @@ func TestTCPCookieForged(t *testing.T) {
 		t.Errorf("the cookie itself: %v", err)
 	}
 }
+
+// TestTCPHalfOpenLimits: a listener keeps as many half-open connections as its backlog, all together as many as there may
+// be connections; what is beyond gets a cookie and takes nothing. Who goes makes room for others.
+func TestTCPHalfOpenLimits(t *testing.T) {
+	k := newKit(t, func(c *Config) { c.Backlog, c.MaxConns = 4, 6 })
+	var l [2]Handle
+	for n := range l {
+		l[n], _ = k.h.TCPListen(0, svc+uint16(n))
+	}
+	want := func(a, b, cookies int) {
+		t.Helper()
+		k.sent()
+		got := k.h.tcp.listeners
+		if got[0].half != a || got[1].half != b || k.h.tcp.half.n != a+b || int(k.h.counters.Stats[TCPCookies]) != cookies {
+			t.Fatalf("%d and %d half-open, together %d, %d cookies; want %d, %d and %d cookies", got[0].half, got[1].half,
+				k.h.tcp.half.n, k.h.counters.Stats[TCPCookies], a, b, cookies)
+		}
+	}
+	var peers []*tpeer
+	for n := range uint16(5) {
+		p := newPeer(k, svc, 1000+n)
+		synSent(k, p, nil)
+		peers = append(peers, p)
+	}
+	want(4, 0, 1)
+	for n := range uint16(3) {
+		newPeer(k, svc+1, 1000+n).send(syn, nil)
+	}
+	want(4, 2, 2)
+	peers[0].reset() // room for one
+	want(3, 2, 2)
+	newPeer(k, svc+1, 2000).send(syn, nil)
+	want(3, 3, 2)
+	peers[1].ackAll() // half-open no more
+	want(2, 3, 2)
+	if err := k.h.Close(l[1], k.now); err != 0 {
+		t.Fatal(err)
+	}
+	want(2, 0, 2)
+	peers[4].ackAll() // the one with a cookie
+	for range 2 {
+		if _, err := k.h.TCPAccept(l[0]); err != 0 {
+			t.Fatal(err)
+		}
+	}
+	want(2, 0, 2)
+	k.sleep(70 * second)
+	want(0, 0, 2)
+}
+
+// TestTCPHalfOpenChallenges: one half-open connection that is sent nonsense does not use up the answers of all.
+func TestTCPHalfOpenChallenges(t *testing.T) {
+	k := newKit(t)
+	k.h.TCPListen(0, svc)
+	p := newPeer(k, svc, 1000)
+	synSent(k, p, nil)
+	for range 100 {
+		s := p.seg(ack, nil)
+		s.seq += 1 << 30
+		p.inject(s)
+	}
+	if n := len(p.got()); n == 0 || n > halfAnswers {
+		t.Errorf("%d answers to nonsense, want at most %d", n, halfAnswers)
+	}
+	p.ackAll()
+	if k.h.tcp.conns != 1 {
+		t.Error("the handshake could not be completed")
+	}
+	k.sent()
+}

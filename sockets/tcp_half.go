@@ -21,7 +21,7 @@ type halfOpen struct {
 	flags    uint8
 	sndScale uint8 // noScale: the peer does not scale
 	retries  uint8
-	asked    uint8 // SYN-ACKs sent on the peer's request
+	asked    uint8 // SYN-ACKs and ACKs sent because of what the peer sent
 }
 
 // What a SYN agreed to.
@@ -32,6 +32,8 @@ const (
 )
 
 const expireMax = 256 // records of a kind that one turn deals with
+
+const halfAnswers = 8 // to SYNs that come again, and to what may be an attack
 
 const noScale = 15 // fits the four bits that a SYN cookie has
 
@@ -169,7 +171,7 @@ func (h *Host) halfInput(i uint32, s *segment) {
 	flags := s.tcp.Flags
 	if flags&(proto.SYN|proto.ACK|proto.RST) == proto.SYN && s.seq == r.irs {
 		h.drop(s.packet, TCPDuplicate)
-		if r.asked < 8 { // its answer was lost; but the same SYN for ever is no reason for as many answers
+		if r.asked < halfAnswers { // its answer was lost; but the same SYN for ever is no reason for as many answers
 			r.asked++
 			h.sendSYNACK(r, h.tsNow(r.key))
 		}
@@ -254,7 +256,8 @@ func (h *Host) tcpSetMSS(c *tcb, peer int) {
 	if pmtu := h.tcp.pmtu.get(c.key.Remote, h.now); pmtu != 0 {
 		mss = min(mss, pmtu-40)
 	}
-	c.mss, c.rcvMSS = uint16(mss), uint16(min(max(peer, mssFloor), h.cfg.MTU-40))
+	c.mss = uint16(mss)
+	c.rcvMSS = uint16(min(max(peer, mssFloor), h.cfg.MTU-40, mssNone)) // until there is one to see (tcp_initialize_rcv_mss)
 	if c.tsOK {
 		c.mss -= 12
 		c.mssMax -= 12
@@ -284,9 +287,10 @@ func (h *Host) sendSYNACK(r *halfOpen, ts uint32) {
 
 // halfACK tells the peer our idea of the sequence numbers (RFC 5961).
 func (h *Host) halfACK(r *halfOpen) {
-	if !h.challengeToken() {
+	if r.asked >= halfAnswers || !h.challengeToken() { // one that is asked for ever does not take what others need
 		return
 	}
+	r.asked++
 	hdr := proto.TCP{
 		SrcPort: r.key.LPort, DstPort: r.key.RPort, Seq: r.iss + 1, Ack: r.irs + 1, Flags: proto.ACK,
 		Window: uint16(h.synWindow() >> tcpScale),

@@ -18,7 +18,7 @@ func (h *Host) TCPSetNoDelay(s Handle, on bool, now int64) Errno {
 }
 
 // TCPSetKeepAlive sets when a silent peer is probed. Errors: EBADF, EINVAL for a negative time or no probes, ENOBUFS
-// when more than 255 different settings were in use.
+// when more than 255 different settings are in use.
 func (h *Host) TCPSetKeepAlive(s Handle, k KeepAlive, now int64) Errno {
 	h.now = now
 	c := h.tcp.get(s)
@@ -87,13 +87,31 @@ type tcpSetting struct {
 
 // tcpSet gives a connection its settings. false: more different ones are in use than a byte can number.
 func (h *Host) tcpSet(c *tcb, set tcpSetting) bool {
-	n := slices.Index(h.tcp.settings, set)
+	t := &h.tcp
+	n := slices.Index(t.settings, set)
 	if n < 0 {
-		if n = len(h.tcp.settings); n > 255 {
+		if len(t.settings) > 255 {
+			t.sweepSettings()
+		}
+		if n = len(t.settings); n > 255 {
 			return false
 		}
-		h.tcp.settings = append(h.tcp.settings, set)
+		t.settings = append(t.settings, set)
 	}
 	c.setting = uint8(n)
 	return true
+}
+
+// sweepSettings forgets all but the default and what connections have.
+func (t *tcpTable) sweepSettings() {
+	var to [256]uint8
+	kept := t.settings[:1:1]
+	t.each(func(_ uint32, c *tcb) {
+		if c.setting != 0 && to[c.setting] == 0 {
+			to[c.setting] = uint8(len(kept))
+			kept = append(kept, t.settings[c.setting])
+		}
+		c.setting = to[c.setting]
+	})
+	t.settings = kept
 }

@@ -141,7 +141,7 @@ func (h *Host) trimData(s *segment, n int) {
 
 // rcvQueue appends the segment's data. false: no memory, and the segment was dropped.
 func (h *Host) rcvQueue(i uint32, c *tcb, s *segment) bool {
-	c.rcvMSS = max(c.rcvMSS, uint16(min(s.data, 0xffff)))
+	c.rcvMSS = max(c.rcvMSS, uint16(min(s.data, h.cfg.MTU-40)))
 	if !s.held && h.rcvCopied(c, s.f) {
 		h.count(RxCoalesced)
 		h.discard(s.packet)
