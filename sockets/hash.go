@@ -23,6 +23,7 @@ func (k *flowKey) remote() netip.AddrPort { return netip.AddrPortFrom(k.Remote.N
 // from Config.Seed: a test that fixes the seed fixes them all.
 type secret struct {
 	k0, k1 uint64
+	k2     uint64
 	seed   [32]byte
 	rng    uint64
 }
@@ -33,6 +34,7 @@ func newSecret(seed [32]byte) secret {
 		k0:   binary.LittleEndian.Uint64(d[0:]),
 		k1:   binary.LittleEndian.Uint64(d[8:]) | 1,
 		seed: sha256.Sum256(append([]byte("xdpd isn"), seed[:]...)),
+		k2:   binary.LittleEndian.Uint64(d[24:]),
 		rng:  binary.LittleEndian.Uint64(d[16:]),
 	}
 }
@@ -48,6 +50,9 @@ func (s *secret) flow(k flowKey) uint64 {
 	b := uint64(k.LPort)<<16 | uint64(k.RPort)
 	return mix(mix(a^s.k0, s.k1)^b, s.k0|1)
 }
+
+// stamp is the offset of a flow's timestamp clock. Peers see it: it must not tell what flow says.
+func (s *secret) stamp(k flowKey) uint32 { return uint32(mix(s.flow(k)^s.k2, s.k1) >> 16) }
 
 func (s *secret) addr(a proto.Addr) uint64 { return mix(uint64(a)^s.k0, s.k1) }
 

@@ -79,6 +79,9 @@ func (h *Host) tcpAcked(i uint32, c *tcb, x *active, s *segment, r *ackResult, d
 		r.delivered = r.bytes - (sacked - x.sacked) // some of it had been SACKed before
 		c.retries, c.probes, c.probing = 0, 0, false
 		x.stalledAt = h.nowMS()
+		if x.mtu.guess {
+			h.mtuKnown(c, x)
+		}
 	}
 	if c.sackOK && s.opt.NSACK > 0 {
 		h.sackInput(c, x, s, r)

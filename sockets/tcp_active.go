@@ -44,6 +44,7 @@ type active struct {
 
 	// Receiver.
 	ofoHead, ofoTail umem.Frame // ascending by Buf.Seq, no overlap
+	ofoLast          umem.Frame // the last that was put there, if it still is
 	ofoFrames        uint32
 	ofoBytes         uint32
 	nsack            uint8
@@ -80,7 +81,7 @@ func (h *Host) moving(i uint32, c *tcb) *active {
 	}
 	n, x := h.tcp.act.alloc()
 	c.active = n + 1
-	x.ofoHead, x.ofoTail = umem.None, umem.None
+	x.ofoHead, x.ofoTail, x.ofoLast = umem.None, umem.None, umem.None
 	x.fack, x.rackRound, x.limitedSeq, x.partEnd = c.sndUna, c.sndUna, c.sndUna, c.sndUna
 	x.reoMult = 1
 	x.undoAgain = -1

@@ -61,8 +61,8 @@ func TestTCPCookieOptions(t *testing.T) {
 			t.Fatalf("%d cookies and %d half-open, want 1 and 1", k.h.counters.Stats[TCPCookies], k.h.tcp.half.n)
 		}
 		if o.ts {
-			i := len(sa.opts) - 1
-			for i = 0; i < len(sa.opts) && !(sa.opts[i] == 8 && sa.opts[i+1] == 10); i++ {
+			i := 0
+			for ; i < len(sa.opts) && !(sa.opts[i] == 8 && sa.opts[i+1] == 10); i++ {
 			}
 			p.ts, p.tsval, p.tsecr = true, 78, binary.BigEndian.Uint32(sa.opts[i+2:])
 			if d := clock - p.tsecr; d >= 128 {

@@ -59,8 +59,9 @@ func (h *Host) tcpDial(k flowKey, at int64, quiet bool) (Handle, Errno) {
 func (h *Host) dialPort(k flowKey) uint16 {
 	const span = ephemeralCount
 	offset := h.sec.dial(flowKey{Local: k.Local, Remote: k.Remote, RPort: k.RPort})
+	h.tcp.dialNext += uint32(h.sec.next() & 7)
 	for range span {
-		h.tcp.dialNext += 1 + uint32(h.sec.next()&7)
+		h.tcp.dialNext++
 		k.LPort = uint16(ephemeralFirst + (offset+h.tcp.dialNext)%span)
 		if kind, _ := h.tcp.flows.get(k); kind == 0 && !h.tcpPortUsed(k.Local, k.LPort) {
 			return k.LPort

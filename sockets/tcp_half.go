@@ -253,7 +253,7 @@ func (h *Host) tcpOpen(r *halfOpen, s *segment) {
 func (h *Host) tcpSetMSS(c *tcb, peer int) {
 	mss := min(max(peer, mssFloor), h.cfg.MTU-40)
 	c.mssMax = uint16(mss)
-	if pmtu := h.tcp.pmtu.get(c.key.Remote, h.now); pmtu != 0 {
+	if pmtu := h.pathMTU(c.key.Remote); pmtu != 0 {
 		mss = min(mss, pmtu-40)
 	}
 	c.mss = uint16(mss)

@@ -229,7 +229,7 @@ func (h *Host) tsOutdated(c *tcb) bool {
 
 // tcpAckInvalid answers a segment outside the window, or with an old timestamp.
 func (h *Host) tcpAckInvalid(i uint32, c *tcb, s *segment) {
-	if c.state == tcpTimeWait && s.fin {
+	if c.state == tcpTimeWait && s.fin && s.seq+s.length() == c.rcvNxt {
 		h.tcpLinger(i, c, timeWaitNS) // the FIN again: its ACK was lost
 	}
 	if c.tsOK && !s.opt.HasTS {

@@ -222,6 +222,7 @@ func (h *Host) enterLoss(c *tcb, x *active) {
 		}
 		x.undoSeq, x.undoAgain, x.againTS = c.sndUna, min(x.undoAgain, 0), 0
 	}
+	x.cubic.wMax = 0 // RFC 9438 4.8: the next stage begins where slow start ends
 	x.phase, x.recoverSeq, x.dupAcks = phaseLoss, c.sndNxt, 0
 	x.tlpOut, x.cwrDue = false, c.ecnOK
 	if c.sndHead == umem.None {

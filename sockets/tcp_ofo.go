@@ -53,7 +53,11 @@ func (h *Host) ofoInsert(x *active, f umem.Frame) (dup [2]uint32) {
 	if x.ofoTail != umem.None && seqLE(h.pool.Buf(x.ofoTail).Seq, b.Seq) {
 		prev = x.ofoTail // most come in order behind one gap
 	} else {
-		for g := x.ofoHead; g != umem.None && seqLE(h.pool.Buf(g).Seq, b.Seq); g = h.pool.Buf(g).Next {
+		g := x.ofoHead
+		if x.ofoLast != umem.None && seqLE(h.pool.Buf(x.ofoLast).Seq, b.Seq) {
+			g = x.ofoLast // or, where a gap is filled from its front, behind the one before
+		}
+		for ; g != umem.None && seqLE(h.pool.Buf(g).Seq, b.Seq); g = h.pool.Buf(g).Next {
 			prev = g
 		}
 	}
@@ -96,6 +100,9 @@ func (h *Host) ofoInsert(x *active, f umem.Frame) (dup [2]uint32) {
 		if x.ofoTail == next {
 			x.ofoTail = prev
 		}
+		if x.ofoLast == next {
+			x.ofoLast = umem.None
+		}
 		h.release(next)
 		next = after
 	}
@@ -112,6 +119,7 @@ func (h *Host) ofoInsert(x *active, f umem.Frame) (dup [2]uint32) {
 	if next == umem.None {
 		x.ofoTail = f
 	}
+	x.ofoLast = f
 	x.ofoFrames++
 	x.ofoBytes += uint32(b.Len)
 	return dup
@@ -119,6 +127,7 @@ func (h *Host) ofoInsert(x *active, f umem.Frame) (dup [2]uint32) {
 
 // ofoTake moves what has come into its turn to the receive queue and reports whether the FIN was among it.
 func (h *Host) ofoTake(c *tcb, x *active) (fin bool) {
+	x.ofoLast = umem.None
 	for x.ofoHead != umem.None {
 		f := x.ofoHead
 		b := h.pool.Buf(f)
@@ -160,7 +169,7 @@ func (h *Host) ofoTake(c *tcb, x *active) (fin bool) {
 // ofoDrop frees all that is out of order.
 func (h *Host) ofoDrop(x *active) {
 	h.releaseChain(x.ofoHead)
-	x.ofoHead, x.ofoTail, x.ofoFrames, x.ofoBytes, x.nsack = umem.None, umem.None, 0, 0, 0
+	x.ofoHead, x.ofoTail, x.ofoLast, x.ofoFrames, x.ofoBytes, x.nsack = umem.None, umem.None, umem.None, 0, 0, 0
 }
 
 // ofoPrune makes room for what is in order. The peer learns from the next ACK that it must keep these bytes: receivers

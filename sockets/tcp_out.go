@@ -238,7 +238,7 @@ func (h *Host) sendNew(i uint32, c *tcb, x *active) {
 		}
 	}
 	// In slow start a window that is half used will be whole used (tcp_is_cwnd_limited).
-	if c.cwnd < c.ssthresh && 2*(c.sndNxt-c.sndUna) > c.cwnd {
+	if flight := c.sndNxt - c.sndUna; flight+uint32(c.mss) > c.cwnd || c.cwnd < c.ssthresh && 2*flight > c.cwnd {
 		x.limitedSeq = c.sndNxt
 	}
 }
@@ -396,7 +396,7 @@ func (h *Host) sendSplit(c *tcb, f umem.Frame, k int) bool {
 }
 
 // tsNow is our timestamp clock: milliseconds, with an offset of its own for each flow (RFC 7323 5.4).
-func (h *Host) tsNow(k flowKey) uint32 { return h.nowMS() + uint32(h.sec.flow(k)>>32) }
+func (h *Host) tsNow(k flowKey) uint32 { return h.nowMS() + h.sec.stamp(k) }
 
 // header fills in what every segment of the connection has.
 func (h *Host) header(c *tcb, hdr *proto.TCP, opt *proto.TCPOptions) {

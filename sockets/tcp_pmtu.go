@@ -31,20 +31,16 @@ type pmtuEntry struct {
 	until int64
 }
 
-func (p *pmtuCache) slot(a proto.Addr) *pmtuEntry {
-	return &p.slots[uint32(a)*0x9e3779b1>>24]
-}
-
-// get is the MTU of the path to a; 0: that of the interface.
-func (p *pmtuCache) get(a proto.Addr, now int64) int {
-	if e := p.slot(a); e.dst == a && now < e.until {
+// pathMTU is the MTU of the path to a; 0: that of the interface.
+func (h *Host) pathMTU(a proto.Addr) int {
+	if e := &h.tcp.pmtu.slots[h.sec.addr(a)%pmtuSize]; e.dst == a && h.now < e.until {
 		return int(e.mtu)
 	}
 	return 0
 }
 
-func (p *pmtuCache) put(a proto.Addr, mtu int, now int64) {
-	*p.slot(a) = pmtuEntry{a, uint16(mtu), now + pmtuLifeNS}
+func (h *Host) setPathMTU(a proto.Addr, mtu int) {
+	h.tcp.pmtu.slots[h.sec.addr(a)%pmtuSize] = pmtuEntry{a, uint16(mtu), h.now + pmtuLifeNS}
 }
 
 // plpmtud is RFC 4821's search on one connection whose path is narrower than its ends: upwards again, by single segments
@@ -53,6 +49,7 @@ type plpmtud struct {
 	high   uint16 // smallest MSS known to be too large; 0: none
 	tried  uint16 // MSS of the probe that is out; 0: none is
 	nextAt uint32 // ms: when to probe next
+	guess  bool   // the path may also just have been down: nothing was acknowledged since
 }
 
 // tcpError takes an ICMP error about a segment of ours. It counts only if the quoted sequence number is in flight
@@ -87,7 +84,7 @@ func (h *Host) tcpTooBig(i uint32, c *tcb, mtu, size int) bool {
 		return false
 	}
 	mtu = max(mtu, pmtuMin)
-	h.tcp.pmtu.put(c.key.Remote, mtu, h.now)
+	h.setPathMTU(c.key.Remote, mtu)
 	mss := mtu - 40
 	if c.tsOK {
 		mss -= 12
@@ -145,9 +142,8 @@ func (h *Host) blackHole(c *tcb, x *active) {
 		return
 	}
 	h.count(TCPPathMTU)
-	x.mtu = plpmtud{high: c.mss, nextAt: h.nowMS() + plpmtuFirstMS}
+	x.mtu = plpmtud{high: c.mss, guess: true, nextAt: h.nowMS() + plpmtuFirstMS}
 	c.mss = base
-	h.tcp.pmtu.put(c.key.Remote, int(base)+52, h.now)
 }
 
 // mtuProbe sends the next frame as a probe of a larger segment size, if it is time for one and there is so much to send:
@@ -186,12 +182,18 @@ func (h *Host) mtuProbe(i uint32, c *tcb, x *active) bool {
 // mtuArrived is called when a probe was acknowledged: the path takes its size.
 func (h *Host) mtuArrived(c *tcb, x *active) {
 	c.mss = max(c.mss, x.mtu.tried)
+	x.mtu.tried = 0
+	h.mtuKnown(c, x)
+}
+
+// mtuKnown has new connections to the same host begin with what this one found.
+func (h *Host) mtuKnown(c *tcb, x *active) {
+	x.mtu.guess = false
 	mtu := int(c.mss) + 40
 	if c.tsOK {
 		mtu += 12
 	}
-	h.tcp.pmtu.put(c.key.Remote, mtu, h.now)
-	x.mtu.tried = 0
+	h.setPathMTU(c.key.Remote, mtu)
 }
 
 // mtuLost is called when a probe was lost. It is sent again in pieces.

@@ -16,7 +16,7 @@ const (
 	// one segment would wait for each.
 	quickACKs = 16
 	// ofoMax is how many frames one connection may hold out of order, ofoFrameBytes the least they hold on average.
-	ofoMax        = 1024
+	ofoMax        = 2560 // of full segments more than the largest window
 	ofoFrameBytes = 256
 )
 

@@ -245,8 +245,9 @@ func (h *Host) challengeSlot() uint8 { return uint8(h.nowMS()/challengeMS)<<1 | 
 // challengeToken is the limit for all connections. As with icmpLimit, who counts his own answers must not learn what
 // others were sent (CVE-2016-5696).
 func (h *Host) challengeToken() bool {
-	if !h.tcp.challenge.take(h.now, 1e6, 100-int32(h.sec.next()&31)) {
-		return false
+	r := h.sec.next()
+	if !h.tcp.challenge.take(h.now, 1e6, 100-int32(r&31)) || r>>8&3 == 0 && !h.tcp.challenge.take(h.now, 1e6, 100) {
+		return false // one in four costs two
 	}
 	h.count(TCPChallenges)
 	return true
