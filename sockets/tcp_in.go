@@ -161,6 +161,9 @@ func (h *Host) tcpSegment(i uint32, c *tcb, s *segment) {
 		return
 	}
 	c.heardAt = h.nowMS()
+	if !c.probing {
+		c.probes = 0 // what keep-alive asked is answered
+	}
 	if c.idleAt == 0 {
 		h.keepAliveArm(i, c)
 	}
