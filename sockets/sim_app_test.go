@@ -63,7 +63,8 @@ type simSide struct {
 	sent, got int64
 	calls     int
 	life      int64
-	shut      bool // we sent FIN
+	goneAt    int64 // when it gave its handle back
+	shut      bool  // we sent FIN
 	eof       bool
 	deaf      bool // shut for reading
 	noRead    bool // waits for In
@@ -252,8 +253,10 @@ func (n *simNode) accept() {
 				s = c.side[1]
 			}
 		}
-		if n.w.wrong && (s == nil || s.over) {
-			n.h.Close(h, n.w.now)
+		// With a cookie of ours any late duplicate opens its connection again, as long as the cookie lives.
+		again := s != nil && s.over && n.h.counters.Stats[TCPCookies] > 0
+		if again || n.w.wrong && (s == nil || s.over) {
+			n.must("Close", n.h.Close(h, n.w.now))
 			continue
 		}
 		if s == nil || s.over {
@@ -261,6 +264,12 @@ func (n *simNode) accept() {
 		}
 		s.connected = true
 		s.begin(h)
+	}
+}
+
+func (n *simNode) must(what string, err Errno) {
+	if err != 0 {
+		n.w.fail("node %d: %s: %v", n.id, what, err)
 	}
 }
 
@@ -541,7 +550,13 @@ func (s *simSide) end() {
 		return
 	case s.p.readShutAt >= 0 && s.sent+s.got >= s.p.readShutAt && !s.deaf && !s.eof:
 		s.deaf = true
-		s.must("TCPShutdownRead", n.h.TCPShutdownRead(s.h, w.now))
+		if err := n.h.TCPShutdownRead(s.h, w.now); err == ENOTCONN {
+			s.deaf = false
+			s.wakeUp()
+			return
+		} else {
+			s.must("TCPShutdownRead", err)
+		}
 	}
 	if s.sent < s.p.total || s.lent != umem.None {
 		return
@@ -562,14 +577,19 @@ func (s *simSide) end() {
 		s.shut = true
 		if err := n.h.TCPShutdown(s.h, w.now); err == ENOTCONN {
 			s.shut = false
-			s.noRead = false
-			s.p.neverRead = false
-			if s.read() {
-				s.later(0)
-			}
+			s.wakeUp()
 		} else {
 			s.must("TCPShutdown", err)
 		}
+	}
+}
+
+// wakeUp has a program whose connection is over read on until it hears of it.
+func (s *simSide) wakeUp() {
+	s.noRead = false
+	s.p.neverRead = false
+	if s.read() {
+		s.later(0)
 	}
 }
 
@@ -587,7 +607,7 @@ func (s *simSide) close() {
 // gone forgets the handle.
 func (s *simSide) gone() {
 	s.open = false
-	s.life = s.c.w.now - s.began
+	s.life, s.goneAt = s.c.w.now-s.began, s.c.w.now
 	delete(s.n.socks, s.h)
 	s.n.wake()
 }
@@ -604,49 +624,6 @@ func (s *simSide) failed(err Errno) {
 	s.c.forgive("failed on the other side: " + err.Error())
 }
 
-// judge decides whether the world gave a reason for err.
-func (s *simSide) judge(err Errno) {
-	w, c := s.c.w, s.c
-	if w.wrong {
-		return
-	}
-	f := w.flow(c.key)
-	lost := f.lost
-	if !w.p.share {
-		lost += w.lostOther
-	}
-	poor := 0
-	for _, n := range w.node {
-		d := &n.h.counters.Drops
-		poor += int(d[RxMemLimit] + d[TxNoFrame] + d[TCPBacklogFull] + d[NeighFailed])
-	}
-	switch err {
-	case ECONNRESET, EPIPE:
-		w.totals.Reset++
-		p := s.peer().p // whose Host gave up, and had no program to tell yet, or none any more
-		givenUp := lost >= 5 || p.keep.Idle > 0 || p.userNS > 0
-		if c.excuse == "" && poor == 0 && !givenUp {
-			s.fail("%v, and nobody gave a reason", err)
-		}
-	case ECONNREFUSED:
-		w.totals.Refused++
-		if c.excuse == "" {
-			s.fail("refused, and the listener was there")
-		}
-	case ETIMEDOUT:
-		w.totals.TimedOut++
-		if c.excuse == "" && lost < 5 && poor < 5 && s.p.keep.Idle == 0 && s.p.userNS == 0 || w.p.clean && c.excuse == "" {
-			s.fail("timed out; %d frames of it were lost", lost)
-		}
-	case EHOSTUNREACH:
-		if w.p.share {
-			s.fail("unreachable")
-		}
-	default:
-		s.fail("failed with %v", err)
-	}
-}
-
 // watch is called every few seconds of calm times.
 func (c *simConn) watch() {
 	w := c.w
@@ -657,7 +634,8 @@ func (c *simConn) watch() {
 	// A client who only waits never learns that the other side gave up its handshake, or, with a cookie, had no room.
 	if s := c.side[1]; !s.over && !c.known(s.n) {
 		d := s.n.h.Counters()
-		if d.Stats[TCPCookies] > 0 && d.Drops[TCPBacklogFull] > 0 || w.flow(c.key).lost >= synRetries {
+		lost := w.flow(c.key).lost
+		if d.Stats[TCPCookies] > 0 && (lost > 0 || d.Drops[TCPBacklogFull] > 0) || lost >= synRetries {
 			c.forgive("the last ACK of the handshake never came")
 		}
 	}
@@ -689,8 +667,7 @@ func (c *simConn) watch() {
 
 // known reports whether the Host of a node has a record of the connection.
 func (c *simConn) known(n *simNode) bool {
-	m := n.peer()
-	kind, _ := n.h.tcp.flows.get(flowKey{Local: n.ip, Remote: m.ip, LPort: c.key[n.id], RPort: c.key[m.id]})
+	kind, _ := n.record(c.key)
 	return kind != 0
 }
 

@@ -17,8 +17,15 @@ type simKey [2]uint16
 type simFlow struct {
 	key     simKey
 	streams [2][]*simStream
-	lost    int // segments
-	rsts    [2]int
+	lost    int    // segments
+	rsts    [2]int // that reached a node
+	seen    [2]simSeen
+}
+
+// simSeen is what reached one node of a flow, as far as its Host had to take it.
+type simSeen struct {
+	heard, moved int64 // when anything came; when it acknowledged something
+	lost         int   // simFlow.lost at that time
 }
 
 // simStream is one direction of one connection as an observer beside both Hosts sees it. Numbers count from the SYN's.
@@ -34,6 +41,7 @@ type simStream struct {
 	acked    int64     // by the receiver, as it sent
 	edge     int64     // right edge of the window, as the receiver sent it
 	edgeSeen int64     // right edge as it reached the sender
+	ackSeen  int64     // the acknowledgement that reached the sender
 	tsVal    uint32    // the last that was sent
 	tsFirst  uint32
 	tsSeen   uint32 // the newest that reached the receiver
@@ -106,6 +114,18 @@ func simParse(b []byte, node int, s *simSegment) bool {
 	s.data = seg[s.tcp.DataOff:]
 	s.key[node], s.key[1-node] = s.tcp.SrcPort, s.tcp.DstPort
 	return true
+}
+
+// record finds what the Host has of a flow.
+func (n *simNode) record(k simKey) (kind, i uint32) {
+	return n.h.tcp.flows.get(flowKey{Local: n.ip, Remote: n.peer().ip, LPort: k[n.id], RPort: k[1-n.id]})
+}
+
+func (n *simNode) tcbOf(k simKey) *tcb {
+	if kind, i := n.record(k); kind == demuxTCB {
+		return n.h.tcp.at(i)
+	}
+	return nil
 }
 
 // lose notes that a frame does not arrive, as an excuse for its connection.
@@ -182,10 +202,10 @@ func (w *simWorld) segment(n *simNode, s *simSegment, bad func(string, ...any)) 
 	case s.tcp.Urgent != 0 || flags&proto.URG != 0:
 		bad("urgent")
 	case flags&proto.RST != 0:
-		f.rsts[n.id]++
 		if len(s.data) > 0 || flags&(proto.SYN|proto.FIN) != 0 {
 			bad("a RST with more")
 		}
+		w.reset(n, f, s, bad)
 		return
 	case flags&proto.SYN != 0:
 		w.synSegment(n, f, s, bad)
@@ -273,13 +293,23 @@ func (m *simStream) sends(w *simWorld, n *simNode, f *simFlow, s *simSegment, ba
 	switch {
 	case m.fin >= 0 && (len(s.data) > 0 && end > m.fin || fin && end != m.fin):
 		bad("data or a FIN up to %d behind the FIN at %d", end, m.fin)
-	case at > m.max && w.p.share: // without, what waits for a neighbour may be dropped
+	case at > m.max && w.p.share && !n.leftOut(s): // without share, what waits for a neighbour may be dropped
 		bad("a hole: %d was the end so far, this begins at %d", m.max, at)
 	case fin:
 		m.fin = end
 		end++
 	}
 	m.max = max(m.max, end)
+}
+
+// leftOut reports the one hole there may be: for want of frames only a part of what SND.NXT counts was sent (bufPart).
+func (n *simNode) leftOut(s *simSegment) bool {
+	c := n.tcbOf(s.key)
+	if c == nil || s.length() > 0 {
+		return false
+	}
+	x := n.h.activeOf(c)
+	return x != nil && s.tcp.Seq == c.sndNxt && seqLT(c.sndUna, x.partEnd)
 }
 
 // answers judges the acknowledgement, the window and the SACK blocks that a Host sends about this stream; mine is its own.
@@ -319,13 +349,8 @@ func (w *simWorld) mayShrink(n *simNode, s *simSegment, back, unit int64) bool {
 	if back >= unit {
 		return false
 	}
-	k := flowKey{Local: n.ip, Remote: n.peer().ip, LPort: s.tcp.SrcPort, RPort: s.tcp.DstPort}
-	kind, i := n.h.tcp.flows.get(k)
-	if kind != demuxTCB {
-		return true
-	}
-	c := n.h.tcp.at(i)
-	return int64(c.rcvBytes)+int64(c.rcvAdv-c.rcvNxt)+unit > 2*int64(c.rcvBuf)
+	c := n.tcbOf(s.key)
+	return c == nil || int64(c.rcvBytes)+int64(c.rcvAdv-c.rcvNxt)+unit > 2*int64(c.rcvBuf)
 }
 
 // stamp judges timestamps (RFC 7323).
@@ -342,18 +367,31 @@ func (m *simStream) stamp(their *simStream, s *simSegment, bad func(string, ...a
 // deliver notes what a segment brings to Host n.
 func (w *simWorld) deliver(n *simNode, b []byte) {
 	var s simSegment
-	if b == nil || w.wrong || !simParse(b, 1-n.id, &s) || s.tcp.Flags&proto.RST != 0 {
+	if b == nil || w.wrong || !simParse(b, 1-n.id, &s) {
 		return
 	}
 	if w.trace {
 		fmt.Printf("%12.6f  >%d %v\n", float64(w.now-w.start)/1e9, n.id, &s)
 	}
 	f := w.flow(s.key)
+	if s.tcp.Flags&proto.RST != 0 {
+		f.rsts[n.id]++
+		return
+	}
 	m := f.stream(1-n.id, s.tcp.Seq)
 	if m == nil {
 		return
 	}
 	at := int64(s.tcp.Seq - m.iss)
+	first := m.got.first()
+	// Old segments are refused with all that they say; perhaps not their acknowledgements, for which the first counts.
+	fresh := (at+s.length() > first || s.length() == 0 && at == first) && !(m.hasTS && seqLT(s.opt.TSVal, m.tsSeen))
+	kind, i := n.record(s.key)
+	taken := fresh && (kind == demuxTCB || kind == demuxHalf) ||
+		kind == demuxTCB && s.tcp.Flags&proto.SYN != 0 && n.h.tcp.at(i).state < tcpEstablished
+	if taken {
+		f.seen[n.id].heard = w.now
+	}
 	m.got.add(at, at+s.length())
 	if s.opt.HasTS && (!m.hasTS || seqLT(m.tsSeen, s.opt.TSVal)) {
 		m.hasTS, m.tsSeen = true, s.opt.TSVal
@@ -368,6 +406,10 @@ func (w *simWorld) deliver(n *simNode, b []byte) {
 	scale := 0
 	if s.tcp.Flags&proto.SYN == 0 && m.syn.HasWScale && t.syn.HasWScale {
 		scale = int(m.syn.WScale)
+	}
+	if ack := int64(s.tcp.Ack - t.iss); ack > t.ackSeen && kind != 0 {
+		t.ackSeen = ack
+		f.seen[n.id].moved, f.seen[n.id].lost = w.now, f.lost
 	}
 	t.edgeSeen = max(t.edgeSeen, int64(s.tcp.Ack-t.iss)+int64(s.tcp.Window)<<scale, 1+m.synWnd)
 }

@@ -184,7 +184,7 @@ func (h *Host) tcpEstablish(i uint32, c *tcb) {
 		c.state = tcpFinWait1
 	}
 	c.afterSYN(c.retries)
-	c.retries, c.rtxAt = 0, 0
+	c.retries, c.rtxAt, c.heardAt = 0, 0, h.nowMS()
 	h.keepAliveArm(i, c)
 	h.tcpMark(i, c)
 	h.notify(h.tcp.handle(i))
