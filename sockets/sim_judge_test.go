@@ -41,7 +41,7 @@ const (
 	simDialTries = 247 * second // 1, 2, 4 to 64 and 120 s
 	simDataTries = 900 * second // 0.2, 0.4 to 102.4 s, then 120 s each
 	simSynTries  = 63 * second
-	simOrphan    = 100 * second // probes of a closed window: 0.2, 0.4 to 51.2 s
+	simPressed   = 3 * second // probes of a closed window while no frame is left: 0.2, 0.4 to 1.6 s
 )
 
 // gaveUp says why the side's Host may not have given up the connection; "": it may.
@@ -63,7 +63,7 @@ func (s *simSide) gaveUp() string {
 	switch {
 	case k.Idle > 0 && s.connected && silent+tick >= k.Idle+int64(k.Count)*k.Interval:
 	case s.p.userNS > 0 && quiet+tick >= s.p.userNS:
-	case n.h.counters.Stats[TCPPressure] > 0 && quiet >= simOrphan:
+	case n.h.counters.Stats[TCPPressure] > 0 && quiet >= simPressed:
 	case !s.connected && quiet >= simDialTries && lost >= dialRetries:
 	case s.connected && quiet >= simDataTries && lost >= dataRetries:
 	default:

@@ -89,6 +89,9 @@ func (h *Host) tcpAcked(i uint32, c *tcb, x *active, s *segment, r *ackResult, d
 	if r.bytes > 0 {
 		h.tcpRTT(c, x, s, r)
 	}
+	if r.bytes > 0 || r.once {
+		h.minRTT(c, x, r)
+	}
 	if !c.sackOK {
 		h.countDups(c, x, r, dup, flight)
 	}
@@ -266,17 +269,21 @@ func (h *Host) dsackInput(c *tcb, x *active, b [2]uint32) {
 
 // tcpRTT takes a sample: from what was sent once (Karn), else from the timestamp that came back (RFC 7323 4.1).
 func (h *Host) tcpRTT(c *tcb, x *active, s *segment, r *ackResult) {
-	rtt := noRTT
 	if r.inOrder {
 		c.rttSample(h.nowUS() - r.first)
-		rtt = h.nowUS() - r.sent
 	} else if c.tsOK && s.opt.HasTS && s.opt.TSEcr != 0 {
 		if ms := h.tsNow(c.key) - s.opt.TSEcr; int32(ms) >= 0 && ms < 1<<21 {
 			c.rttSample(max(ms*1000, 500))
 		}
 	}
-	if rtt != noRTT {
-		if rtt = max(rtt, 1); x.minRTT == 0 || rtt <= x.minRTT || h.nowUS()-x.minRTTAt > 300_000_000 {
+}
+
+// minRTT follows the shortest round trip for loss detection and slow start. What is SACKed counts as well: on a path that
+// reorders, what moves the acknowledgement on is what came late.
+func (h *Host) minRTT(c *tcb, x *active, r *ackResult) {
+	rtt := noRTT
+	if r.once {
+		if rtt = max(h.nowUS()-r.sent, 1); x.minRTT == 0 || rtt <= x.minRTT || h.nowUS()-x.minRTTAt > 300_000_000 {
 			x.minRTT, x.minRTTAt = rtt, h.nowUS()
 		}
 	}
