@@ -108,7 +108,7 @@ func (h *Host) tcpAcked(i uint32, c *tcb, x *active, s *segment, r *ackResult, d
 	} else if r.bytes > 0 || r.sackedNew {
 		h.armLoss(c, x, true) // RFC 6298 5.3, RFC 8985 7.2
 	}
-	if r.bytes > 0 || r.delivered > 0 || x.toSend > 0 || c.cwnd > cwnd {
+	if r.bytes > 0 || r.delivered > 0 || x.toSend > 0 || x.reoAt != 0 || c.cwnd > cwnd {
 		h.tcpMark(i, c)
 	}
 	h.tellRoom(i, c, roomy)
