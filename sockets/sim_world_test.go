@@ -429,6 +429,8 @@ func (n *simNode) inspectConn(i uint32, c *tcb) {
 		return // Flush is still to come
 	case c.sndUna != c.sndNxt && c.rtxAt == 0:
 		bad("no timer for what is in flight")
+	case c.sndUna == c.sndNxt && c.sndNext == umem.None && c.rtxAt != 0:
+		bad("a timer for nothing")
 	case c.rcvNxt != c.lastAck && c.ackAt == 0 && c.state >= tcpEstablished:
 		bad("nothing will acknowledge what came")
 	case (c.state == tcpTimeWait || c.state == tcpFinWait2 && c.orphan) && c.idleAt == 0:
