@@ -136,6 +136,9 @@ func (w *simWorld) program() simProgram {
 	if rng.IntN(4) == 0 {
 		p.total = simLog(rng, 8000, 100<<10)
 	}
+	if w.p.crowd {
+		p.total, p.chunk = simLog(rng, 8000, 60<<10), 8000
+	}
 	if w.p.big {
 		p.total = simLog(rng, 1<<10, 1<<20)
 	}
@@ -149,6 +152,9 @@ func (w *simWorld) program() simProgram {
 	}
 	if rng.IntN(4) == 0 {
 		p.stallAt, p.stallNS = rng.Int64N(1+p.total), simLog(rng, ms, 600*second)
+	}
+	if w.p.crowd && rng.IntN(2) == 0 {
+		p.stallAt, p.stallNS, p.readGap = rng.Int64N(1000), simLog(rng, second, 100*second), second
 	}
 	p.readFirst = rng.IntN(8) == 0
 	if rng.IntN(8) == 0 {
@@ -635,7 +641,7 @@ func (c *simConn) watch() {
 	if s := c.side[1]; !s.over && !c.known(s.n) {
 		d := s.n.h.Counters()
 		lost := w.flow(c.key).lost
-		if d.Stats[TCPCookies] > 0 && (lost > 0 || d.Drops[TCPBacklogFull] > 0) || lost >= synRetries {
+		if d.Drops[TCPBacklogFull] > 0 || d.Stats[TCPCookies] > 0 && lost > 0 || lost >= synRetries {
 			c.forgive("the last ACK of the handshake never came")
 		}
 	}

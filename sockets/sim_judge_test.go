@@ -8,7 +8,7 @@ import "fmt"
 // judge decides whether the world gave a reason for err.
 func (s *simSide) judge(err Errno) {
 	w, c := s.c.w, s.c
-	if w.wrong {
+	if w.wrong || c.followed() {
 		return
 	}
 	switch err {
@@ -36,12 +36,23 @@ func (s *simSide) judge(err Errno) {
 	}
 }
 
+// followed reports that the ports serve another connection already: what was seen of the flow is that one's.
+func (c *simConn) followed() bool {
+	for _, d := range c.w.conns {
+		if d.key == c.key && d.side[0].began > c.side[0].began {
+			return true
+		}
+	}
+	return false
+}
+
 // How long a Host tries at least, as the sums of its time-outs: those that the constants of tcp.go stand for.
 const (
 	simDialTries = 247 * second // 1, 2, 4 to 64 and 120 s
 	simDataTries = 900 * second // 0.2, 0.4 to 102.4 s, then 120 s each
 	simSynTries  = 63 * second
-	simPressed   = 3 * second // probes of a closed window while no frame is left: 0.2, 0.4 to 1.6 s
+	simOrphan    = 102 * second // 0.2, 0.4 to 51.2 s
+	simPressed   = 6 * second   // probes of a closed window, with no frame left: 0.2, 0.4 to 3.2 s
 )
 
 // gaveUp says why the side's Host may not have given up the connection; "": it may.
@@ -64,6 +75,8 @@ func (s *simSide) gaveUp() string {
 	case k.Idle > 0 && s.connected && silent+tick >= k.Idle+int64(k.Count)*k.Interval:
 	case s.p.userNS > 0 && quiet+tick >= s.p.userNS:
 	case n.h.counters.Stats[TCPPressure] > 0 && quiet >= simPressed:
+	case !s.open && quiet >= simOrphan && lost >= orphanTries:
+	case s.p.userNS > 0 && !s.connected && w.now-s.began+tick >= s.p.userNS:
 	case !s.connected && quiet >= simDialTries && lost >= dialRetries:
 	case s.connected && quiet >= simDataTries && lost >= dataRetries:
 	default:

@@ -24,7 +24,7 @@ type simFlow struct {
 
 // simSeen is what reached one node of a flow, as far as its Host had to take it.
 type simSeen struct {
-	heard, moved int64 // when anything came; when it acknowledged something
+	heard, moved int64 // when anything came; when it acknowledged something, if not before
 	lost         int   // simFlow.lost at that time
 }
 
@@ -50,13 +50,14 @@ type simStream struct {
 
 const simSpan = 1 << 26 // no stream is so long
 
-func (f *simFlow) stream(node int, seq uint32) *simStream {
-	for i := len(f.streams[node]) - 1; i >= 0; i-- {
-		if s := f.streams[node][i]; seq-s.iss < simSpan {
-			return s
+// stream finds the stream of a number: the one that began nearest below it.
+func (f *simFlow) stream(node int, seq uint32) (best *simStream) {
+	for _, s := range f.streams[node] {
+		if d := seq - s.iss; d < simSpan && (best == nil || d <= seq-best.iss) {
+			best = s
 		}
 	}
-	return nil
+	return best
 }
 
 // simText is what all streams are made of; each begins somewhere else.
@@ -384,7 +385,7 @@ func (w *simWorld) deliver(n *simNode, b []byte) {
 	}
 	at := int64(s.tcp.Seq - m.iss)
 	first := m.got.first()
-	// Old segments are refused with all that they say; perhaps not their acknowledgements, for which the first counts.
+	// Old segments may be refused with all that they say.
 	fresh := (at+s.length() > first || s.length() == 0 && at == first) && !(m.hasTS && seqLT(s.opt.TSVal, m.tsSeen))
 	kind, i := n.record(s.key)
 	taken := fresh && (kind == demuxTCB || kind == demuxHalf) ||
@@ -407,9 +408,11 @@ func (w *simWorld) deliver(n *simNode, b []byte) {
 	if s.tcp.Flags&proto.SYN == 0 && m.syn.HasWScale && t.syn.HasWScale {
 		scale = int(m.syn.WScale)
 	}
-	if ack := int64(s.tcp.Ack - t.iss); ack > t.ackSeen && kind != 0 {
+	if ack := int64(s.tcp.Ack - t.iss); ack > t.ackSeen {
 		t.ackSeen = ack
-		f.seen[n.id].moved, f.seen[n.id].lost = w.now, f.lost
+		if taken {
+			f.seen[n.id].moved, f.seen[n.id].lost = w.now, f.lost
+		}
 	}
 	t.edgeSeen = max(t.edgeSeen, int64(s.tcp.Ack-t.iss)+int64(s.tcp.Window)<<scale, 1+m.synWnd)
 }

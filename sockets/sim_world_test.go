@@ -250,17 +250,21 @@ func (w *simWorld) finish() {
 	w.checkStorm()
 }
 
-// checkStorm bounds what was sent by what was to be done.
+// checkStorm bounds what was sent by what was to be done. Of 20,000 worlds the median came to 0.1 times the work, one in
+// a thousand to 1.1 times, the worst to 2.6: a path too slow for its timer, and segments of a few bytes.
 func (w *simWorld) checkStorm() {
 	work := uint64(0)
 	for _, c := range w.conns {
-		work += 60
+		work += 20
 		for _, s := range c.side {
-			work += uint64(s.calls) + uint64(s.sent)/400 + uint64(s.life/second)
+			work += uint64(s.calls) + uint64(s.sent)/400
+			if s.p.keep.Idle > 0 {
+				work += uint64(s.life / s.p.keep.Idle)
+			}
 		}
 	}
 	lost := w.totals.Lost
-	if got := w.totals.Segments; got > 6*(work+lost)+200 {
+	if got := w.totals.Segments; got > 3*(work+lost)+100 {
 		w.fail("%d segments for a work of %d, with %d frames lost", got, work, lost)
 	}
 }
@@ -410,16 +414,59 @@ func (n *simNode) inspectConn(i uint32, c *tcb) {
 	if c.state == tcpClosed {
 		return
 	}
-	high := c.sndNxt
-	switch {
-	case !seqLE(c.sndUna, high) || !seqLE(c.rcvNxt, c.rcvAdv):
-		n.w.fail("node %d connection %d: UNA %d NXT %d, RCV.NXT %d, edge %d", n.id, i, c.sndUna, high, c.rcvNxt, c.rcvAdv)
-	case int(c.sndBytes) > n.h.cfg.SndBuf+1500*(1+n.lentFrames()): // what was lent may come on top
-		n.w.fail("node %d connection %d: %d bytes to send", n.id, i, c.sndBytes)
-	case (c.sndUna != high || c.sndBytes > 0) && (c.timer == 0 || !n.h.timers.running(c.timer)) && !c.later && !c.dirty:
-		n.w.fail("node %d connection %d (%v): %d bytes in flight, %d queued, and no timer runs",
-			n.id, i, tcpStateNames[c.state], high-c.sndUna, c.sndBytes)
+	h := n.h
+	bad := func(what string) {
+		n.w.fail("node %d connection %d in %s: %s: %+v %+v", n.id, i, tcpStateNames[c.state], what, *c, h.activeOf(c))
 	}
+	switch {
+	case !seqLE(c.sndUna, c.sndNxt) || !seqLE(c.rcvNxt, c.rcvAdv):
+		bad("numbers")
+	case int(c.sndBytes) > h.cfg.SndBuf+1500*(1+n.lentFrames()): // what was lent may come on top
+		bad("too much to send")
+	case c.rto < rtoMinUS || c.rto > rtoMaxUS:
+		bad("RTO")
+	case c.dirty:
+		return // Flush is still to come
+	case c.sndUna != c.sndNxt && c.rtxAt == 0:
+		bad("no timer for what is in flight")
+	case c.sndUna == c.sndNxt && c.sndNext == umem.None && c.rtxAt != 0:
+		bad("a timer for nothing")
+	case c.rcvNxt != c.lastAck && c.ackAt == 0 && c.state >= tcpEstablished:
+		bad("nothing will acknowledge what came")
+	case (c.state == tcpTimeWait || c.state == tcpFinWait2 && c.orphan) && c.idleAt == 0:
+		bad("it stays for ever")
+	case h.tcp.settings[c.setting].Idle > 0 && c.idleAt == 0 && c.sndUna == c.sndNxt && c.sndBytes == 0 &&
+		(c.state == tcpEstablished || c.state == tcpCloseWait):
+		bad("no keep-alive")
+	}
+	at := first(first(c.rtxAt, h.nsAt(c.ackAt)), h.nsAt(c.idleAt))
+	if x := h.activeOf(c); x != nil {
+		at = first(first(at, x.reoAt), x.restAt)
+		if n.inspectSend(c, x) {
+			bad("what could be sent waits")
+		}
+	}
+	if at != 0 && (c.timer == 0 || !h.timers.running(c.timer) || h.timers.when(c.timer) > max(at, n.w.now)+2*tickNS) {
+		bad("the timer comes late")
+	}
+}
+
+// inspectSend reports whether both windows leave room for what is lost or new, and nothing else keeps it back.
+func (n *simNode) inspectSend(c *tcb, x *active) bool {
+	h := n.h
+	if c.later || x.stuck || c.state < tcpEstablished || seqLT(c.sndUna, x.partEnd) {
+		return false
+	}
+	pipe := c.pipe(x)
+	if x.toSend > 0 {
+		return pipe == 0
+	}
+	if c.sndNext == umem.None {
+		return false
+	}
+	b := h.pool.Buf(c.sndNext)
+	nagle := c.delay && c.sndUna != c.sndNxt && b.Next == umem.None && b.Len < c.mss && b.Flags&bufFIN == 0
+	return !nagle && h.inWindow(c, b) && (pipe == 0 || pipe+uint32(b.Len) <= c.cwnd)
 }
 
 // inspectSides finds programs that wait for what is there already: an event was lost.

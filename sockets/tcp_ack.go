@@ -72,7 +72,7 @@ func (h *Host) tcpWindow(i uint32, c *tcb, s *segment, wnd uint32, acked bool) {
 
 // tcpAcked is tcp_ack: scoreboard, loss detection, recovery, congestion control, timers, in this order.
 func (h *Host) tcpAcked(i uint32, c *tcb, x *active, s *segment, r *ackResult, dup bool) {
-	flight, roomy := c.sndNxt-c.sndUna, h.sndRoomy(c)
+	flight, roomy, cwnd := c.sndNxt-c.sndUna, h.sndRoomy(c), c.cwnd
 	if r.bytes > 0 {
 		sacked := x.sacked
 		h.sndAcked(c, x, s.tcp.Ack, r)
@@ -111,7 +111,7 @@ func (h *Host) tcpAcked(i uint32, c *tcb, x *active, s *segment, r *ackResult, d
 	} else if r.bytes > 0 || r.sackedNew {
 		h.armLoss(c, x, true) // RFC 6298 5.3, RFC 8985 7.2
 	}
-	if r.bytes > 0 || r.delivered > 0 || x.toSend > 0 {
+	if r.bytes > 0 || r.delivered > 0 || x.toSend > 0 || x.reoAt != 0 || c.cwnd > cwnd {
 		h.tcpMark(i, c)
 	}
 	h.tellRoom(i, c, roomy)

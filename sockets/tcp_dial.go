@@ -90,7 +90,6 @@ func (h *Host) sendSYN(c *tcb) {
 		hdr.Flags = proto.SYN | proto.ACK
 		hdr.Ack = c.rcvNxt
 		opt.SACKPermitted, opt.HasTS, opt.TSEcr, opt.HasWScale = c.sackOK, c.tsOK, c.tsRecent, c.rcvScale != 0
-		c.rcvAdv, c.lastAck = c.rcvNxt+h.synWindow(), c.rcvNxt
 	}
 	h.sendBare(c.key, &hdr, &opt)
 }
@@ -119,6 +118,7 @@ func (h *Host) synSent(i uint32, c *tcb, s *segment) {
 		return
 	}
 	h.tcpSYNOptions(c, s)
+	c.rcvAdv, c.lastAck = c.rcvNxt+h.synWindow(), c.rcvNxt
 	if flags&proto.ACK == 0 { // simultaneous open
 		c.ecnOK = false
 		c.state = tcpSynRcvd
@@ -127,7 +127,6 @@ func (h *Host) synSent(i uint32, c *tcb, s *segment) {
 		return
 	}
 	c.ecnOK = c.ecnOK && flags&(proto.ECE|proto.CWR) == proto.ECE
-	c.rcvAdv, c.lastAck = c.rcvNxt+h.synWindow(), c.rcvNxt
 	if c.retries == 0 {
 		c.rttSample(uint32((h.now-c.rtxAt)/1000) + c.rto)
 	}

@@ -133,3 +133,17 @@ func TestTCPOutOfOrderDeadPeer(t *testing.T) {
 	c.wantRead(pattern(3000))
 	c.got()
 }
+
+// TestTCPDataBehindFIN: a FIN that came before its turn stays where it is, whatever data a peer sends for the same numbers.
+func TestTCPDataBehindFIN(t *testing.T) {
+	_, c := established(t)
+	end := c.seg(fin|ack, nil)
+	end.seq += 1000
+	beyond := c.seg(ack, pattern(1500)[500:])
+	beyond.seq += 500
+	c.inject(end, beyond)
+	c.send(ack, pattern(1500)[:500])
+	c.wantRead(pattern(1500)[:1000])
+	c.wantEOF(0)
+	c.wantState(tcpCloseWait)
+}

@@ -511,3 +511,36 @@ func TestTCPPAWS(t *testing.T) {
 	c.inject(r)
 	c.wantEOF(ECONNRESET)
 }
+
+// TestTCPWindowGrows: a reader who takes all that comes is given a larger window than the first.
+func TestTCPWindowGrows(t *testing.T) {
+	k, c := established(t)
+	for range 3 {
+		for range 40 {
+			c.send(ack, pattern(1460))
+		}
+		c.read()
+		k.sleep(2 * ms)
+		c.got()
+	}
+	if got := c.tcb().rcvBuf; got < 2*40*1460 {
+		t.Errorf("the buffer has %d bytes, less than twice what the reader takes at once", got)
+	}
+}
+
+// TestTCPOutOfOrderGivesWay: with no memory left, what came before its turn is forgotten for what is in order.
+func TestTCPOutOfOrderGivesWay(t *testing.T) {
+	k, c := established(t)
+	for i := range uint32(10) {
+		s := c.seg(ack, pattern(1460))
+		s.seq += 1460 * (i + 1)
+		c.inject(s)
+	}
+	k.bind(0, 7)
+	for k.h.rxUsed < k.h.rxLimit {
+		k.inject(udpFrame(1, 7, nil))
+	}
+	c.got()
+	k.wantDrops(func() { c.send(ack, pattern(1460)) }, map[Drop]uint64{TCPOutOfOrder: 10})
+	c.wantRead(pattern(1460))
+}

@@ -118,3 +118,20 @@ func TestTCPTimeWaitISN(t *testing.T) {
 		}
 	}
 }
+
+// TestTCPTimeWaitOwned: also with an owner the peer's FIN, sent again, makes TIME-WAIT begin anew.
+func TestTCPTimeWaitOwned(t *testing.T) {
+	k, c := established(t)
+	k.h.TCPShutdown(c.h, k.now)
+	c.got()
+	c.send(fin|ack, nil)
+	c.wantState(tcpTimeWait)
+	c.got()
+	again := c.seg(fin|ack, nil)
+	again.seq--
+	for range 2 {
+		k.sleep(50 * second)
+		c.inject(again)
+		c.wantState(tcpTimeWait)
+	}
+}
