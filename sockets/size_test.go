@@ -12,7 +12,7 @@ func TestRecordSizes(t *testing.T) {
 		typ  reflect.Type
 		most uintptr
 	}{
-		{reflect.TypeFor[tcb](), 208},
+		{reflect.TypeFor[tcb](), 200},
 		{reflect.TypeFor[timeWait](), 42},
 		{reflect.TypeFor[halfOpen](), 74},
 		{reflect.TypeFor[wheelNode](), 24},

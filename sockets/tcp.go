@@ -65,34 +65,35 @@ type tcb struct {
 	quick     uint8  // ACKs that are not to be delayed
 	setting   uint8  // index into tcpTable.settings
 	challenge uint8  // the half second in which a segment that may be an attack was last answered
+	err       uint8  // Errno: all that there are fit
 	mss       uint16 // payload bytes of a full segment
 	mssMax    uint16 // what the peer and the interface allow
 	rcvMSS    uint16 // largest segment seen: what "full-sized" means for delayed ACKs
-	err       uint16 // Errno
+	sndFrames uint16 // frames of the send queue
+	tsAt      uint16 // half hours: when tsRecent was set
 
 	sndUna, sndNxt   uint32
 	sndWnd, sndWl1   uint32
 	maxWnd           uint32 // largest window the peer ever offered
 	cwnd, ssthresh   uint32
 	sndBytes         uint32     // in the send queue, without SYN and FIN
-	sndFrames        uint32     // frames of the send queue
 	sndHead, sndTail umem.Frame // ascending; Buf.Seq is the first byte's number
 	sndNext          umem.Frame // first frame never sent; None: all were
 	srtt, rttvar     uint32     // µs
+	rto              uint32     // µs, backed off
 	sentAt           uint32     // ms: when data was last sent, for the idle restart
 	heardAt          uint32     // ms: when anything valid last came, for keep-alive
 	retransmits      uint32
 	acked, received  uint64 // bytes, for people
+	rtxAt            int64  // deadline in ns; 0: none
 
 	rcvNxt, rcvAdv, lastAck uint32 // rcvAdv: right edge of the advertised window; lastAck: last ACK sent
 	rcvBytes                uint32
 	rcvBuf                  uint32 // bytes the window is made of; grows with what the reader takes
 	rcvHead, rcvTail        umem.Frame
-	tsRecent, tsRecentAt    uint32 // tsRecentAt in seconds
+	tsRecent                uint32
 
-	rto           uint32 // µs, backed off
 	ackAt, idleAt uint32 // deadlines in ms; 0: none. idleAt: the end of TIME-WAIT and FIN-WAIT-2, or keep-alive
-	rtxAt         int64  // deadline in ns; 0: none
 }
 
 const (
@@ -206,6 +207,9 @@ func (h *Host) tcpAlloc(k flowKey) (uint32, *tcb) {
 // nowMS is the time of the call in progress for the records' small clocks; they wrap after 49 days.
 func (h *Host) nowMS() uint32 { return uint32(h.now / 1_000_000) }
 
+// nowHH counts half hours, for what is days old.
+func (h *Host) nowHH() uint16 { return uint16(h.now / 1_800_000_000_000) }
+
 // inMS is the deadline ns from now on such a clock, never 0; nsAt is the time that it stands for, 0 for none.
 func (h *Host) inMS(ns int64) uint32 {
 	return max(1, uint32((h.now+min(ns, 1<<30*1_000_000)+999_999)/1_000_000))
@@ -272,7 +276,7 @@ func (h *Host) sendRelease(f umem.Frame) {
 
 // tcpFail ends a connection with an error for its owner.
 func (h *Host) tcpFail(i uint32, c *tcb, err Errno) {
-	c.err = uint16(err)
+	c.err = uint8(err)
 	h.tcpFree(i, c)
 }
 

@@ -148,7 +148,7 @@ func (h *Host) tcpSYNOptions(c *tcb, s *segment) {
 	c.rcvNxt = s.seq + 1
 	c.sackOK = s.opt.SACKPermitted
 	if c.tsOK = s.opt.HasTS; c.tsOK {
-		c.tsRecent, c.tsRecentAt = s.opt.TSVal, uint32(h.now/1e9)
+		c.tsRecent, c.tsAt = s.opt.TSVal, h.nowHH()
 	}
 	c.rcvScale = 0
 	if s.opt.HasWScale {

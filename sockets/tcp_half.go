@@ -230,7 +230,7 @@ func (h *Host) tcpOpen(r *halfOpen, s *segment) {
 	c.sndUna, c.sndNxt = r.iss+1, r.iss+1
 	c.sackOK, c.ecnOK = r.flags&halfSACK != 0, r.flags&halfECN != 0
 	if r.flags&halfTS != 0 {
-		c.tsOK, c.tsRecent, c.tsRecentAt = true, r.tsRecent, uint32(h.now/1e9)
+		c.tsOK, c.tsRecent, c.tsAt = true, r.tsRecent, h.nowHH()
 	}
 	if r.sndScale != noScale {
 		c.sndScale, c.rcvScale = r.sndScale, tcpScale

@@ -183,7 +183,7 @@ func (h *Host) tcpSegment(i uint32, c *tcb, s *segment) {
 		return
 	}
 	if c.tsOK && s.opt.HasTS && seqLE(s.seq, c.lastAck) && (seqLE(c.tsRecent, s.opt.TSVal) || h.tsOutdated(c)) {
-		c.tsRecent, c.tsRecentAt = s.opt.TSVal, uint32(h.now/1e9)
+		c.tsRecent, c.tsAt = s.opt.TSVal, h.nowHH()
 	}
 	h.tcpData(i, c, s)
 }
@@ -223,8 +223,8 @@ func (h *Host) tcpAcceptable(c *tcb, s *segment) Drop {
 
 // tsOutdated reports whether TS.Recent is so old that the peer's clock may have gone around (RFC 7323 5.5).
 func (h *Host) tsOutdated(c *tcb) bool {
-	const pawsIdleS = 24 * 24 * 3600
-	return uint32(h.now/1e9)-c.tsRecentAt >= pawsIdleS
+	const pawsIdleHH = 24 * 48 // 24 days
+	return h.nowHH()-c.tsAt >= pawsIdleHH
 }
 
 // tcpAckInvalid answers a segment outside the window, or with an old timestamp.

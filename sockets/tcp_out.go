@@ -56,8 +56,9 @@ func (h *Host) sndLimit(c *tcb) int {
 	return min(h.cfg.SndBuf, max(sndBufStart, 2*int(c.cwnd)))
 }
 
-// sndFrameLimit keeps single bytes from holding a frame each without end.
-func (h *Host) sndFrameLimit(bytes int) int { return max(16, bytes/sndFrameBytes) }
+// sndFrameLimit keeps single bytes from holding a frame each without end, and cuts for a smaller path from running
+// sndFrames over.
+func (h *Host) sndFrameLimit(bytes int) int { return min(max(16, bytes/sndFrameBytes), 1<<14) }
 
 const (
 	sndBufStart   = 128 << 10
