@@ -181,13 +181,16 @@ func (h *Host) recovered(c *tcb, x *active) {
 }
 
 // undo takes a reduction back that was not needed: the timestamp shows that the original arrived (Eifel, RFC 3522 and
-// 4015), or D-SACKs do so for all that was sent again (RFC 3708).
+// 4015), D-SACKs do so for all that was sent again (RFC 3708), or what was taken for lost came in the same turn, before it
+// could be sent again.
 func (h *Host) undo(c *tcb, x *active, s *segment, r *ackResult) {
 	if x.undoAgain < 0 {
 		return
 	}
 	original := r.bytes > 0 && x.againTS != 0 && c.tsOK && s.opt.HasTS && s.opt.TSEcr != 0 && seqLT(s.opt.TSEcr, x.againTS)
-	if !original && !(r.dsack && x.undoAgain == 0 && x.againTS != 0) {
+	twice := r.dsack && x.undoAgain == 0 && x.againTS != 0
+	overtaken := x.phase == phaseRecovery && x.lost == 0 && x.undoAgain == 0 && x.againTS == 0
+	if !original && !twice && !overtaken {
 		return
 	}
 	h.count(TCPSpurious)

@@ -158,3 +158,33 @@ func TestRACKAfterLongPause(t *testing.T) {
 	c.read()
 	c.reset()
 }
+
+// TestOvertaken: what three later segments have overtaken counts as lost; when it arrives within the same turn, before it
+// could be sent again, the window is what it was.
+func TestOvertaken(t *testing.T) {
+	k := newKit(t)
+	l, _ := k.h.TCPListen(0, svc)
+	c := conn{tpeer: dialOpts(k, svc, 1000, concat(optMSS(1460), []byte{1, 1, 4, 2})), l: l}
+	c.h, _ = k.h.TCPAccept(l)
+	c.write(pattern(8760))
+	c.got()
+	tcb, end := c.tcb(), c.ack
+	cwnd := tcb.cwnd
+	k.now += 20 * ms // without a loss probe
+	s := c.seg(ack, nil)
+	s.ack = c.irs + 1
+	s.opts = concat([]byte{1, 1, 5, 10}, be32(s.ack+1460), be32(end))
+	c.inject(s)
+	if x := k.h.activeOf(tcb); x.phase != phaseRecovery || tcb.ssthresh == ssthreshNone {
+		t.Fatalf("phase %s: the first segment does not count as lost", phaseNames[x.phase])
+	}
+	c.ack = end
+	c.inject(c.seg(ack, nil))
+	c.none()
+	if x := k.h.activeOf(tcb); x.phase != phaseOpen || tcb.cwnd < cwnd || tcb.ssthresh != ssthreshNone || !x.reordered {
+		t.Errorf("phase %s, window %d of %d, ssthresh %d", phaseNames[x.phase], tcb.cwnd, cwnd, tcb.ssthresh)
+	}
+	if n := k.h.counters.Stats[TCPSpurious]; n != 1 {
+		t.Errorf("%d reductions taken back", n)
+	}
+}
