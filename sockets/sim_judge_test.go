@@ -77,7 +77,7 @@ func (s *simSide) gaveUp() string {
 	case n.h.counters.Stats[TCPPressure] > 0 && quiet >= simPressed:
 	case !s.open && quiet >= simOrphan && lost >= orphanTries:
 	case s.p.userNS > 0 && !s.connected && w.now-s.began+tick >= s.p.userNS:
-	case !s.connected && quiet >= simDialTries && lost >= dialRetries:
+	case !s.connected && w.now-s.began >= simDialTries && lost+seen.lost >= dialRetries:
 	case s.connected && quiet >= simDataTries && lost >= dataRetries:
 	default:
 		return fmt.Sprintf("for %.4f s nothing was acknowledged, for %.4f s nothing came, %d frames were lost; keep-alive %+v, user %d",

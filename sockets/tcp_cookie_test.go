@@ -248,3 +248,30 @@ func TestTCPHalfOpenChallenges(t *testing.T) {
 	}
 	k.sent()
 }
+
+// TestTCPCookieEcho: a cookie is good only with the timestamp that it came with. Another one, which the peer had from the
+// connection that the cookie opened, holds no options, though the number is right.
+func TestTCPCookieEcho(t *testing.T) {
+	k, l := cookieKit(t)
+	p := newPeer(k, svc, 1000)
+	sa := synSent(k, p, concat(optTS(77, 0), []byte{1, 1, 4, 2}, optWScale(9)))
+	i := 0
+	for ; i < len(sa.opts) && !(sa.opts[i] == 8 && sa.opts[i+1] == 10); i++ {
+	}
+	cookie := binary.BigEndian.Uint32(sa.opts[i+2:])
+	p.ts, p.tsval = true, 78
+	for other := range uint32(1 << cookieBits) {
+		if p.tsecr = cookie + other; other != 0 {
+			p.ackAll()
+		}
+	}
+	if _, err := k.h.TCPAccept(l); err != EAGAIN {
+		t.Fatalf("accept: %v; another timestamp was taken", err)
+	}
+	k.seen()
+	p.tsecr = cookie
+	p.ackAll()
+	if _, err := k.h.TCPAccept(l); err != 0 {
+		t.Fatalf("accept: %v", err)
+	}
+}

@@ -312,6 +312,7 @@ const (
 	cookieUnitNS = 64_000_000_000
 	cookieUnits  = 2 // an ACK may come that much later
 	cookieBits   = 6 // of the timestamp
+	cookieNoTS   = 1 << cookieBits
 )
 
 func (h *Host) sendCookie(r *halfOpen) {
@@ -320,10 +321,9 @@ func (h *Host) sendCookie(r *halfOpen) {
 		idx++
 	}
 	at := uint32(h.now / cookieUnitNS)
-	r.iss = h.sec.cookieBase(r.key) + (at<<27 | idx<<24 | h.sec.cookie(r.key, r.irs, at<<3|idx))
-	ts := h.tsNow(r.key)
+	ts, low := h.tsNow(r.key), uint32(cookieNoTS)
 	if r.flags&halfTS != 0 {
-		low := uint32(r.sndScale) | uint32(r.flags&(halfSACK|halfECN))<<3
+		low = uint32(r.sndScale) | uint32(r.flags&(halfSACK|halfECN))<<3
 		was := ts
 		if ts = ts&^(1<<cookieBits-1) | low; seqLT(was, ts) {
 			ts -= 1 << cookieBits // never ahead of the clock
@@ -331,6 +331,8 @@ func (h *Host) sendCookie(r *halfOpen) {
 	} else {
 		r.sndScale, r.flags = noScale, 0
 	}
+	hash := h.sec.cookie(r.key, r.irs, at<<10|idx<<7|low)
+	r.iss = h.sec.cookieBase(r.key) + (at<<27 | idx<<24 | hash)
 	h.sendSYNACK(r, ts)
 }
 
@@ -344,14 +346,19 @@ func (h *Host) cookieLikely(li uint32, k flowKey, s *segment) bool {
 	return (uint32(h.now/cookieUnitNS)-(s.tcp.Ack-1-h.sec.cookieBase(k))>>27)&31 <= cookieUnits
 }
 
-// cookieValid reports whether s acknowledges a cookie of ours, with the number behind its SYN's.
+// cookieValid reports whether s acknowledges a cookie of ours, with the number behind its SYN's, and echoes the timestamp
+// that came with it: another one, of a connection that the cookie opened before, says nothing of options.
 func (h *Host) cookieValid(li uint32, k flowKey, s *segment) bool {
 	if !h.cookieLikely(li, k, s) {
 		return false
 	}
 	v, now := s.tcp.Ack-1-h.sec.cookieBase(k), uint32(h.now/cookieUnitNS)
 	at := now - (now-v>>27)&31 // the hash knows all of the time, or a cookie would be good again when five bits come around
-	return v&(1<<24-1) == h.sec.cookie(k, s.seq-1, at<<3|v>>24&7)
+	low := uint32(cookieNoTS)
+	if s.opt.HasTS {
+		low = s.opt.TSEcr & (1<<cookieBits - 1)
+	}
+	return v&(1<<24-1) == h.sec.cookie(k, s.seq-1, at<<10|v>>24&7<<7|low)
 }
 
 // cookieOpen makes a connection of an ACK whose number is a cookie of ours. false: it is not.

@@ -147,3 +147,15 @@ func TestTCPDataBehindFIN(t *testing.T) {
 	c.wantEOF(0)
 	c.wantState(tcpCloseWait)
 }
+
+// TestTCPFINCut: a FIN whose segment is cut by what is there behind it goes with what is cut off.
+func TestTCPFINCut(t *testing.T) {
+	_, c := established(t)
+	there, cut := c.seg(ack, pattern(300)[150:]), c.seg(fin|ack, pattern(200)[100:])
+	there.seq += 150
+	cut.seq += 100
+	c.inject(there, cut)
+	c.send(ack, pattern(100))
+	c.wantRead(pattern(300))
+	c.wantState(tcpEstablished)
+}

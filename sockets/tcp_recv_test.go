@@ -544,3 +544,28 @@ func TestTCPOutOfOrderGivesWay(t *testing.T) {
 	k.wantDrops(func() { c.send(ack, pattern(1460)) }, map[Drop]uint64{TCPOutOfOrder: 10})
 	c.wantRead(pattern(1460))
 }
+
+// TestTCPTakeOpensWindow: what is taken without a copy makes room as what is read does.
+func TestTCPTakeOpensWindow(t *testing.T) {
+	k, c := established(t, func(c *Config) { c.RcvBuf = 16 * 2048 })
+	for c.tcb().rcvAdv != c.tcb().rcvNxt {
+		room := c.tcb().rcvAdv - c.tcb().rcvNxt
+		c.send(ack, pattern(int(min(room, 1460))))
+		k.sleep(50 * ms)
+		c.got()
+	}
+	told := false
+	for c.tcb().rcvBytes > 0 {
+		f, _, err := k.h.TCPTake(c.h, k.now)
+		if err != 0 {
+			t.Fatal(err)
+		}
+		k.h.TCPGive(f)
+		for _, s := range c.got() {
+			told = told || s.wnd > 0
+		}
+	}
+	if !told {
+		t.Error("the peer was not told of the room")
+	}
+}
