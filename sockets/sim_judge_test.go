@@ -123,6 +123,8 @@ func (s *simSide) mayReset(f *simFlow, seq uint32) string {
 	switch {
 	case c.excuse != "":
 		return ""
+	case seq == 0 && (n.lis == 0 || c.key[n.id] != simPort):
+		return "" // the answer to a late SYN
 	case !s.over:
 		// Nobody ever heard of it here: the handshake was given up, or with a cookie its last ACK was not taken.
 		if w.now-s.peer().began < simSynTries && (d.Stats[TCPCookies] == 0 || f.lost == 0 && d.Drops[TCPBacklogFull] == 0) {
