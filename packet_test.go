@@ -2,6 +2,7 @@ package xdpd_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -60,7 +61,12 @@ func macOf(t testing.TB, ns *netlab.NS, dev string) (mac proto.MAC) {
 // send puts a frame on the wire as it is.
 func (w *wire) send(frame []byte) {
 	w.t.Helper()
-	if err := unix.Sendto(w.fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: w.index}); err != nil {
+	err := unix.Sendto(w.fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: w.index})
+	for end := time.Now().Add(patience); err == unix.ENOBUFS && time.Now().Before(end); { // the receiver is behind
+		time.Sleep(time.Millisecond)
+		err = unix.Sendto(w.fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: w.index})
+	}
+	if err != nil {
 		w.t.Fatalf("send a frame of %d bytes: %v", len(frame), err)
 	}
 }

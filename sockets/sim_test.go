@@ -330,7 +330,8 @@ func (s *simTotals) check(t *testing.T) {
 		{"outages", s.Outages, 10}, {"half-closed conversations", s.HalfClosed, 5}, {"wrapped sequence numbers", s.Wrapped, 20},
 		{"simultaneous opens", s.Together, 20}, {"lent frames written", s.Lent, 5}, {"lent frames read", s.Taken, 5},
 	} {
-		if c.n < s.Worlds/c.per {
+		// Of what should happen a handful of times chance may make none.
+		if least := s.Worlds / c.per; least >= 20 && c.n < least {
 			t.Errorf("%s: %d in %d worlds; the simulation does not try what it should", c.what, c.n, s.Worlds)
 		}
 	}
