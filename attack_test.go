@@ -20,9 +20,9 @@ import (
 )
 
 // TestSYNFlood has strangers open connections that they never complete, a hundred thousand (XDPD_ATTACK=1000000: a
-// million), while real clients come and go: each of them must be served, and the flood must cost no more memory than the
-// listener's limits allow. By hand also as many as one core can send, of which the device drops what the engine does not take:
-// the clients' packets are among those, so they come slowly, but they come.
+// million), while real clients come and go: each of them must be served, and the flood must cost no more memory than
+// the listener's limits allow. By hand also as many as one core can send, of which the device drops what the engine
+// does not take: the clients' packets are among those, so they come slowly, but they come.
 func TestSYNFlood(t *testing.T) {
 	n := attackSize(t, 100_000)
 	for _, offload := range []bool{false, true} {
