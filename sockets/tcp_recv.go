@@ -81,7 +81,9 @@ func (h *Host) tcpData(i uint32, c *tcb, s *segment) {
 		h.tcpAckSoon(i, c, true) // RFC 5681 4.2: what fills a gap
 		fin = h.ofoTake(c, x) || fin
 	}
-	h.tcpAckSoon(i, c, fin || c.quick > 0 || c.rcvNxt-c.lastAck >= 2*uint32(c.rcvMSS))
+	// More than a segment, not two: behind a full one and a last short one nothing may follow, and a sender's loss probe comes
+	// sooner than a delayed ACK (as __tcp_ack_snd_check).
+	h.tcpAckSoon(i, c, fin || c.quick > 0 || c.rcvNxt-c.lastAck > uint32(c.rcvMSS))
 	if fin {
 		h.tcpPeerFIN(i, c)
 	}
