@@ -203,12 +203,15 @@ func (h *Host) halfInput(i uint32, s *segment) {
 		h.drop(s.packet, TCPNoACK)
 		return
 	case s.tcp.Ack != r.iss+1:
-		if k, li := r.key, r.listener; h.cookieValid(li, k, s) { // its first SYN was answered with a cookie
+		k, li := r.key, r.listener
+		if h.cookieValid(li, k, s) { // its first SYN was answered with a cookie
 			h.halfFree(i)
 			h.cookieOpen(li, k, s)
 			return
 		}
-		h.sendRST(r.key, s.tcp.Ack, 0, proto.RST)
+		if !h.cookieLikely(li, k, s) { // as in LISTEN
+			h.sendRST(k, s.tcp.Ack, 0, proto.RST)
+		}
 		h.drop(s.packet, TCPOutOfWindow)
 		return
 	}
