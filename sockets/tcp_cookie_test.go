@@ -320,3 +320,30 @@ func TestTCPCookieThenHalfOpen(t *testing.T) {
 		t.Error("what is sent does not begin behind the cookie")
 	}
 }
+
+// TestTCPCookieOfClosedListener: a cookie is of the listener that sent it. The next one on the port resets who comes with
+// it, whether it has sent cookies of its own meanwhile or not: what was reset must not be accepted a moment later.
+func TestTCPCookieOfClosedListener(t *testing.T) {
+	k, l := cookieKit(t)
+	late := 0
+	for sport := uint16(1000); sport < 1100; sport++ {
+		p := newPeer(k, svc, sport)
+		synSent(k, p, nil)
+		k.h.Close(l, k.now)
+		l, _ = k.h.TCPListen(0, svc)
+		k.sent()
+		p.ackAll()
+		wantSeg(t, p.one(), rst, p.ack, 0, nil)
+		newPeer(k, svc, 9).send(syn, nil)
+		k.sent()
+		cookieAgain(k)
+		p.ackAll()
+		late += len(p.got())
+		if _, err := k.h.TCPAccept(l); err != EAGAIN {
+			t.Fatalf("port %d: accept: %v", sport, err)
+		}
+	}
+	if late < 70 { // by chance one in ten looks like a cookie
+		t.Errorf("%d of 100 were reset", late)
+	}
+}

@@ -318,6 +318,12 @@ const (
 	cookieNoTS   = 1 << cookieBits
 )
 
+// cookieBase is of one listener: a cookie goes with it, as what is half open does. Another on the same port may have reset
+// the flow before it sends cookies itself, and must not open it then.
+func (h *Host) cookieBase(li uint32, k flowKey) uint32 {
+	return h.sec.cookieBase(k, li, h.tcp.listeners[li].gen)
+}
+
 func (h *Host) sendCookie(r *halfOpen) {
 	idx := uint32(0)
 	for int(idx) < len(cookieMSS)-1 && cookieMSS[idx+1] <= r.mss {
@@ -335,7 +341,7 @@ func (h *Host) sendCookie(r *halfOpen) {
 		r.sndScale, r.flags = noScale, 0
 	}
 	hash := h.sec.cookie(r.key, r.irs, at<<10|idx<<7|low)
-	r.iss = h.sec.cookieBase(r.key) + (at<<27 | idx<<24 | hash)
+	r.iss = h.cookieBase(r.listener, r.key) + (at<<27 | idx<<24 | hash)
 	h.sendSYNACK(r, ts)
 }
 
@@ -346,7 +352,7 @@ func (h *Host) cookieLikely(li uint32, k flowKey, s *segment) bool {
 	if l.cookieAt == 0 || h.now-l.cookieAt > (cookieUnits+1)*cookieUnitNS {
 		return false // none is out
 	}
-	return (uint32(h.now/cookieUnitNS)-(s.tcp.Ack-1-h.sec.cookieBase(k))>>27)&31 <= cookieUnits
+	return (uint32(h.now/cookieUnitNS)-(s.tcp.Ack-1-h.cookieBase(li, k))>>27)&31 <= cookieUnits
 }
 
 // cookieValid reports whether s acknowledges a cookie of ours, with the number behind its SYN's, and echoes the timestamp
@@ -355,7 +361,7 @@ func (h *Host) cookieValid(li uint32, k flowKey, s *segment) bool {
 	if !h.cookieLikely(li, k, s) {
 		return false
 	}
-	v, now := s.tcp.Ack-1-h.sec.cookieBase(k), uint32(h.now/cookieUnitNS)
+	v, now := s.tcp.Ack-1-h.cookieBase(li, k), uint32(h.now/cookieUnitNS)
 	at := now - (now-v>>27)&31 // the hash knows all of the time, or a cookie would be good again when five bits come around
 	low := uint32(cookieNoTS)
 	if s.opt.HasTS {
@@ -369,7 +375,7 @@ func (h *Host) cookieOpen(li uint32, k flowKey, s *segment) bool {
 	if !h.cookieValid(li, k, s) {
 		return false
 	}
-	idx := (s.tcp.Ack - 1 - h.sec.cookieBase(k)) >> 24 & 7
+	idx := (s.tcp.Ack - 1 - h.cookieBase(li, k)) >> 24 & 7
 	r := halfOpen{key: k, irs: s.seq - 1, iss: s.tcp.Ack - 1, listener: li, mss: cookieMSS[idx], sndScale: noScale, wnd: s.tcp.Window}
 	if s.opt.HasTS {
 		low := s.opt.TSEcr & (1<<cookieBits - 1)
