@@ -288,12 +288,13 @@ func (h *Host) tcpFail(i uint32, c *tcb, err Errno) {
 	h.tcpFree(i, c)
 }
 
-// tcpAbort resets and frees a connection.
+// tcpAbort resets and frees a connection. The RST comes second: the frame for it may be one that the connection held.
 func (h *Host) tcpAbort(i uint32, c *tcb) {
-	switch c.state {
+	state, k, seq, ack := c.state, c.key, c.sndNxt, c.rcvNxt
+	h.tcpFree(i, c)
+	switch state {
 	case tcpClosed, tcpTimeWait, tcpSynSent:
 	default:
-		h.sendRST(c.key, c.sndNxt, c.rcvNxt, rstAck)
+		h.sendRST(k, seq, ack, rstAck)
 	}
-	h.tcpFree(i, c)
 }
