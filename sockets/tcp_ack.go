@@ -108,6 +108,10 @@ func (h *Host) tcpAcked(i uint32, c *tcb, x *active, s *segment, r *ackResult, d
 			c.rtxAt = 0
 		}
 		x.tlpNext, x.reoAt = false, 0
+	} else if h.reneged(c) {
+		if r.bytes > 0 {
+			x.tlpNext, c.rtxAt = false, min(c.rtxAt, h.now+int64(max(x.minRTT/2, renegeUS))*1000)
+		}
 	} else if r.bytes > 0 || r.sackedNew {
 		h.armLoss(c, x, true) // RFC 6298 5.3, RFC 8985 7.2
 	}
