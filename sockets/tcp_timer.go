@@ -217,11 +217,11 @@ func (h *Host) shut(c *tcb) bool {
 
 // stalledMS is how long the oldest data, or the SYN, has waited for an ACK.
 func (h *Host) stalledMS(c *tcb) uint32 {
-	if x := h.activeOf(c); x != nil {
-		return h.nowMS() - x.stalledAt
-	}
 	if c.state == tcpSynSent || c.state == tcpSynRcvd {
 		return h.nowMS() - c.sentAt // since the record was made
+	}
+	if x := h.activeOf(c); x != nil {
+		return h.nowMS() - x.stalledAt
 	}
 	return 0
 }
