@@ -221,16 +221,18 @@ func (k *kit) finish() {
 	k.late = false
 	k.complete(len(k.device))
 	for step := 0; ; step++ {
-		k.pump()
-		at := h.NextDeadline()
-		if at == math.MaxInt64 {
-			break
-		}
 		if step > 200_000 {
 			k.t.Fatal("timers never come to an end")
 		}
-		k.now = max(k.now, at)
-		h.Tick(k.now)
+		k.pump()
+		at := h.NextDeadline()
+		if at == math.MaxInt64 && len(h.tcp.dirty) == 0 { // else EndTurn woke somebody, whose turn is the next
+			break
+		}
+		if at != math.MaxInt64 {
+			k.now = max(k.now, at)
+			h.Tick(k.now)
+		}
 	}
 	for _, f := range k.fill {
 		k.pool.Put(f, umem.Fill)

@@ -133,8 +133,8 @@ func (h *Host) synSent(i uint32, c *tcb, s *segment) {
 		return
 	}
 	c.ecnOK = c.ecnOK && flags&(proto.ECE|proto.CWR) == proto.ECE
-	if c.retries == 0 {
-		c.rttSample(uint32((h.now-c.rtxAt)/1000) + c.rto)
+	if c.retries == 0 { // a user timeout may have moved the timer: milliseconds say how much of it can be true
+		c.rttSample(min(uint32((h.now-c.rtxAt)/1000)+c.rto, (h.nowMS()-c.sentAt+1)*1000))
 	}
 	c.sndUna = c.sndNxt
 	h.tcpEstablish(i, c)
