@@ -80,7 +80,7 @@ type Host struct {
 	noTxFrame []Handle // sockets that found no frame to send with, to be told when there are some
 	noTxData  []Handle // TCP writers who did, to be told when there are some beyond those that sendQueue leaves to others
 
-	events []Event
+	events []Handle
 	closed []Handle  // since the last PopClosed
 	gone   []flowKey // since the last PopGone
 	handed []Handed  // since the last TakeHanded

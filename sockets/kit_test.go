@@ -285,7 +285,7 @@ func (k *kit) events() map[Handle]Ready {
 		if _, twice := got[e.Sock]; twice {
 			k.t.Errorf("two events for socket %#x", e.Sock)
 		}
-		got[e.Sock] = e.Ready
+		got[e.Sock] = k.h.Ready(e.Sock)
 	}
 	return got
 }

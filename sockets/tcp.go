@@ -38,15 +38,15 @@ type tcb struct {
 
 	state     tcpState
 	used      bool
-	marked    bool // an event is queued
-	blocked   bool // its writer waits in Host.noTxData
-	later     bool // waits in Host.noTxFrame for tcpOutput
-	dirty     bool // waits in tcpTable.dirty for tcpOutput
-	orphan    bool // the owner closed its handle
-	embryo    bool // not accepted yet
-	opened    bool // the handshake was done
-	wantFIN   bool // FIN behind the data
-	finQueued bool // the last frame of the send queue carries it
+	happened  uint8 // packReady of what happened, an event is queued; and noSpace
+	blocked   bool  // its writer waits in Host.noTxData
+	later     bool  // waits in Host.noTxFrame for tcpOutput
+	dirty     bool  // waits in tcpTable.dirty for tcpOutput
+	orphan    bool  // the owner closed its handle
+	embryo    bool  // not accepted yet
+	opened    bool  // the handshake was done
+	wantFIN   bool  // FIN behind the data
+	finQueued bool  // the last frame of the send queue carries it
 	rcvFIN    bool
 	rcvShut   bool // the owner reads no more
 	ackNow    bool
@@ -249,7 +249,7 @@ func (h *Host) tcpFree(i uint32, c *tcb) {
 		h.connCount(-1)
 	}
 	if !c.orphan {
-		h.notify(t.handle(i))
+		h.notify(t.handle(i), happenedState)
 		return
 	}
 	h.releaseChain(c.rcvHead)

@@ -195,5 +195,5 @@ func (h *Host) tcpEstablish(i uint32, c *tcb) {
 	c.retries, c.rtxAt, c.heardAt = 0, 0, h.nowMS()
 	h.keepAliveArm(i, c)
 	h.tcpMark(i, c)
-	h.notify(h.tcp.handle(i))
+	h.notify(h.tcp.handle(i), happenedState)
 }

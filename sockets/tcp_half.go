@@ -257,7 +257,7 @@ func (h *Host) tcpOpen(r *halfOpen, s *segment) {
 	c.afterSYN(r.retries)
 	l := &h.tcp.listeners[r.listener]
 	h.acceptPush(l, i)
-	h.notify(makeHandle(kindListener, l.gen, r.listener))
+	h.notify(makeHandle(kindListener, l.gen, r.listener), happenedIn)
 	h.tcpSegment(i, c, s)
 }
 
