@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 
 	"xdpd/rings"
@@ -122,6 +123,7 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 		return nil, ErrRingClosed
 	}
 	r.rings = append(r.rings, q)
+	q.end.SQ.SetNeedWakeup(r.dozing.Load())
 	return q, nil
 }
 
@@ -250,28 +252,25 @@ func (q *Ring) publish() (woke bool) {
 	return woke
 }
 
-// Close ends every request without a completion, closes the ring's sockets, and ends every Wait with ErrRingClosed.
-// Completions that are in the CQ stay there.
+// Close cancels every request, closes the ring's sockets, and ends every Wait with ErrRingClosed. What of it the CQ has
+// room for can still be taken. It must not be called by a handler.
 func (q *Ring) Close() {
 	_, now, ok := q.r.Enter()
 	defer q.r.Leave()
-	if q.closed.Load() {
-		return
-	}
-	if ok {
+	if ok && !q.closed.Load() {
 		q.now = now
+		q.cancelEverything()
 		q.socks.closeAll(q)
-	}
-	for k, other := range q.r.rings {
-		if other == q {
-			q.r.rings = append(q.r.rings[:k], q.r.rings[k+1:]...)
-			break
-		}
+		q.r.rings = slices.DeleteFunc(q.r.rings, func(other *Ring) bool { return other == q })
 	}
 	q.shut()
+	if q.eventFD.fd != 0 {
+		_ = q.eventFD.close()
+		q.eventFD = eventFD{}
+	}
 }
 
-// shut is the end, also when the reactor ended.
+// shut ends the ring for the application; also when the reactor ended.
 func (q *Ring) shut() {
 	if q.closed.Swap(true) {
 		return

@@ -50,7 +50,7 @@ func (q *Ring) cancelMatching(s *rings.SQE, sock uint32) (res int32) {
 		q.steps++
 		switch {
 		case byUser && p.sqe.UserData != s.Addr:
-		case sock != 0 && (p.sock != sock || p.sqe.Opcode == rings.OpTimeout):
+		case sock != 0 && p.sock != sock:
 		case s.OpFlags&rings.CancelOp != 0 && uint32(p.sqe.Opcode) != s.Len:
 		default:
 			err := q.cancelOne(from)
@@ -93,4 +93,17 @@ func (q *Ring) findUser(user uint64, op rings.Op) uint32 {
 		}
 	}
 	return 0
+}
+
+// cancelEverything ends what was started and what was not.
+func (q *Ring) cancelEverything() {
+	q.cancelMatching(&rings.SQE{OpFlags: rings.CancelAny}, 0)
+	for q.startQ.head != 0 { // behind hard links
+		i := q.startQ.head
+		q.remove(&q.startQ, onWait, i)
+		q.cancelChain(i, false)
+	}
+	q.cancelChain(q.held.head, false)
+	q.cancelChain(q.chain.head, false)
+	q.held, q.chain = chain{}, chain{}
 }
