@@ -58,6 +58,7 @@ type Reactor struct {
 	sinks   map[sockets.Handle]Sink // of sockets that are in no poller
 	watches watchTable              // of those that are in some
 	pollers []*Poller               // nil: a place that is free
+	rings   []*Ring
 	events  []sockets.Event
 	refs    []ref       // scratch of tell
 	waits   waitHeap    // goroutines in Wait with a limit
@@ -146,6 +147,9 @@ func (r *Reactor) finish() {
 			p.close()
 		}
 	}
+	for _, q := range r.rings {
+		q.shut()
+	}
 }
 
 // Stop ends Run after the turn in progress. Safe from any goroutine, any number of times.
@@ -188,8 +192,10 @@ func (r *Reactor) Leave() {
 	now := r.now()
 	r.host.EndTurn()
 	r.deliver(now)
+	r.runRings(now)
 	r.host.Flush(now)
 	r.transmit(now)
+	r.publishRings()
 	r.resolve()
 	wake := r.deadline(now) < r.until || r.unfinished()
 	if wake {
@@ -208,7 +214,7 @@ func (r *Reactor) unfinished() bool {
 			return true
 		}
 	}
-	return r.host.Busy()
+	return r.host.Busy() || r.ringWork()
 }
 
 // Watch has sink told about events of s. The caller holds the lock (Enter). A nil sink ends it. A socket has one sink:
