@@ -60,10 +60,11 @@ func (h *Host) udpElsewhere(k flowKey) (to int, ok bool) {
 
 // tcpPassOver hands a segment to the Host that has its connection, or with none a listener for it. false: it stays.
 func (h *Host) tcpPassOver(k flowKey, p *packet) bool {
-	if p.handed {
-		return false // once is enough
-	}
+	// A connection that was passed on while the segment was on its way here is where the directory says it is.
 	to, ok := h.elsewhere(k)
+	if !ok && p.handed {
+		return false
+	}
 	if !ok {
 		if _, here := h.tcp.listening(k); here {
 			return false

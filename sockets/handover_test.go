@@ -304,6 +304,31 @@ func TestSpread(t *testing.T) {
 	g.a.none()
 }
 
+// TestSpreadOvertaken: data that comes right behind the handshake's last segment, by hand like that one, finds the connection
+// passed on already, and goes after it.
+func TestSpreadOvertaken(t *testing.T) {
+	g, _, behind := spreadTo(t)
+	p := newPeer(g.b, svc, 1000)
+	s := p.seg(syn, nil)
+	s.opts = optMSS(1460)
+	p.inject(s)
+	g.carry()
+	p.seq++
+	sa := g.a.one().tcp
+	p.irs, p.ack = sa.seq, sa.seq+1
+	p.inject(p.seg(ack, nil))
+	p.send(ack|psh, []byte("request")) // both are on their way to the Host with the listener now
+	if n := g.carry(); n != 4 {
+		t.Errorf("%d packets were handed over", n)
+	}
+	g.a.none()
+	c, errno := g.b.h.TCPAccept(behind)
+	if errno != 0 {
+		t.Fatalf("accept: %v", errno)
+	}
+	conn{tpeer: p, h: c}.wantRead([]byte("request"))
+}
+
 // TestSpreadFull: behind a full accept queue the handshake is not lost, it waits.
 func TestSpreadFull(t *testing.T) {
 	g, _, behind := spreadTo(t, func(c *Config) { c.Backlog = 1 })
