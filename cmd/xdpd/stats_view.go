@@ -24,6 +24,7 @@ type statsView struct {
 	HugePages     bool                   `json:"huge_pages"`
 	ChunkSize     int                    `json:"chunk_size_bytes"`
 	MTU           int                    `json:"mtu_bytes"`
+	Loops         int                    `json:"reactors"`
 	PID           int                    `json:"pid"`
 	Commit        string                 `json:"commit"`
 	UptimeSeconds float64                `json:"uptime_seconds"`
@@ -140,7 +141,7 @@ func newTCPView(t *sockets.TCPInfo) tcpView {
 func newStatsView(s *xdpd.Stats) statsView {
 	v := statsView{
 		Interface: s.Interface, Driver: s.Driver, Native: s.Native, ZeroCopy: s.ZeroCopy, HugePages: s.HugePages,
-		ChunkSize: s.ChunkSize, MTU: s.MTU, Verdicts: make(map[string]verdictView),
+		ChunkSize: s.ChunkSize, MTU: s.MTU, Loops: s.Loops, Verdicts: make(map[string]verdictView),
 	}
 	for _, c := range s.Verdicts {
 		v.Verdicts[c.Name] = verdictView{c.Packets, c.Bytes}
