@@ -78,7 +78,7 @@ func (h *Host) helps(c *tcb, wnd uint32) bool {
 
 // tcpAcked is tcp_ack: scoreboard, loss detection, recovery, congestion control, timers, in this order.
 func (h *Host) tcpAcked(i uint32, c *tcb, x *active, s *segment, r *ackResult, dup bool) {
-	flight, roomy, cwnd := c.sndNxt-c.sndUna, h.sndRoomy(c), c.cwnd
+	flight, cwnd := c.sndNxt-c.sndUna, c.cwnd
 	if r.bytes > 0 {
 		sacked := x.sacked
 		h.sndAcked(c, x, s.tcp.Ack, r)
@@ -124,7 +124,7 @@ func (h *Host) tcpAcked(i uint32, c *tcb, x *active, s *segment, r *ackResult, d
 	if r.bytes > 0 || r.delivered > 0 || x.toSend > 0 || x.reoAt != 0 || c.cwnd > cwnd {
 		h.tcpMark(i, c)
 	}
-	h.tellRoom(i, c, roomy)
+	h.tellRoom(i, c)
 	if r.bytes > 0 && c.finQueued && c.sndHead == umem.None {
 		h.tcpFinAcked(i, c)
 	}
@@ -305,16 +305,18 @@ func (h *Host) minRTT(c *tcb, x *active, r *ackResult) {
 // nowUS is the time of the call in progress for frames and loss detection; it wraps after 71 minutes.
 func (h *Host) nowUS() uint32 { return uint32(h.now / 1000) }
 
-// tcpFinAcked moves on after our FIN was acknowledged.
+// tcpFinAcked moves on after our FIN was acknowledged. Each of these steps is a change of state that Linux tells of.
 func (h *Host) tcpFinAcked(i uint32, c *tcb) {
 	switch c.state {
 	case tcpFinWait1:
 		c.state = tcpFinWait2
+		h.notify(h.tcp.handle(i), happenedState)
 		if c.orphan {
 			h.tcpLinger(i, c, finWait2NS)
 		}
 	case tcpClosing:
 		h.enterTimeWait(i, c)
+		h.notify(h.tcp.handle(i), happenedState)
 	case tcpLastAck:
 		h.tcpFree(i, c)
 	}

@@ -113,8 +113,8 @@ func (h *Host) idleTimer(i uint32, c *tcb) bool {
 		return true
 	}
 	if int(c.probes) >= k.Count {
-		h.sendRST(c.key, c.sndNxt, c.rcvNxt, rstAck)
-		h.tcpFail(i, c, ETIMEDOUT)
+		c.err = uint8(ETIMEDOUT)
+		h.tcpAbort(i, c)
 		return false
 	}
 	c.probes++
@@ -138,10 +138,12 @@ func (h *Host) keepAliveArm(i uint32, c *tcb) {
 // connection was given up.
 func (h *Host) tcpTimeout(i uint32, c *tcb, x *active) bool {
 	if h.givenUp(c) {
+		c.err = uint8(ETIMEDOUT)
 		if c.probing || h.shut(c) { // it may be there, and would keep its half for ever
-			h.sendRST(c.key, c.sndNxt, c.rcvNxt, rstAck)
+			h.tcpAbort(i, c)
+		} else {
+			h.tcpFree(i, c)
 		}
-		h.tcpFail(i, c, ETIMEDOUT)
 		return false
 	}
 	c.retries++
