@@ -10,12 +10,28 @@ func (h *Host) TCPDial(local proto.Addr, lport uint16, remote proto.Addr, rport 
 	return h.tcpDial(flowKey{Local: local, Remote: remote, LPort: lport, RPort: rport}, now, false)
 }
 
-// TCPExpect waits for the answer to a SYN that a sibling sends, which may come in on any queue: TCPDial with the same
-// addresses and, as now, with at makes the same SYN of the same sequence number there. The socket sends nothing before
-// the answer is here. Of the siblings' sockets one connects or is refused; the others are for TCPAbort. Errors as TCPDial.
+// TCPExpect waits for the answer to a SYN that a sibling sends, which may come in on any queue: with the same addresses and
+// the same at it makes the same SYN of the same sequence number on each, and TCPLaunch sends it from one of them. The others
+// send nothing before the answer is here. Of the siblings' sockets one connects or is refused; the others are for TCPAbort.
+// Errors as TCPDial.
 func (h *Host) TCPExpect(local proto.Addr, lport uint16, remote proto.Addr, rport uint16, at, now int64) (Handle, Errno) {
 	h.now = now
 	return h.tcpDial(flowKey{Local: local, Remote: remote, LPort: lport, RPort: rport}, at, true)
+}
+
+// TCPLaunch sends the SYN of a socket of TCPExpect. Errors: EBADF, EINVAL when it was sent, or answered.
+func (h *Host) TCPLaunch(s Handle, now int64) Errno {
+	h.now = now
+	c := h.tcp.get(s)
+	switch {
+	case c == nil:
+		return EBADF
+	case !c.quiet || c.state != tcpSynSent:
+		return EINVAL
+	}
+	c.quiet = false
+	h.sendSYN(c)
+	return 0
 }
 
 // tcpDial makes a connection in SYN-SENT whose SYN leaves at a time.
