@@ -10,12 +10,28 @@ func (h *Host) TCPDial(local proto.Addr, lport uint16, remote proto.Addr, rport 
 	return h.tcpDial(flowKey{Local: local, Remote: remote, LPort: lport, RPort: rport}, now, false)
 }
 
-// TCPExpect waits for the answer to a SYN that a sibling sends, which may come in on any queue: TCPDial with the same
-// addresses and, as now, with at makes the same SYN of the same sequence number there. The socket sends nothing before
-// the answer is here. Of the siblings' sockets one connects or is refused; the others are for TCPAbort. Errors as TCPDial.
+// TCPExpect waits for the answer to a SYN that a sibling sends, which may come in on any queue: with the same addresses and
+// the same at it makes the same SYN of the same sequence number on each, and TCPLaunch sends it from one of them. The others
+// send nothing before the answer is here. Of the siblings' sockets one connects or is refused; the others are for TCPAbort.
+// Errors as TCPDial.
 func (h *Host) TCPExpect(local proto.Addr, lport uint16, remote proto.Addr, rport uint16, at, now int64) (Handle, Errno) {
 	h.now = now
 	return h.tcpDial(flowKey{Local: local, Remote: remote, LPort: lport, RPort: rport}, at, true)
+}
+
+// TCPLaunch sends the SYN of a socket of TCPExpect. Errors: EBADF, EINVAL when it was sent, or answered.
+func (h *Host) TCPLaunch(s Handle, now int64) Errno {
+	h.now = now
+	c := h.tcp.get(s)
+	switch {
+	case c == nil:
+		return EBADF
+	case !c.quiet || c.state != tcpSynSent:
+		return EINVAL
+	}
+	c.quiet = false
+	h.sendSYN(c)
+	return 0
 }
 
 // tcpDial makes a connection in SYN-SENT whose SYN leaves at a time.
@@ -37,7 +53,7 @@ func (h *Host) tcpDial(k flowKey, at int64, quiet bool) (Handle, Errno) {
 		if k.LPort = h.dialPort(k); k.LPort == 0 {
 			return 0, EADDRNOTAVAIL
 		}
-	} else if kind, _ := h.tcp.flows.get(k); kind != 0 {
+	} else if kind, _ := h.tcp.flows.get(k); kind != 0 || !quiet && !h.dialClaim(k) {
 		return 0, EADDRINUSE
 	}
 	i, c := h.tcpAlloc(k)
@@ -63,11 +79,17 @@ func (h *Host) dialPort(k flowKey) uint16 {
 	for range span {
 		h.tcp.dialNext++
 		k.LPort = uint16(ephemeralFirst + (offset+h.tcp.dialNext)%span)
-		if kind, _ := h.tcp.flows.get(k); kind == 0 && !h.tcpPortUsed(k.Local, k.LPort) {
+		if kind, _ := h.tcp.flows.get(k); kind == 0 && !h.tcpPortUsed(k.Local, k.LPort) && h.dialClaim(k) {
 			return k.LPort
 		}
 	}
 	return 0
+}
+
+// dialClaim keeps two Hosts of a group from dialling the same flow.
+func (h *Host) dialClaim(k flowKey) bool {
+	d := h.cfg.Directory
+	return d == nil || d.claim(h.sec.flow(k), h.cfg.Self)
 }
 
 // sendSYN sends a SYN of an active open, or the SYN-ACK of a simultaneous one. The second try asks for no ECN: a
@@ -127,8 +149,8 @@ func (h *Host) synSent(i uint32, c *tcb, s *segment) {
 		return
 	}
 	c.ecnOK = c.ecnOK && flags&(proto.ECE|proto.CWR) == proto.ECE
-	if c.retries == 0 {
-		c.rttSample(uint32((h.now-c.rtxAt)/1000) + c.rto)
+	if c.retries == 0 { // a user timeout may have moved the timer: milliseconds say how much of it can be true
+		c.rttSample(min(uint32((h.now-c.rtxAt)/1000)+c.rto, (h.nowMS()-c.sentAt+1)*1000))
 	}
 	c.sndUna = c.sndNxt
 	h.tcpEstablish(i, c)
@@ -182,9 +204,12 @@ func (h *Host) tcpEstablish(i uint32, c *tcb) {
 	if c.wantFIN {
 		c.state = tcpFinWait1
 	}
+	if d := h.cfg.Directory; d != nil { // of siblings that expect the same answer it came to this one
+		d.set(h.sec.flow(c.key), h.cfg.Self)
+	}
 	c.afterSYN(c.retries)
 	c.retries, c.rtxAt, c.heardAt = 0, 0, h.nowMS()
 	h.keepAliveArm(i, c)
 	h.tcpMark(i, c)
-	h.notify(h.tcp.handle(i))
+	h.notify(h.tcp.handle(i), happenedState)
 }
