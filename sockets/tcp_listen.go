@@ -27,7 +27,7 @@ func (h *Host) TCPListen(local proto.Addr, port uint16) (Handle, Errno) {
 	}
 	t := &h.tcp
 	if port == 0 {
-		if port = h.ephemeral(func(p uint16) bool { return !h.tcpPortUsed(0, p) }); port == 0 {
+		if port = h.ephemeral(proto.ProtoTCP, flowKey{Local: local}, func(p uint16) bool { return !h.tcpPortUsed(0, p) }); port == 0 {
 			return 0, EADDRINUSE
 		}
 	}

@@ -68,12 +68,6 @@ func (t *udpTable) lookup(k flowKey) (uint32, bool) {
 	return t.flows.get(k)
 }
 
-// Ports for sockets that did not choose one (net.ipv4.ip_local_port_range).
-const (
-	ephemeralFirst = 32768
-	ephemeralCount = 28232
-)
-
 // UDPBind opens a UDP socket on an address of ours, or on all of them (zero), and a port, or a free one (zero). Errors:
 // EADDRNOTAVAIL, EADDRINUSE.
 func (h *Host) UDPBind(local proto.Addr, port uint16) (Handle, Errno) {
@@ -82,7 +76,7 @@ func (h *Host) UDPBind(local proto.Addr, port uint16) (Handle, Errno) {
 	}
 	t := &h.udp
 	if port == 0 {
-		if port = h.ephemeral(func(p uint16) bool { return t.ports[p] == 0 }); port == 0 {
+		if port = h.ephemeral(proto.ProtoUDP, flowKey{Local: local}, func(p uint16) bool { return t.ports[p] == 0 }); port == 0 {
 			return 0, EADDRINUSE
 		}
 	}
@@ -115,16 +109,26 @@ func (t *udpTable) inUse(local proto.Addr, port uint16) bool {
 	return false
 }
 
-// ephemeral picks a port at random (RFC 6056 algorithm 1: random start, then upwards) for which free says yes; 0 if
-// there is none.
-func (h *Host) ephemeral(free func(uint16) bool) uint16 {
-	start := int(h.sec.next() % ephemeralCount)
-	for i := range ephemeralCount {
-		if p := uint16(ephemeralFirst + (start+i)%ephemeralCount); free(p) {
-			return p
-		}
+// UDPDial opens a UDP socket that talks to one peer only, on a free port whose answers come in on this queue if that is
+// known (Config.RSS). Errors: EINVAL, ENETUNREACH, EADDRINUSE.
+func (h *Host) UDPDial(remote proto.Addr, rport uint16) (Handle, Errno) {
+	_, src, ok := h.route(remote)
+	switch {
+	case rport == 0:
+		return 0, EINVAL
+	case !ok:
+		return 0, ENETUNREACH
 	}
-	return 0
+	k := flowKey{Local: src, Remote: remote, RPort: rport}
+	if k.LPort = h.ephemeral(proto.ProtoUDP, k, func(p uint16) bool { return h.udp.ports[p] == 0 }); k.LPort == 0 {
+		return 0, EADDRINUSE
+	}
+	h.chose(proto.ProtoUDP, k)
+	s, err := h.UDPBind(0, k.LPort)
+	if err == 0 {
+		err = h.UDPConnect(s, remote, rport)
+	}
+	return s, err
 }
 
 // UDPConnect sets the only peer the socket talks to. Errors: EBADF, EISCONN, ENETUNREACH, EADDRINUSE.
