@@ -1,54 +1,36 @@
 package sockets
 
 import (
-	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
 
 	"xdpd/proto"
+	"xdpd/rings/simnic"
 )
 
-// rssNIC spreads packets over queues as a device does, by a hash of its own: bit by bit.
-type rssNIC struct {
-	key   []byte
-	table []uint32
-	bytes int
-}
-
-func newRSSNIC(seed uint64, queues, size int) *rssNIC {
+// newSpread is a device with a key of its own and a table that deals its entries out to some queues.
+func newSpread(seed uint64, queues, size int) *simnic.Spread {
 	rng := rand.New(rand.NewPCG(seed, 1))
-	n := &rssNIC{key: make([]byte, 40), bytes: proto.RSSPorts}
-	for i := range n.key {
-		n.key[i] = byte(rng.Uint32())
+	n := &simnic.Spread{Key: make([]byte, 40), Bytes: proto.RSSPorts}
+	for i := range n.Key {
+		n.Key[i] = byte(rng.Uint32())
 	}
 	for i := range size {
-		n.table = append(n.table, uint32(i%queues))
+		n.Table = append(n.Table, uint32(i%queues))
 	}
 	return n
 }
 
-func (n *rssNIC) facts(t testing.TB) *proto.RSS {
+// facts are what the device's driver tells.
+func facts(t testing.TB, n *simnic.Spread) *proto.RSS {
 	t.Helper()
-	r, err := proto.NewRSS(n.key, n.table, n.bytes, n.bytes)
+	r, err := proto.NewRSS(n.Key, n.Table, n.Bytes, n.Bytes)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return r
-}
-
-// answerQueue is where the answer to an IPv4 frame of ours comes in.
-func (n *rssNIC) answerQueue(frame []byte) int {
-	ip := frame[14:]
-	in := bytes.Join([][]byte{ip[16:20], ip[12:16], ip[22:24], ip[20:22]}, nil)[:n.bytes]
-	hash := uint32(0)
-	for i := range 8 * len(in) {
-		if in[i/8]>>(7-i%8)&1 == 1 {
-			hash ^= uint32(binary.BigEndian.Uint64(n.key[i/8:]) << (i % 8) >> 32)
-		}
-	}
-	return int(n.table[hash%uint32(len(n.table))])
 }
 
 // queueKits are the Hosts of a device's queues.
@@ -107,16 +89,16 @@ func (k *kit) onlyFrame(s Handle) []byte {
 func TestPortsBringAnswersHome(t *testing.T) {
 	for name, ask := range map[string]func(k *kit, rport uint16) []byte{"TCP": (*kit).dialOnce, "UDP": (*kit).talkOnce} {
 		t.Run(name, func(t *testing.T) {
-			nic, other := newRSSNIC(1, 4, 128), newRSSNIC(2, 4, 128)
-			kits := queueKits(t, 4, nic.facts(t))
+			nic, other := newSpread(1, 4, 128), newSpread(2, 4, 128)
+			kits := queueKits(t, 4, facts(t, nic))
 			home, astray, ports := 0, 0, map[uint16]bool{}
 			for i := range 1000 {
 				q := i % 4
 				frame := ask(kits[q], uint16(1+i/16))
-				if nic.answerQueue(frame) == q {
+				if nic.AnswerQueue(frame) == q {
 					home++
 				}
-				if other.answerQueue(frame) != q {
+				if other.AnswerQueue(frame) != q {
 					astray++
 				}
 				p := binary.BigEndian.Uint16(frame[34:])
@@ -148,7 +130,7 @@ func TestPortsBringAnswersHome(t *testing.T) {
 func TestPortsStayRandom(t *testing.T) {
 	for name, ask := range map[string]func(k *kit, rport uint16) []byte{"TCP": (*kit).dialOnce, "UDP": (*kit).talkOnce} {
 		t.Run(name, func(t *testing.T) {
-			k := queueKits(t, 1, newRSSNIC(3, 4, 64).facts(t))[0]
+			k := queueKits(t, 1, facts(t, newSpread(3, 4, 64)))[0]
 			var parts [16]int
 			up, last := 0, uint16(0)
 			for i := range 1600 {
@@ -173,9 +155,9 @@ func TestPortsStayRandom(t *testing.T) {
 
 // TestPortsElsewhere: where no port brings the answer here, any will do, and it is counted.
 func TestPortsElsewhere(t *testing.T) {
-	nic := newRSSNIC(4, 4, 128)
-	k := queueKits(t, 6, nic.facts(t))[5] // which no entry of the table names
-	if q := nic.answerQueue(k.dialOnce(80)); q == 5 {
+	nic := newSpread(4, 4, 128)
+	k := queueKits(t, 6, facts(t, nic))[5] // which no entry of the table names
+	if q := nic.AnswerQueue(k.dialOnce(80)); q == 5 {
 		t.Error("the table has a queue 5")
 	}
 	k.talkOnce(80)
@@ -196,8 +178,8 @@ func TestPortsElsewhere(t *testing.T) {
 
 // TestPortsFewLeft: with all ports that fit taken another one is found, then none.
 func TestPortsFewLeft(t *testing.T) {
-	nic := newRSSNIC(5, 2, 128)
-	k := queueKits(t, 1, nic.facts(t))[0]
+	nic := newSpread(5, 2, 128)
+	k := queueKits(t, 1, facts(t, nic))[0]
 	taken := map[uint16]int{}
 	other := uint16(0)
 	for p := uint16(ephemeralFirst); p < ephemeralFirst+ephemeralCount; p++ {
@@ -226,14 +208,14 @@ func TestPortsFewLeft(t *testing.T) {
 // TestPortsWithoutPorts: a device that hashes addresses alone brings all answers of a peer to one queue, whatever the
 // port, and one that says nothing may bring them anywhere.
 func TestPortsWithoutPorts(t *testing.T) {
-	nic := newRSSNIC(6, 4, 128)
-	nic.bytes = proto.RSSAddrs
+	nic := newSpread(6, 4, 128)
+	nic.Bytes = proto.RSSAddrs
 	here := 0
-	for q, k := range queueKits(t, 4, nic.facts(t)) {
+	for q, k := range queueKits(t, 4, facts(t, nic)) {
 		frame := k.dialOnce(80)
 		s, err := k.h.TCPDialHere(0, peerIP, 80, k.now)
 		elsewhere := k.h.Counters().Stats[PortElsewhere]
-		if nic.answerQueue(frame) == q {
+		if nic.AnswerQueue(frame) == q {
 			here++
 			if err != 0 || elsewhere != 0 {
 				t.Errorf("queue %d is the peer's: %v, and %d ports elsewhere", q, err, elsewhere)

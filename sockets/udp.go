@@ -126,7 +126,7 @@ func (h *Host) UDPDial(remote proto.Addr, rport uint16) (Handle, Errno) {
 	h.chose(proto.ProtoUDP, k)
 	s, err := h.UDPBind(0, k.LPort)
 	if err == 0 {
-		err = h.UDPConnect(s, remote, rport)
+		err = h.UDPConnect(s, remote, rport) // nothing is in its way: nobody had the port
 	}
 	return s, err
 }
