@@ -27,6 +27,7 @@ type Stack struct {
 	ledger  *umem.Ledger
 	program *xdpprog.Program
 	queues  []*queue
+	steer   steering
 	running sync.WaitGroup
 	cancel  context.CancelFunc
 
@@ -59,6 +60,16 @@ func (s *Stack) Reactors() []*reactor.Reactor {
 		out = append(out, q.reactor)
 	}
 	return out
+}
+
+// queueOf is the number of a reactor's queue.
+func (s *Stack) queueOf(r *reactor.Reactor) int {
+	for _, q := range s.queues {
+		if q.reactor == r {
+			return q.id
+		}
+	}
+	return -1
 }
 
 // Done is closed when the engine ended: after Close, or because it failed. Err tells why.

@@ -70,6 +70,14 @@ type RSS struct {
 	TCP, UDP int
 }
 
+// String is a few words on what is hashed.
+func (r RSS) String() string {
+	over := func(bytes int) string {
+		return map[int]string{0: "unknown", 8: "addresses", 12: "addresses and ports"}[bytes]
+	}
+	return fmt.Sprintf("Toeplitz, a table of %d; TCP: %s; UDP: %s", len(r.Table), over(r.TCP), over(r.UDP))
+}
+
 // ReadRSS asks the driver (ETHTOOL_GRSSH, ETHTOOL_GRXFH) for an interface of
 // the calling thread's namespace. The error says what is not known, and is no
 // failure: many devices have nothing of the kind, or do not tell.

@@ -134,6 +134,9 @@ func TestReadRSSFromDriver(t *testing.T) {
 	if err != nil || !slices.Equal(r.Table, table) || !bytes.Equal(r.Key, key) || r.TCP != 12 || r.UDP != 8 {
 		t.Errorf("read %+v, %v", r, err)
 	}
+	if text := r.String(); text != "Toeplitz, a table of 4; TCP: addresses and ports; UDP: addresses" {
+		t.Errorf("in words: %s", text)
+	}
 	d = driver{table: table, key: key, fields: map[uint32]uint64{unix.TCP_V4_FLOW: 0xf0}}
 	if r, err := readRSS(d.ask); err != nil || r.TCP != 12 || r.UDP != 0 {
 		t.Errorf("with TCP alone: %+v, %v", r, err)

@@ -242,12 +242,24 @@ func writeTable(w io.Writer, v *statsView, o tableOptions) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s (%s): %s, %s, MTU %d; process %d, up %s, commit %s\n", v.Interface, v.Driver, attach, copies, v.MTU,
 		v.PID, time.Duration(v.UptimeSeconds*float64(time.Second)).Round(time.Second), v.Commit)
+	writeRSS(&b, &v.RSS)
 	writeLedger(&b, v, o)
 	writeFrames(&b, v)
 	writeServices(&b, v, o.all)
 	writeSockets(&b, v, o.all)
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+func writeRSS(b *strings.Builder, r *rssView) {
+	if r.What == "" {
+		return // an older engine
+	}
+	if !r.Known {
+		fmt.Fprintf(b, "choice of queues: not known: %s\n", r.What)
+		return
+	}
+	fmt.Fprintf(b, "choice of queues: %s; answers to dials: %s as told, %s elsewhere\n", r.What, commas(r.Agreed), commas(r.Elsewhere))
 }
 
 func writeLedger(b *strings.Builder, v *statsView, o tableOptions) {
