@@ -28,6 +28,7 @@ type Stack struct {
 	program *xdpprog.Program
 	queues  []*queue
 	steer   steering
+	group   *reactor.Group
 	running sync.WaitGroup
 	cancel  context.CancelFunc
 
@@ -62,14 +63,13 @@ func (s *Stack) Reactors() []*reactor.Reactor {
 	return out
 }
 
-// queueOf is the number of a reactor's queue.
-func (s *Stack) queueOf(r *reactor.Reactor) int {
-	for _, q := range s.queues {
-		if q.reactor == r {
-			return q.id
-		}
+// Resize has n goroutines run the reactors from now on. Nothing that is open is touched: a queue only changes who runs it,
+// between two turns. Errors say how many there can be.
+func (s *Stack) Resize(n int) error {
+	if err := s.group.Resize(n); err != nil {
+		return fmt.Errorf("xdpd: %w", err)
 	}
-	return -1
+	return nil
 }
 
 // Done is closed when the engine ended: after Close, or because it failed. Err tells why.

@@ -53,7 +53,7 @@ type FrameStats struct {
 func (s *Stack) Stats() (Stats, error) {
 	st := Stats{
 		Interface: s.cfg.Interface, Driver: s.dev.driver, Native: s.program.Native(), ZeroCopy: s.queues[0].sock.ZeroCopy(),
-		HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(), MTU: s.dev.mtu, RSS: s.rssStats(),
+		HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(), MTU: s.dev.mtu, RSS: RSSStats{s.steer.rss != nil, s.dev.hash},
 	}
 	s.mu.Lock()
 	st.Ports = len(s.ports)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -35,11 +36,11 @@ type steerWorld struct {
 	t     *testing.T
 	stack *Stack
 	nics  []*steerQueue
+	dir   *sockets.Directory
 
 	mu      sync.Mutex
 	spread  *simnic.Spread
 	open    int            // connections of all queues when the last SYN went out
-	astray  func()         // called, if set, when the answer to a SYN comes in on another queue than the SYN left from
 	udpHome map[int]int    // datagrams by the queue they left from, if their answer would come in there
 	udpAway int            // other datagrams
 	ports   map[uint16]int // source ports of SYNs
@@ -79,7 +80,7 @@ func newSteerWorld(t *testing.T, queues int, told, used *simnic.Spread) *steerWo
 	}
 	ledger := umem.NewLedger(queues * frames)
 	w := &steerWorld{
-		t: t, spread: used, udpHome: map[int]int{}, ports: map[uint16]int{}, stack: &Stack{done: make(chan struct{})},
+		t: t, dir: sockets.NewDirectory(), spread: used, udpHome: map[int]int{}, ports: map[uint16]int{}, stack: &Stack{done: make(chan struct{})},
 	}
 	if told != nil {
 		if w.stack.steer.rss, err = proto.NewRSS(told.Key, told.Table, told.Bytes, told.Bytes); err != nil {
@@ -92,6 +93,9 @@ func newSteerWorld(t *testing.T, queues int, told, used *simnic.Spread) *steerWo
 		port.Dev = nic
 		w.nics = append(w.nics, nic)
 		w.addQueue(i, &port, umem.NewPool(region, umem.Frame(i*frames), frames, ledger))
+	}
+	if _, err := reactor.NewGroup(w.stack.Reactors(), reactor.GroupConfig{Stall: -1}); err != nil { // for hand-over
+		t.Fatal(err)
 	}
 	w.turn() // fills the fill rings
 	stop, done := new(atomic.Bool), make(chan struct{})
@@ -116,7 +120,7 @@ func (w *steerWorld) addQueue(i int, port *rings.Port, pool *umem.Pool) {
 	w.t.Helper()
 	host, err := sockets.New(sockets.Config{
 		MAC: steerMAC, MTU: 1500, Addrs: []sockets.Prefix{{Addr: steerUs, Bits: 24}}, KernelNeighbours: true,
-		RSS: w.stack.steer.rss, Queue: i, Seed: [32]byte{1},
+		RSS: w.stack.steer.rss, Queue: i, Seed: [32]byte{1}, Siblings: true, Directory: w.dir, Self: i,
 	}, pool, reactor.Monotonic())
 	if err != nil {
 		w.t.Fatal(err)
@@ -165,9 +169,6 @@ func (w *steerWorld) heard(from int, frame []byte) {
 		q.reactor.Leave()
 	}
 	w.nics[to].Deliver(synAck(&tcp))
-	if to != from && w.astray != nil {
-		w.astray()
-	}
 }
 
 func synAck(syn *proto.TCP) []byte {
@@ -186,7 +187,7 @@ func synAck(syn *proto.TCP) []byte {
 	return b
 }
 
-// dial connects, and gives the queue of the connection, and how many were there when its SYN went out.
+// dial connects, and gives the queue of the connection, and how many sockets waited when its SYN went out.
 func (w *steerWorld) dial() (queue, open int) {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second) // turns a hang into a failure
@@ -196,7 +197,7 @@ func (w *steerWorld) dial() (queue, open int) {
 		w.t.Fatal(err)
 	}
 	c := conn.(*TCPConn)
-	queue = w.stack.queueOf(c.r)
+	queue = slices.Index(w.stack.Reactors(), c.r)
 	c.SetLinger(0)
 	c.Close()
 	w.mu.Lock()
@@ -205,111 +206,94 @@ func (w *steerWorld) dial() (queue, open int) {
 }
 
 // count sums a counter over the queues.
-func (w *steerWorld) count(of func(c *sockets.Counters) uint64) (n uint64) {
+func (w *steerWorld) count(stat sockets.Stat) (n uint64) {
 	for _, q := range w.stack.queues {
 		h, _, _ := q.reactor.Enter()
-		n += of(h.Counters())
+		n += h.Counters().Stats[stat]
 		q.reactor.Leave()
 	}
 	return n
 }
 
-// TestDialKnownHash: once enough answers came in where the hash says, a dial waits on one queue only, the queues take
-// turns, and of 1,000 dials every answer comes in on the queue that asked.
+// TestDialKnownHash: a dial waits on one queue only, the queues take turns, and of 1,000 dials every answer comes in on the
+// queue that asked.
 func TestDialKnownHash(t *testing.T) {
 	nic := steerSpread(1, 4)
 	w := newSteerWorld(t, 4, nic, nic)
-	last := -1
 	for i := range 1000 {
-		q, open := w.dial()
-		want := 1
-		if i < enoughAnswers {
-			want = 4
-		} else if i > enoughAnswers && q != (last+1)%4 {
-			t.Fatalf("dial %d is queue %d's, the one before was %d's", i, q, last)
+		if q, open := w.dial(); q != (i+1)%4 || open != 1 {
+			t.Fatalf("dial %d waited on %d queues and is queue %d's", i, open, q)
 		}
-		if open != want {
-			t.Fatalf("dial %d waited on %d queues, want %d", i, open, want)
+	}
+	for _, stat := range []sockets.Stat{sockets.PortElsewhere, sockets.AnswerElsewhere, sockets.HandedOver, sockets.TCPRetransmits} {
+		if n := w.count(stat); n != 0 {
+			t.Errorf("%v is %d", stat, n)
 		}
-		last = q
-	}
-	if st := w.stack.rssStats(); !st.Known || st.Agreed != 1000 || st.Elsewhere != 0 {
-		t.Errorf("%+v", st)
-	}
-	if n := w.count(func(c *sockets.Counters) uint64 { return c.Drops[sockets.TCPNoSocket] }); n != 0 {
-		t.Errorf("%d answers came in where nobody waited", n)
-	}
-	if n := w.count(func(c *sockets.Counters) uint64 { return c.Stats[sockets.PortElsewhere] }); n != 0 {
-		t.Errorf("%d ports were chosen that bring answers elsewhere", n)
 	}
 	if len(w.ports) != 1000 {
 		t.Errorf("1000 dials used %d ports", len(w.ports))
 	}
 }
 
-// TestDialWrongHash: a device that hashes otherwise than its driver says, or of which nothing is known, costs nothing:
-// every dial waits on all queues and connects.
+// TestDialWrongHash: where the device hashes otherwise than its driver says every dial connects all the same, by hand-over,
+// until each queue has seen one answer elsewhere. From then on, as where nothing is known, dials wait on all queues.
 func TestDialWrongHash(t *testing.T) {
 	for name, told := range map[string]*simnic.Spread{"wrong": steerSpread(2, 4), "unknown": nil} {
 		t.Run(name, func(t *testing.T) {
 			w := newSteerWorld(t, 4, told, steerSpread(1, 4))
 			var queues [4]int
-			for range 200 {
+			alone := 0
+			for i := range 200 {
 				q, open := w.dial()
-				if open != 4 {
+				queues[q]++
+				if open == 1 {
+					alone++
+				} else if open != 4 {
 					t.Fatalf("a dial waited on %d queues", open)
 				}
-				queues[q]++
+				if open != 4 && (i >= 100 || told == nil) {
+					t.Fatalf("dial %d waited on %d queues", i, open)
+				}
 			}
 			for q, n := range queues {
 				if n == 0 {
-					t.Errorf("no answer came in on queue %d", q)
+					t.Errorf("no connection is queue %d's", q)
 				}
 			}
-			st := w.stack.rssStats()
-			if told == nil && (st.Known || st.Agreed+st.Elsewhere != 0) {
-				t.Errorf("nothing is known: %+v", st)
-			}
-			if told != nil && (!st.Known || st.Agreed+st.Elsewhere != 200 || st.Elsewhere < 100 || w.stack.steer.believed()) {
-				t.Errorf("the hash is wrong: %+v", st)
+			elsewhere := w.count(sockets.AnswerElsewhere)
+			if want := uint64(4); told != nil && (elsewhere != want || alone < 4) || told == nil && elsewhere != 0 {
+				t.Errorf("%d answers came in elsewhere, and %d dials waited on one queue", elsewhere, alone)
 			}
 		})
 	}
 }
 
-// TestDialHashChanges: when the table is changed (ethtool -X), the dial that waits in the wrong place fails, and those
-// after it wait everywhere again.
+// TestDialHashChanges: when the table is changed (ethtool -X), the dials that wait in the wrong place are answered by
+// hand-over, one for each queue, and those after them wait everywhere.
 func TestDialHashChanges(t *testing.T) {
 	nic := steerSpread(3, 4)
 	told := *nic
 	told.Table = append([]uint32(nil), nic.Table...)
 	w := newSteerWorld(t, 4, &told, nic)
-	for range enoughAnswers + 4 {
+	for range 8 {
 		w.dial()
 	}
-	if _, open := w.dial(); open != 1 {
-		t.Fatalf("a dial waited on %d queues: nothing is tested", open)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
 	w.mu.Lock()
 	for i, q := range nic.Table {
 		nic.Table[i] = (q + 1) % 4
 	}
-	w.astray = cancel
 	w.mu.Unlock()
-	if c, err := w.stack.DialContext(ctx, "tcp", "10.0.0.2:80"); err == nil {
-		t.Fatalf("connected from %v: nothing is tested", c.LocalAddr())
-	}
-	w.mu.Lock()
-	w.astray = nil
-	w.mu.Unlock()
-	for i := range 3 {
-		if _, open := w.dial(); open != 4 {
-			t.Errorf("dial %d after the change waited on %d queues", i, open)
+	for i := range 8 {
+		want := 4
+		if i < 4 {
+			want = 1
+		}
+		if _, open := w.dial(); open != want {
+			t.Errorf("dial %d after the change waited on %d queues, want %d", i, open, want)
 		}
 	}
-	if st := w.stack.rssStats(); st.Elsewhere != 3 {
-		t.Errorf("%+v", st)
+	if n := w.count(sockets.AnswerElsewhere); n != 4 {
+		t.Errorf("%d answers came in elsewhere", n)
 	}
 }
 
@@ -325,22 +309,20 @@ func TestDialNoPortFits(t *testing.T) {
 		told, used *simnic.Spread
 		open       int
 		queue      int // that all connect on; -1: any
-		agreed     uint64
 	}{
-		"one queue gets all":       {one, one, 1, 0, 50},
-		"the port is not hashed":   {byAddress, byAddress, 1, byAddress.Queue(synAck(&proto.TCP{})), 50},
-		"a queue that is not ours": {notOurs, steerSpread(4, 4), 4, -1, 0},
+		"one queue gets all":       {one, one, 1, 0},
+		"the port is not hashed":   {byAddress, byAddress, 1, byAddress.Queue(synAck(&proto.TCP{}))},
+		"a queue that is not ours": {notOurs, steerSpread(4, 4), 4, -1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newSteerWorld(t, 4, c.told, c.used)
-			w.stack.steer.row.Store(enoughAnswers)
 			for range 50 {
 				if q, open := w.dial(); open != c.open || c.queue >= 0 && q != c.queue {
 					t.Fatalf("a dial waited on %d queues and connected on %d, want %d and %d", open, q, c.open, c.queue)
 				}
 			}
-			if st := w.stack.rssStats(); st.Agreed != c.agreed || st.Elsewhere != 50-c.agreed {
-				t.Errorf("%+v", st)
+			if n := w.count(sockets.AnswerElsewhere); n != 0 {
+				t.Errorf("%d answers came in elsewhere", n)
 			}
 		})
 	}

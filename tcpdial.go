@@ -118,7 +118,6 @@ func (c *TCPConn) connect(ctx context.Context) error {
 		select {
 		case <-c.writable: // a socket has connected or failed
 		case <-ctx.Done():
-			c.unanswered(ends)
 			abandon(ends)
 			return contextError{ctx.Err()}
 		case <-c.stack.done:
@@ -127,14 +126,10 @@ func (c *TCPConn) connect(ctx context.Context) error {
 		for i, e := range ends {
 			connected, err := c.outcome(e)
 			if connected {
-				c.stack.steer.answered(c.local, c.remote, c.stack.queueOf(e.r))
 				abandon(append(ends[:i:i], ends[i+1:]...))
 				return nil
 			}
 			if err != nil {
-				if errors.Is(err, sockets.ETIMEDOUT) {
-					c.unanswered(ends)
-				}
 				abandon(ends)
 				return err
 			}
@@ -142,17 +137,10 @@ func (c *TCPConn) connect(ctx context.Context) error {
 	}
 }
 
-// unanswered is the end of a dial that nobody answered.
-func (c *TCPConn) unanswered(ends []tcpEnd) {
-	if len(ends) < len(c.stack.queues) {
-		c.stack.steer.unanswered()
-	}
-}
-
 // start sends a SYN. It returns the sockets that wait for the answer: one on every queue, unless it is known on which of
 // them it comes in.
 func (c *TCPConn) start() ([]tcpEnd, error) {
-	if len(c.stack.queues) > 1 && c.stack.steer.believed() {
+	if len(c.stack.queues) > 1 && c.stack.steer.rss.Hashed(proto.ProtoTCP) != 0 {
 		if ends, err := c.startHere(); err != nil || ends != nil {
 			return ends, err
 		}
@@ -171,7 +159,7 @@ func (c *TCPConn) start() ([]tcpEnd, error) {
 }
 
 // startHere sends a SYN from the queue whose turn it is and from a port that brings the answer there. Neither ends nor
-// an error: no queue has found such a port.
+// an error: no queue has found such a port, or believes in it any more.
 func (c *TCPConn) startHere() ([]tcpEnd, error) {
 	remote, _ := proto.AddrFrom(c.remote.Addr())
 	n := len(c.stack.queues)
@@ -213,36 +201,38 @@ func (c *TCPConn) tryStart() (ends []tcpEnd, errno sockets.Errno, err error) {
 	if !ok {
 		return nil, 0, c.endError()
 	}
-	port := uint16(0)
+	s, errno := h.TCPExpect(0, 0, remote, c.remote.Port(), now, now)
+	if errno != 0 {
+		return nil, errno, nil
+	}
+	ends = []tcpEnd{{first, s}}
+	defer func() {
+		if errno != 0 || err != nil {
+			first.Watch(s, nil)
+			h.TCPAbort(s, now)
+			abandon(ends[1:])
+			ends = nil
+		}
+	}()
+	if err := c.await(h, ends[0]); err != nil {
+		return ends, 0, err
+	}
 	// The locks of several reactors are only ever taken in this order.
 	for _, q := range c.stack.queues[1:] {
 		h, later, ok := q.reactor.Enter()
 		s := sockets.Handle(0)
 		if !ok {
 			err = c.endError()
-		} else if s, errno = h.TCPExpect(0, port, remote, c.remote.Port(), now, later); errno == 0 {
+		} else if s, errno = h.TCPExpect(0, c.local.Port(), remote, c.remote.Port(), now, later); errno == 0 {
 			ends = append(ends, tcpEnd{q.reactor, s})
 			err = c.await(h, ends[len(ends)-1])
 		}
 		q.reactor.Leave()
 		if errno != 0 || err != nil {
-			abandon(ends)
-			return nil, errno, err
+			return ends, errno, err
 		}
-		port = c.local.Port()
 	}
-	s, errno := h.TCPDial(0, port, remote, c.remote.Port(), now)
-	if errno != 0 {
-		abandon(ends)
-		return nil, errno, nil
-	}
-	if err := c.await(h, tcpEnd{first, s}); err != nil {
-		first.Watch(s, nil)
-		h.TCPAbort(s, now)
-		abandon(ends)
-		return nil, 0, err
-	}
-	return append(ends, tcpEnd{first, s}), 0, nil
+	return ends, h.TCPLaunch(s, now), nil
 }
 
 // await makes a socket in SYN-SENT ready for its answer. The caller holds its reactor's lock.

@@ -40,16 +40,16 @@ func QueueCount(name string, ifindex int) int {
 func ethtoolChannels(name string) int {
 	// struct ethtool_channels: cmd, maxRX, maxTX, maxOther, maxCombined, rx, tx,
 	// other, combined
-	ch := words(9, unix.ETHTOOL_GCHANNELS)
+	ch := command(9, unix.ETHTOOL_GCHANNELS)
 	if ethtool(name, ch) != nil {
 		return 0
 	}
-	return int(word(ch, 5) + word(ch, 8))
+	return int(field(ch, 5) + field(ch, 8))
 }
 
-// words is a struct of n 32-bit fields whose first are given, and word reads
+// command is a struct of n 32-bit fields whose first are given, and field reads
 // one.
-func words(n int, first ...uint32) []byte {
+func command(n int, first ...uint32) []byte {
 	b := make([]byte, 4*n)
 	for i, v := range first {
 		binary.NativeEndian.PutUint32(b[4*i:], v)
@@ -57,7 +57,7 @@ func words(n int, first ...uint32) []byte {
 	return b
 }
 
-func word(b []byte, i int) uint32 { return binary.NativeEndian.Uint32(b[4*i:]) }
+func field(b []byte, i int) uint32 { return binary.NativeEndian.Uint32(b[4*i:]) }
 
 // RSS is how the device spreads received packets over its queues. Table holds
 // the queue for each value of the hash modulo its length. TCP and UDP are the
@@ -82,11 +82,11 @@ func (r RSS) String() string {
 // the calling thread's namespace. The error says what is not known, and is no
 // failure: many devices have nothing of the kind, or do not tell.
 func ReadRSS(name string) (RSS, error) {
-	return readRSS(func(command []byte) error { return ethtool(name, command) })
+	return readRSS(func(c []byte) error { return ethtool(name, c) })
 }
 
-func readRSS(ask func(command []byte) error) (RSS, error) {
-	head := words(rssHead/4, unix.ETHTOOL_GRSSH)
+func readRSS(ask func([]byte) error) (RSS, error) {
+	head := command(rssHead/4, unix.ETHTOOL_GRSSH)
 	if err := ask(head); err != nil {
 		return RSS{}, fmt.Errorf("the driver does not tell its hash: %w", err)
 	}
@@ -94,7 +94,7 @@ func readRSS(ask func(command []byte) error) (RSS, error) {
 	if err != nil {
 		return RSS{}, err
 	}
-	answer := words(rssHead/4, unix.ETHTOOL_GRSSH, 0, word(head, 2), word(head, 3))
+	answer := command(rssHead/4, unix.ETHTOOL_GRSSH, 0, field(head, 2), field(head, 3))
 	answer = append(answer, make([]byte, size-rssHead)...)
 	if err := ask(answer); err != nil { // EINVAL: the sizes are no longer those
 		return RSS{}, fmt.Errorf("the driver does not tell its hash key: %w", err)
@@ -122,7 +122,7 @@ const (
 
 // rssSize is how long an answer is whose head says so.
 func rssSize(head []byte) (int, error) {
-	table, key := word(head, 2), word(head, 3)
+	table, key := field(head, 2), field(head, 3)
 	if table == 0 || key == 0 {
 		return 0, fmt.Errorf("the device has no indirection table or no hash key")
 	}
@@ -149,8 +149,8 @@ func parseRSS(b []byte) (RSS, error) {
 		return RSS{}, fmt.Errorf("the device's hash is not Toeplitz (function %#x, input transformation %#x)", hash, transform)
 	}
 	var r RSS
-	for i := range int(word(b, 2)) {
-		r.Table = append(r.Table, word(b[rssHead:], i))
+	for i := range int(field(b, 2)) {
+		r.Table = append(r.Table, field(b[rssHead:], i))
 	}
 	r.Key = append(r.Key, b[rssHead+4*len(r.Table):size]...)
 	return r, nil
@@ -160,7 +160,7 @@ func parseRSS(b []byte) (RSS, error) {
 func hashedBytes(ask func([]byte) error, flow uint32) int {
 	// struct ethtool_rxnfc: cmd, flow_type, 64 bits of data, and what is for
 	// other commands
-	rxnfc := words(48, unix.ETHTOOL_GRXFH, flow)
+	rxnfc := command(48, unix.ETHTOOL_GRXFH, flow)
 	if ask(rxnfc) != nil {
 		return 0
 	}

@@ -17,7 +17,7 @@ import (
 
 // rssAnswer is what a driver with Toeplitz says.
 func rssAnswer(table []uint32, key []byte) []byte {
-	b := words(rssHead/4, unix.ETHTOOL_GRSSH, 0, uint32(len(table)), uint32(len(key)))
+	b := command(rssHead/4, unix.ETHTOOL_GRSSH, 0, uint32(len(table)), uint32(len(key)))
 	b[16] = 1
 	for _, q := range table {
 		b = binary.NativeEndian.AppendUint32(b, q)
@@ -99,28 +99,28 @@ type driver struct {
 	asked         int
 }
 
-func (d *driver) ask(command []byte) error {
-	switch word(command, 0) {
+func (d *driver) ask(c []byte) error {
+	switch field(c, 0) {
 	case unix.ETHTOOL_GRSSH:
 		if d.asked++; d.asked == 2 && d.second != nil {
 			d.table = d.second
 		}
-		table, key := word(command, 2), word(command, 3)
+		table, key := field(c, 2), field(c, 3)
 		if table != 0 && int(table) != len(d.table) || key != 0 && int(key) != len(d.key) {
 			return unix.EINVAL
 		}
 		if answer := rssAnswer(d.table, d.key); table != 0 {
-			copy(command, answer)
+			copy(c, answer)
 		} else {
-			copy(command, answer[:rssHead])
+			copy(c, answer[:rssHead])
 		}
 		return nil
 	case unix.ETHTOOL_GRXFH:
-		flags, ok := d.fields[word(command, 1)]
+		flags, ok := d.fields[field(c, 1)]
 		if !ok {
 			return unix.EOPNOTSUPP
 		}
-		binary.NativeEndian.PutUint64(command[8:], flags)
+		binary.NativeEndian.PutUint64(c[8:], flags)
 		return nil
 	}
 	return unix.EOPNOTSUPP

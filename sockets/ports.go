@@ -50,24 +50,58 @@ func (h *Host) ephemeral(transport uint8, k flowKey, free func(uint16) bool) uin
 	return 0
 }
 
+// udpPort is a free port for a UDP socket.
+func (h *Host) udpPort(k flowKey) uint16 {
+	return h.ephemeral(proto.ProtoUDP, k, func(p uint16) bool {
+		return h.udp.ports[p] == 0 && !h.portElsewhere(proto.ProtoUDP, k.Local, p)
+	})
+}
+
+// UDPDial opens a UDP socket that talks to one peer only, on a free port whose answers come in on this queue if that is
+// known (Config.RSS). Errors: EINVAL, ENETUNREACH, EADDRINUSE.
+func (h *Host) UDPDial(remote proto.Addr, rport uint16) (Handle, Errno) {
+	_, src, ok := h.route(remote)
+	switch {
+	case rport == 0:
+		return 0, EINVAL
+	case !ok:
+		return 0, ENETUNREACH
+	}
+	k := flowKey{Local: src, Remote: remote, RPort: rport}
+	if k.LPort = h.udpPort(k); k.LPort == 0 {
+		return 0, EADDRINUSE
+	}
+	h.chose(proto.ProtoUDP, k)
+	s, err := h.UDPBind(0, k.LPort)
+	if err == 0 {
+		err = h.UDPConnect(s, remote, rport) // nothing is in its way: nobody had the port
+	}
+	return s, err
+}
+
 // dialPort is RFC 6056 algorithm 3: counting from an offset that a stranger cannot know, so that ports to one peer do
-// not repeat soon; of the first portTries only those count whose answers come in here. A port is taken when its
-// four-tuple is, or when somebody listens on it.
-func (h *Host) dialPort(k flowKey) uint16 {
+// not repeat soon; of the first portTries only those count whose answers come in here, and with only no others. A port is
+// taken when its four-tuple is, or when somebody listens on it. 0: there is none.
+func (h *Host) dialPort(k flowKey, only bool) uint16 {
 	const span = ephemeralCount
-	offset := h.sec.dial(flowKey{Local: k.Local, Remote: k.Remote, RPort: k.RPort})
-	h.tcp.dialNext += uint32(h.sec.next() & 7)
-	choosy := 0
+	choosy, all := 0, span
 	if h.steers(proto.ProtoTCP, k) {
 		choosy = portTries
+		if only {
+			all = 0
+		}
+	} else if only && !h.answeredHere(proto.ProtoTCP, k) {
+		return 0
 	}
-	for i := range choosy + span {
+	offset := h.sec.dial(flowKey{Local: k.Local, Remote: k.Remote, RPort: k.RPort})
+	h.tcp.dialNext += uint32(h.sec.next() & 7)
+	for i := range choosy + all {
 		h.tcp.dialNext++
 		k.LPort = uint16(ephemeralFirst + (offset+h.tcp.dialNext)%span)
 		if i < choosy && !h.answeredHere(proto.ProtoTCP, k) {
 			continue
 		}
-		if kind, _ := h.tcp.flows.get(k); kind == 0 && !h.tcpPortUsed(k.Local, k.LPort) {
+		if kind, _ := h.tcp.flows.get(k); kind == 0 && !h.tcpPortUsed(k.Local, k.LPort) && h.dialClaim(k) {
 			return k.LPort
 		}
 	}

@@ -348,10 +348,11 @@ func (n *simNode) programs() {
 		if s == nil {
 			n.w.fail("node %d has an event %+v for nobody", n.id, e)
 		}
-		if e.Ready&(In|RdHup|Hup|Err) != 0 {
+		ready := n.h.Ready(e.Sock)
+		if ready&(In|RdHup|Hup|Err) != 0 {
 			s.noRead = false
 		}
-		if e.Ready&(Out|Hup|Err) != 0 {
+		if ready&(Out|Hup|Err) != 0 {
 			s.noWrite = false
 		}
 	}

@@ -39,6 +39,8 @@ func (h *Host) tcpReady(c *tcb) Ready {
 	// Writable only when a third of the buffer is free, or the writer would be woken for every segment acknowledged.
 	if c.state == tcpClosed || c.wantFIN || !c.blocked && h.sndRoomy(c) {
 		r |= Out
+	} else {
+		c.happened |= noSpace
 	}
 	return r
 }
@@ -167,6 +169,7 @@ func (h *Host) TCPWrite(s Handle, p []byte, now int64) (n int, err Errno) {
 // writerWaits notes that the writer must hear of room. What keeps it from writing is its own queue, whose
 // acknowledgements tell it, or the want of frames.
 func (h *Host) writerWaits(s Handle, c *tcb) {
+	c.happened |= noSpace
 	if h.sndRoomy(c) {
 		h.awaitData(s, c)
 	}
@@ -230,6 +233,7 @@ func (h *Host) TCPShutdown(s Handle, now int64) Errno {
 		return ENOTCONN
 	}
 	h.tcpFinish(s.index(), c)
+	h.notify(s, happenedState)
 	return 0
 }
 
@@ -249,7 +253,7 @@ func (h *Host) TCPShutdownRead(s Handle, now int64) Errno {
 	h.releaseChain(c.rcvHead)
 	c.rcvHead, c.rcvBytes = umem.None, 0
 	h.rcvTaken(s.index(), c, n)
-	h.notify(s)
+	h.notify(s, happenedState)
 	return 0
 }
 

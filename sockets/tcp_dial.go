@@ -11,15 +11,20 @@ func (h *Host) TCPDial(local proto.Addr, lport uint16, remote proto.Addr, rport 
 }
 
 // TCPDialHere is TCPDial from a port whose answer comes in on this queue, which no other queue need wait for then
-// (Config.RSS). Where none is found or nothing is known it sends nothing, and the error is EADDRNOTAVAIL.
+// (Config.RSS). Where none is found, nothing is known, or what is known was wrong (AnswerElsewhere), it sends nothing, and
+// the error is EADDRNOTAVAIL.
 func (h *Host) TCPDialHere(local, remote proto.Addr, rport uint16, now int64) (Handle, Errno) {
 	h.now = now
+	if h.counters.Stats[AnswerElsewhere] > 0 {
+		return 0, EADDRNOTAVAIL
+	}
 	return h.tcpDial(flowKey{Local: local, Remote: remote, RPort: rport}, now, here)
 }
 
-// TCPExpect waits for the answer to a SYN that a sibling sends, which may come in on any queue: TCPDial with the same
-// addresses and, as now, with at makes the same SYN of the same sequence number there. The socket sends nothing before
-// the answer is here. Of the siblings' sockets one connects or is refused; the others are for TCPAbort. Errors as TCPDial.
+// TCPExpect waits for the answer to a SYN that a sibling sends, which may come in on any queue: with the same addresses and
+// the same at it makes the same SYN of the same sequence number on each, and TCPLaunch sends it from one of them. The others
+// send nothing before the answer is here. Of the siblings' sockets one connects or is refused; the others are for TCPAbort.
+// Errors as TCPDial.
 func (h *Host) TCPExpect(local proto.Addr, lport uint16, remote proto.Addr, rport uint16, at, now int64) (Handle, Errno) {
 	h.now = now
 	return h.tcpDial(flowKey{Local: local, Remote: remote, LPort: lport, RPort: rport}, at, quiet)
@@ -33,6 +38,21 @@ const (
 	here                  // TCPDialHere
 	quiet                 // TCPExpect
 )
+
+// TCPLaunch sends the SYN of a socket of TCPExpect. Errors: EBADF, EINVAL when it was sent, or answered.
+func (h *Host) TCPLaunch(s Handle, now int64) Errno {
+	h.now = now
+	c := h.tcp.get(s)
+	switch {
+	case c == nil:
+		return EBADF
+	case !c.quiet || c.state != tcpSynSent:
+		return EINVAL
+	}
+	c.quiet = false
+	h.sendSYN(c)
+	return 0
+}
 
 // tcpDial makes a connection in SYN-SENT whose SYN leaves at a time.
 func (h *Host) tcpDial(k flowKey, at int64, mode dialMode) (Handle, Errno) {
@@ -50,11 +70,11 @@ func (h *Host) tcpDial(k flowKey, at int64, mode dialMode) (Handle, Errno) {
 		k.Local = src
 	}
 	if k.LPort == 0 {
-		if k.LPort = h.dialPort(k); k.LPort == 0 || mode == here && !h.answeredHere(proto.ProtoTCP, k) {
+		if k.LPort = h.dialPort(k, mode == here); k.LPort == 0 {
 			return 0, EADDRNOTAVAIL
 		}
 		h.chose(proto.ProtoTCP, k)
-	} else if kind, _ := h.tcp.flows.get(k); kind != 0 {
+	} else if kind, _ := h.tcp.flows.get(k); kind != 0 || mode != quiet && !h.dialClaim(k) {
 		return 0, EADDRINUSE
 	}
 	i, c := h.tcpAlloc(k)
@@ -69,6 +89,12 @@ func (h *Host) tcpDial(k flowKey, at int64, mode dialMode) (Handle, Errno) {
 	c.rtxAt = at + int64(c.rto)*1000
 	h.tcpArm(i, c)
 	return h.tcp.handle(i), 0
+}
+
+// dialClaim keeps two Hosts of a group from dialling the same flow.
+func (h *Host) dialClaim(k flowKey) bool {
+	d := h.cfg.Directory
+	return d == nil || d.claim(h.sec.flow(k), h.cfg.Self)
 }
 
 // sendSYN sends a SYN of an active open, or the SYN-ACK of a simultaneous one. The second try asks for no ECN: a
@@ -128,8 +154,11 @@ func (h *Host) synSent(i uint32, c *tcb, s *segment) {
 		return
 	}
 	c.ecnOK = c.ecnOK && flags&(proto.ECE|proto.CWR) == proto.ECE
-	if c.retries == 0 {
-		c.rttSample(uint32((h.now-c.rtxAt)/1000) + c.rto)
+	if c.retries == 0 { // a user timeout may have moved the timer: milliseconds say how much of it can be true
+		c.rttSample(min(uint32((h.now-c.rtxAt)/1000)+c.rto, (h.nowMS()-c.sentAt+1)*1000))
+	}
+	if s.handed && h.answeredHere(proto.ProtoTCP, c.key) {
+		h.count(AnswerElsewhere)
 	}
 	c.sndUna = c.sndNxt
 	h.tcpEstablish(i, c)
@@ -183,9 +212,12 @@ func (h *Host) tcpEstablish(i uint32, c *tcb) {
 	if c.wantFIN {
 		c.state = tcpFinWait1
 	}
+	if d := h.cfg.Directory; d != nil { // of siblings that expect the same answer it came to this one
+		d.set(h.sec.flow(c.key), h.cfg.Self)
+	}
 	c.afterSYN(c.retries)
 	c.retries, c.rtxAt, c.heardAt = 0, 0, h.nowMS()
 	h.keepAliveArm(i, c)
 	h.tcpMark(i, c)
-	h.notify(h.tcp.handle(i))
+	h.notify(h.tcp.handle(i), happenedState)
 }

@@ -18,9 +18,11 @@ type udpSock struct {
 	gen        uint32
 	used       bool
 	connected  bool
-	marked     bool // an event is queued
-	blocked    bool // waits in Host.noTxFrame
-	need       int  // while blocked: frames for the datagram that was refused
+	tellSent   bool   // UDPTellSent
+	happened   uint8  // packReady of what happened; not 0: an event is queued
+	times      uint32 // how often
+	blocked    bool   // waits in Host.noTxFrame
+	need       int    // while blocked: frames for the datagram that was refused
 	err        Errno
 	head, tail umem.Frame
 	datagrams  int
@@ -76,7 +78,7 @@ func (h *Host) UDPBind(local proto.Addr, port uint16) (Handle, Errno) {
 	}
 	t := &h.udp
 	if port == 0 {
-		if port = h.ephemeral(proto.ProtoUDP, flowKey{Local: local}, func(p uint16) bool { return t.ports[p] == 0 }); port == 0 {
+		if port = h.udpPort(flowKey{Local: local}); port == 0 {
 			return 0, EADDRINUSE
 		}
 	}
@@ -94,6 +96,7 @@ func (h *Host) UDPBind(local proto.Addr, port uint16) (Handle, Errno) {
 	u := &t.socks[i]
 	*u = udpSock{key: k, gen: u.gen + 1, used: true, head: umem.None, tail: umem.None}
 	t.flows.put(k, i)
+	h.udpEnter(k)
 	t.ports[port]++
 	return t.handle(u, i), 0
 }
@@ -107,28 +110,6 @@ func (t *udpTable) inUse(local proto.Addr, port uint16) bool {
 		}
 	}
 	return false
-}
-
-// UDPDial opens a UDP socket that talks to one peer only, on a free port whose answers come in on this queue if that is
-// known (Config.RSS). Errors: EINVAL, ENETUNREACH, EADDRINUSE.
-func (h *Host) UDPDial(remote proto.Addr, rport uint16) (Handle, Errno) {
-	_, src, ok := h.route(remote)
-	switch {
-	case rport == 0:
-		return 0, EINVAL
-	case !ok:
-		return 0, ENETUNREACH
-	}
-	k := flowKey{Local: src, Remote: remote, RPort: rport}
-	if k.LPort = h.ephemeral(proto.ProtoUDP, k, func(p uint16) bool { return h.udp.ports[p] == 0 }); k.LPort == 0 {
-		return 0, EADDRINUSE
-	}
-	h.chose(proto.ProtoUDP, k)
-	s, err := h.UDPBind(0, k.LPort)
-	if err == 0 {
-		err = h.UDPConnect(s, remote, rport) // nothing is in its way: nobody had the port
-	}
-	return s, err
 }
 
 // UDPConnect sets the only peer the socket talks to. Errors: EBADF, EISCONN, ENETUNREACH, EADDRINUSE.
@@ -153,8 +134,9 @@ func (h *Host) UDPConnect(s Handle, remote proto.Addr, port uint16) Errno {
 	if _, taken := h.udp.flows.get(k); taken {
 		return EADDRINUSE
 	}
-	h.udp.flows.del(u.key)
+	h.udpForget(u)
 	h.udp.flows.put(k, s.index())
+	h.udpEnter(k)
 	u.key, u.connected = k, true
 	h.udp.connected++
 	return 0
@@ -170,7 +152,7 @@ func (h *Host) udpClose(s Handle) Errno {
 	for u.datagrams > 0 {
 		h.udpPop(u)
 	}
-	t.flows.del(u.key)
+	h.udpForget(u)
 	if t.ports[u.key.LPort]--; t.ports[u.key.LPort] == 0 {
 		delete(t.ports, u.key.LPort)
 	}
@@ -215,13 +197,14 @@ func (h *Host) UDPSockets() []UDPInfo {
 	return out
 }
 
+// udpReady is udp_poll.
 func (h *Host) udpReady(u *udpSock) Ready {
 	var r Ready
 	if u.datagrams > 0 {
 		r |= In
 	}
 	if u.err != 0 {
-		r |= In | Out | Err
+		r |= Err
 	}
 	if !u.blocked {
 		r |= Out
@@ -241,7 +224,14 @@ func (h *Host) udpInput(p *packet) {
 		h.drop(p, Drop(proto.UDPChecksum))
 		return
 	}
-	i, ok := h.udp.lookup(flowKey{Local: p.ip.Dst, Remote: p.ip.Src, LPort: u.DstPort, RPort: u.SrcPort})
+	k := flowKey{Local: p.ip.Dst, Remote: p.ip.Src, LPort: u.DstPort, RPort: u.SrcPort}
+	i, ok := h.udp.lookup(k)
+	if !ok && !p.handed {
+		if to, found := h.udpElsewhere(k); found {
+			h.handOver(p, to, nil)
+			return
+		}
+	}
 	if !ok {
 		h.icmpError(p, proto.ICMPUnreachable, proto.UnreachPort)
 		h.drop(p, UDPNoSocket)
@@ -260,7 +250,7 @@ func (h *Host) udpInput(p *packet) {
 	}
 	h.udpPush(s, p, &u, size)
 	h.count(RxDelivered)
-	h.notify(h.udp.handle(s, i))
+	h.notify(h.udp.handle(s, i), happenedIn)
 }
 
 // trim cuts a packet's payload to n bytes, freeing frames that hold none of them.
@@ -406,6 +396,9 @@ func (h *Host) UDPSend(s Handle, payload []byte, dst netip.AddrPort, now int64) 
 		src = u.key.Local
 	}
 	err := h.udpOutput(payload, flowKey{Local: src, Remote: remote, LPort: u.key.LPort, RPort: rport}, hop)
+	if err == 0 && u.tellSent {
+		h.notify(s, happenedOut)
+	}
 	if err == EAGAIN {
 		u.need, _ = h.fragments(len(payload) + 8)
 		if !u.blocked {
@@ -414,6 +407,14 @@ func (h *Host) UDPSend(s Handle, payload []byte, dst netip.AddrPort, now int64) 
 		}
 	}
 	return err
+}
+
+// UDPTellSent has every datagram that s sends make an event Out, as sock_wfree does: for who waits for edges of it. To all
+// others it would be news of nothing, so it is not done by itself. It lasts until s is closed.
+func (h *Host) UDPTellSent(s Handle) {
+	if u := h.udp.get(s); u != nil {
+		u.tellSent = true
+	}
 }
 
 func (h *Host) udpOutput(payload []byte, k flowKey, hop proto.Addr) Errno {
@@ -467,6 +468,6 @@ func (h *Host) udpError(k flowKey, err Errno) bool {
 	}
 	u := &h.udp.socks[i]
 	u.err = err
-	h.notify(h.udp.handle(u, i))
+	h.notify(h.udp.handle(u, i), happenedErr)
 	return true
 }

@@ -103,7 +103,7 @@ var ledgerSections = []ledgerSection{
 			dropped("drop.neigh_*", "drop.tx_*", "drop.icmp_rate_limit"),
 			notes("stack.tx_fragments", "stack.tcp_retransmits", "stack.tcp_timeouts", "stack.tcp_resets",
 				"stack.tcp_challenges", "stack.tcp_recoveries", "stack.tcp_loss_probes", "stack.tcp_spurious",
-				"stack.tcp_pressure", "stack.tcp_path_mtu", "stack.port_elsewhere", "stack.tx_bytes"),
+				"stack.tcp_pressure", "stack.tcp_path_mtu", "stack.port_elsewhere", "stack.answer_elsewhere", "stack.tx_bytes"),
 		}},
 		{"reactor", []part{
 			took("stack.tx_frames"),
@@ -252,14 +252,12 @@ func writeTable(w io.Writer, v *statsView, o tableOptions) error {
 }
 
 func writeRSS(b *strings.Builder, r *rssView) {
-	if r.What == "" {
-		return // an older engine
-	}
-	if !r.Known {
+	switch {
+	case r.Known:
+		fmt.Fprintf(b, "choice of queues: %s\n", r.What)
+	case r.What != "": // an older engine says nothing
 		fmt.Fprintf(b, "choice of queues: not known: %s\n", r.What)
-		return
 	}
-	fmt.Fprintf(b, "choice of queues: %s; answers to dials: %s as told, %s elsewhere\n", r.What, commas(r.Agreed), commas(r.Elsewhere))
 }
 
 func writeLedger(b *strings.Builder, v *statsView, o tableOptions) {

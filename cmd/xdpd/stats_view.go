@@ -33,12 +33,10 @@ type statsView struct {
 	Services      []serviceView          `json:"services"`
 }
 
-// rssView is whether the device's choice of queues is known, and how many answers to dials came in where it says.
+// rssView is whether the device's choice of queues is known.
 type rssView struct {
-	Known     bool   `json:"known"`
-	What      string `json:"what"` // the hash, or why it is not known
-	Agreed    uint64 `json:"answers_as_told"`
-	Elsewhere uint64 `json:"answers_elsewhere"`
+	Known bool   `json:"known"`
+	What  string `json:"what"` // the hash, or why it is not known
 }
 
 // serviceView is a service with what it counted; a proxy's TCP and UDP are two.

@@ -173,7 +173,7 @@ func TestUDPFlowLimit(t *testing.T) {
 func TestUDPRefused(t *testing.T) {
 	dead, good := listenUDP(t, "127.0.0.1:0", "d"), listenUDP(t, "127.0.0.1:0", "g")
 	p, at := serveUDP(t, Config{Fall: 3}, dead.addr, good.addr)
-	p.judge(p.backends[0], answers, "")
+	p.judge(p.backends[0], answers, nil)
 	c := dialUDP(t, at)
 	if got := query(t, c, "x"); got != "dx" {
 		t.Fatalf("answered %q", got)
@@ -286,27 +286,27 @@ func TestUDPSilentStaysDown(t *testing.T) {
 	down := func() { p.takeDown(b, health{reason: "test", silent: true}) }
 	down()
 	for range 10 {
-		p.judge(b, silence, "")
+		p.judge(b, silence, nil)
 	}
 	if !b.health.down {
 		t.Error("silence brought it up")
 	}
-	p.judge(b, answers, "")
-	p.judge(b, answers, "")
+	p.judge(b, answers, nil)
+	p.judge(b, answers, nil)
 	if b.health.down {
 		t.Error("answers did not bring it up")
 	}
 	down()
 	b.health.since -= silentHold * time.Hour
-	p.judge(b, silence, "")
-	p.judge(b, silence, "")
+	p.judge(b, silence, nil)
+	p.judge(b, silence, nil)
 	if b.health.down {
 		t.Error("it is never tried again")
 	}
 	// One that was refused is well again with silence: nobody refuses any more.
 	p.takeDown(b, health{reason: "test"})
-	p.judge(b, silence, "")
-	p.judge(b, silence, "")
+	p.judge(b, silence, nil)
+	p.judge(b, silence, nil)
 	if b.health.down {
 		t.Error("a port that refused stays down")
 	}
