@@ -301,6 +301,25 @@ func TestSpread(t *testing.T) {
 	g.a.none()
 }
 
+// TestSpreadOvertaken: what follows the handshake comes to the front by hand, after the connection has left.
+func TestSpreadOvertaken(t *testing.T) {
+	g, _, behind := spreadTo(t)
+	p := newPeer(g.a, svc, 1000)
+	synSent(g.a, p, optMSS(1460))
+	p.k = g.b // both segments come in on the other queue, before the front has seen either
+	p.ackAll()
+	p.send(ack|psh, []byte("x"))
+	if n := g.carry(); n != 4 { // there and back again, each
+		t.Errorf("%d packets went over", n)
+	}
+	s, errno := g.b.h.TCPAccept(behind)
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	conn{tpeer: p, h: s}.wantRead([]byte("x"))
+	g.a.none()
+}
+
 // TestSpreadFull: behind a full accept queue the handshake is not lost, it waits.
 func TestSpreadFull(t *testing.T) {
 	g, _, behind := spreadTo(t, func(c *Config) { c.Backlog = 1 })

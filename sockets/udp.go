@@ -226,7 +226,7 @@ func (h *Host) udpInput(p *packet) {
 	}
 	k := flowKey{Local: p.ip.Dst, Remote: p.ip.Src, LPort: u.DstPort, RPort: u.SrcPort}
 	i, ok := h.udp.lookup(k)
-	if !ok && !p.handed {
+	if !ok && p.hops == 0 {
 		if to, found := h.udpElsewhere(k); found {
 			h.handOver(p, to, nil)
 			return
