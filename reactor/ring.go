@@ -123,7 +123,7 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 		return nil, ErrRingClosed
 	}
 	r.rings = append(r.rings, q)
-	q.end.SQ.SetNeedWakeup(r.dozing.Load())
+	q.end.SQ.SetNeedWakeup(r.asleep)
 	return q, nil
 }
 

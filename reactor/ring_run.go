@@ -1,6 +1,6 @@
 package reactor
 
-// What a reactor does for its rings. The lock is held, except in poke.
+// What a reactor does for its rings. The lock is held.
 
 // runRings takes what is submitted, serves sockets that became ready, and ends timeouts: in each turn, and in Leave
 // when the reactor sleeps.
@@ -77,32 +77,10 @@ func (r *Reactor) ringDeadline() int64 {
 	return d
 }
 
-// doze tells everybody that the reactor is about to sleep, then looks once more: who submits after that look sees what
-// was told. It reports whether it may sleep.
-func (r *Reactor) doze() bool {
-	r.dozing.Store(true)
+// ringsAsleep tells the applications whether the reactor sleeps. Once they are told that it does it looks at the rings
+// once more, and who submits after that look sees what was told.
+func (r *Reactor) ringsAsleep(on bool) {
 	for _, q := range r.rings {
-		q.end.SQ.SetNeedWakeup(true)
-	}
-	if r.poked.Load() || r.ringWork() {
-		r.awaken()
-		return false
-	}
-	return true
-}
-
-// awaken takes doze back.
-func (r *Reactor) awaken() {
-	r.dozing.Store(false)
-	for _, q := range r.rings {
-		q.end.SQ.SetNeedWakeup(false)
-	}
-}
-
-// poke has the reactor do a turn. Safe from any goroutine.
-func (r *Reactor) poke() {
-	r.poked.Store(true)
-	if r.dozing.Load() {
-		r.wake.signal()
+		q.end.SQ.SetNeedWakeup(on)
 	}
 }
