@@ -162,7 +162,7 @@ func (q *Ring) settle() {
 		} else if q.held.head != 0 && q.used == q.held.n+q.chain.n {
 			i, q.held, q.drain = q.held.head, chain{}, true
 			q.start(i)
-		} else if !q.satisfyCounts() {
+		} else if !q.satisfyCount() {
 			return
 		}
 	}
