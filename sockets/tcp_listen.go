@@ -2,11 +2,12 @@ package sockets
 
 import "xdpd/proto"
 
-// tcpListener is a listening socket; connections that completed their handshake wait in ready.
+// tcpListener is a listening socket, or one that is only bound; connections that completed their handshake wait in ready.
 type tcpListener struct {
 	key      flowKey
 	gen      uint32
 	used     bool
+	open     bool // listens
 	marked   bool
 	half     int   // half-open connections
 	cookieAt int64 // when a SYN cookie was last sent
@@ -22,6 +23,16 @@ type connQueue struct {
 // TCPListen opens a listener on an address of ours, or on all (zero), and a port, or a free one (zero). Errors:
 // EADDRNOTAVAIL, EADDRINUSE.
 func (h *Host) TCPListen(local proto.Addr, port uint16) (Handle, Errno) {
+	s, err := h.TCPBind(local, port)
+	if err == 0 {
+		h.TCPListenBound(s)
+	}
+	return s, err
+}
+
+// TCPBind reserves an address and a port as TCPListen does, for a socket that is to listen, or to connect, later. Errors:
+// EADDRNOTAVAIL, EADDRINUSE.
+func (h *Host) TCPBind(local proto.Addr, port uint16) (Handle, Errno) {
 	if local != 0 && !h.isLocal(local) {
 		return 0, EADDRNOTAVAIL
 	}
@@ -43,11 +54,23 @@ func (h *Host) TCPListen(local proto.Addr, port uint16) (Handle, Errno) {
 	}
 	l := &t.listeners[i]
 	*l = tcpListener{key: flowKey{Local: local, LPort: port}, gen: l.gen + 1, used: true}
-	t.bound.put(l.key, uint32(i))
 	return makeHandle(kindListener, l.gen, uint32(i)), 0
 }
 
-// tcpPortUsed reports whether a listener stands in the way of one on local:port.
+// TCPListenBound has a socket that TCPBind made listen; one that does already goes on. Errors: EBADF.
+func (h *Host) TCPListenBound(s Handle) Errno {
+	l := h.tcp.listener(s)
+	if l == nil {
+		return EBADF
+	}
+	if !l.open {
+		l.open = true
+		h.tcp.bound.put(l.key, s.index())
+	}
+	return 0
+}
+
+// tcpPortUsed reports whether a listener, or a bound socket, stands in the way of one on local:port.
 func (h *Host) tcpPortUsed(local proto.Addr, port uint16) bool {
 	for i := range h.tcp.listeners {
 		l := &h.tcp.listeners[i]
@@ -58,13 +81,17 @@ func (h *Host) tcpPortUsed(local proto.Addr, port uint16) bool {
 	return false
 }
 
-// TCPAccept takes a connection that completed its handshake. Errors: EAGAIN, EBADF.
+// TCPAccept takes a connection that completed its handshake. Errors: EAGAIN, EBADF, EINVAL of a socket that does not
+// listen.
 func (h *Host) TCPAccept(s Handle) (Handle, Errno) {
 	l := h.tcp.listener(s)
 	if l == nil {
 		return 0, EBADF
 	}
-	if l.ready.n == 0 {
+	switch {
+	case !l.open:
+		return 0, EINVAL
+	case l.ready.n == 0:
 		return 0, EAGAIN
 	}
 	i := l.ready.head
@@ -93,7 +120,9 @@ func (h *Host) tcpCloseListener(s Handle) Errno {
 	if l == nil {
 		return EBADF
 	}
-	h.tcp.bound.del(l.key)
+	if l.open {
+		h.tcp.bound.del(l.key)
+	}
 	for n, i := l.ready.n, l.ready.head; n > 0; n-- {
 		c := h.tcp.at(i)
 		next := c.next
