@@ -157,7 +157,7 @@ func (h *Host) synSent(i uint32, c *tcb, s *segment) {
 	if c.retries == 0 { // a user timeout may have moved the timer: milliseconds say how much of it can be true
 		c.rttSample(min(uint32((h.now-c.rtxAt)/1000)+c.rto, (h.nowMS()-c.sentAt+1)*1000))
 	}
-	if s.handed && h.answeredHere(proto.ProtoTCP, c.key) {
+	if s.hops > 0 && h.answeredHere(proto.ProtoTCP, c.key) {
 		h.count(AnswerElsewhere)
 	}
 	c.sndUna = c.sndNxt
