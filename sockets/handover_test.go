@@ -22,10 +22,8 @@ func newGroup(t testing.TB, set ...func(*Config)) *groupKit {
 	}
 	g := &groupKit{dir: NewDirectory()}
 	t.Cleanup(func() { // after the kits' own
-		for i := range g.dir.parts {
-			if g.dir.parts[i].n != 0 {
-				t.Errorf("the directory still has %d flows", g.dir.parts[i].n)
-			}
+		if n := g.dir.flows(); n != 0 {
+			t.Errorf("the directory still has %d flows", n)
 		}
 		if len(g.dir.binds) != 0 || g.dir.Conns(0) != 0 || g.dir.Conns(1) != 0 {
 			t.Errorf("the directory still has sockets: %v", g.dir.binds)

@@ -32,6 +32,11 @@ type Config struct {
 	// is theirs as well (PopHeard, Heard).
 	Siblings bool
 
+	// RSS is how the interface spreads what it receives over its queues, nil if nobody knows, and Queue is the number of
+	// this Host's: the ports it chooses for connections of its own bring the answers there (RFC 6056 among those).
+	RSS   *proto.RSS
+	Queue int
+
 	// AcceptPartial takes UDP and TCP checksums that hold only the pseudo-header's sum, as a kernel sender on veth and
 	// its like leaves them.
 	AcceptPartial bool

@@ -132,6 +132,7 @@ type simHost struct {
 	frames, fill, rcvBuf, sndBuf, backlog, maxConns, mtu int
 	compNS, turnNS, slackNS                              int64 // device, coalescing, late timers
 	ring                                                 int   // frames that wait for a turn
+	queues                                               int   // with 2, a Host for each
 	reno, noECN                                          bool
 	listenGap                                            bool  // the listener comes and goes
 	acceptGap                                            int64 // between two Accepts
@@ -232,6 +233,9 @@ func simChoose(rng *rand.Rand) simParams {
 			l.silent = rng.IntN(4) == 0
 		}
 	}
+	for i := range p.host {
+		p.host[i].queues = 1 + rng.IntN(3)/2
+	}
 	switch {
 	case p.clean:
 	case rng.IntN(12) == 0: // long enough for every time-out
@@ -246,7 +250,7 @@ func simChoose(rng *rand.Rand) simParams {
 type simTotals struct {
 	Worlds, Clean, Steps, Segments, Dials, Accepted, Finished, Excused, Refused, TimedOut, Reset, Bytes    uint64
 	Lost, Corrupted, Fragments, TooBig, Marked, Retransmits, Timeouts, NoFrame, NoMemory, Backlog, Outages uint64
-	HalfClosed, Together, Lent, Taken, Wrapped                                                             uint64
+	HalfClosed, Together, Lent, Taken, Wrapped, Handed                                                     uint64
 }
 
 func (s *simTotals) add(w *simWorld) {
@@ -264,7 +268,7 @@ func (s *simTotals) add(w *simWorld) {
 		{&s.Excused, t.Excused}, {&s.Refused, t.Refused}, {&s.TimedOut, t.TimedOut}, {&s.Reset, t.Reset},
 		{&s.Bytes, t.Bytes}, {&s.Lost, t.Lost}, {&s.Corrupted, t.Corrupted}, {&s.Fragments, t.Fragments},
 		{&s.TooBig, t.TooBig}, {&s.Marked, t.Marked}, {&s.Outages, t.Outages}, {&s.HalfClosed, t.HalfClosed},
-		{&s.Together, t.Together}, {&s.Lent, t.Lent}, {&s.Taken, t.Taken}, {&s.Wrapped, t.Wrapped},
+		{&s.Together, t.Together}, {&s.Lent, t.Lent}, {&s.Taken, t.Taken}, {&s.Wrapped, t.Wrapped}, {&s.Handed, t.Handed},
 	} {
 		*d.to += d.n
 	}
@@ -293,6 +297,7 @@ func (s *simTotals) check(t *testing.T) {
 		{"Hosts without memory for a segment", s.NoMemory, 50}, {"full backlogs", s.Backlog, 50},
 		{"outages", s.Outages, 10}, {"half-closed conversations", s.HalfClosed, 5}, {"wrapped sequence numbers", s.Wrapped, 20},
 		{"simultaneous opens", s.Together, 20}, {"lent frames written", s.Lent, 5}, {"lent frames read", s.Taken, 5},
+		{"packets handed over", s.Handed, 1},
 	} {
 		// Of what should happen a handful of times chance may make none.
 		if least := s.Worlds / c.per; least >= 20 && c.n < least {
