@@ -72,8 +72,8 @@ func (h *Host) TCPConnected(s Handle) bool {
 	return c != nil && c.opened
 }
 
-// readable finds the connection of a reading call. Errors: EBADF, EAGAIN, ECONNRESET or ETIMEDOUT once. c is nil at the
-// end of the stream.
+// readable finds the connection of a reading call. Errors: EBADF, EAGAIN, and, unless the peer's FIN was here before,
+// ECONNRESET or ETIMEDOUT once. c is nil at the end of the stream.
 func (h *Host) readable(s Handle) (c *tcb, err Errno) {
 	c = h.tcp.get(s)
 	switch {
@@ -81,9 +81,11 @@ func (h *Host) readable(s Handle) (c *tcb, err Errno) {
 		return nil, EBADF
 	case c.rcvBytes > 0:
 		return c, 0
+	case c.rcvFIN: // also when a reset came behind it: that is for who writes (SOCK_DONE)
+		return nil, 0
 	case c.err != 0:
 		return nil, c.takeErr()
-	case c.rcvFIN || c.rcvShut || c.state == tcpClosed:
+	case c.rcvShut || c.state == tcpClosed:
 		return nil, 0
 	}
 	return nil, EAGAIN
@@ -230,6 +232,7 @@ func (h *Host) TCPShutdown(s Handle, now int64) Errno {
 	case c == nil:
 		return EBADF
 	case c.state == tcpClosed || c.state == tcpSynSent:
+		h.notify(s, happenedState) // as inet_shutdown does
 		return ENOTCONN
 	}
 	h.tcpFinish(s.index(), c)
@@ -246,6 +249,7 @@ func (h *Host) TCPShutdownRead(s Handle, now int64) Errno {
 	case c == nil:
 		return EBADF
 	case c.state == tcpClosed || c.state == tcpSynSent:
+		h.notify(s, happenedState) // as inet_shutdown does
 		return ENOTCONN
 	}
 	c.rcvShut = true
