@@ -64,12 +64,18 @@ func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
 	r.counters.Turns++
 	r.woke = false
 	start := r.now()
+	r.turnAt.Store(start)
+	defer r.turnAt.Store(0)
 	if worked = r.poked.Swap(false); worked {
 		r.hear(start)
+		r.handIn(start)
 	}
 	worked = r.reap() || worked
 	r.refill()
 	worked = r.receive(start) || worked
+	if len(r.peers) > 0 {
+		r.handOut()
+	}
 	now := r.now()
 	if now >= r.host.NextDeadline() {
 		r.host.Tick(now)
@@ -77,8 +83,10 @@ func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
 	r.expire(now)
 	r.host.EndTurn()
 	worked = r.deliver(now) || worked
+	worked = r.runRings(now) || worked
 	r.host.Flush(now)
 	worked = r.transmit(now) || worked
+	r.publishRings()
 	r.resolve()
 	return worked, r.deadline(now), false
 }
@@ -90,7 +98,7 @@ func (r *Reactor) Turn() (worked bool, deadline int64) {
 }
 
 func (r *Reactor) deadline(now int64) int64 {
-	d := min(r.host.NextDeadline(), r.waits.next())
+	d := min(r.host.NextDeadline(), r.waits.next(), r.ringDeadline())
 	if r.host.Blocked() && r.inTX > 0 { // completions free frames without a wake-up
 		d = min(d, now+blockedNS)
 	}

@@ -8,8 +8,8 @@ import (
 	"runtime"
 	"slices"
 	"testing"
-	"time"
 
+	"xdpd/internal/seeds"
 	"xdpd/sockets"
 )
 
@@ -247,7 +247,7 @@ func chained(t *watchTable) (n int) {
 
 // TestPollerAgainstModel does at random what can be done to several pollers, and compares them with their models.
 func TestPollerAgainstModel(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
+	seed := seeds.One(t)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	g := newRig(t, options{})
 	const n, ports = 4, 6

@@ -43,6 +43,7 @@ type kit struct {
 	out     [][]byte     // sent frames nobody looked at yet
 	arped   []proto.MAC  // targets of ARP requests that pump answered
 	answers map[proto.Addr]proto.MAC
+	others  func() [umem.NOwners]int // frames of other kits in the same ledger
 }
 
 // newKit makes a Host that knows its neighbours as the kernel does (share mode), so that no ARP disturbs: what a test
@@ -58,15 +59,19 @@ func newKitOf(t testing.TB, frames, chunk int, set ...func(*Config)) *kit {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newKitOn(t, umem.NewPool(region, 0, frames, umem.NewLedger(frames)), set...)
+}
+
+func newKitOn(t testing.TB, pool *umem.Pool, set ...func(*Config)) *kit {
 	cfg := Config{
 		MAC: usMAC, MTU: 1500, Addrs: []Prefix{{usIP, 24}},
-		Routes: []Route{{Dst: 0, Bits: 0, Gateway: gwIP}}, FillFrames: frames / 8,
+		Routes: []Route{{Dst: 0, Bits: 0, Gateway: gwIP}}, FillFrames: pool.Total() / 8,
 	}
 	for _, f := range set {
 		f(&cfg)
 	}
-	k := &kit{t: t, now: 1000*second + 123_456, answers: map[proto.Addr]proto.MAC{}}
-	k.pool = umem.NewPool(region, 0, frames, umem.NewLedger(frames))
+	k := &kit{t: t, now: 1000*second + 123_456, answers: map[proto.Addr]proto.MAC{}, pool: pool}
+	var err error
 	if k.h, err = New(cfg, k.pool, k.now); err != nil {
 		t.Fatal(err)
 	}
@@ -217,16 +222,18 @@ func (k *kit) finish() {
 	k.late = false
 	k.complete(len(k.device))
 	for step := 0; ; step++ {
-		k.pump()
-		at := h.NextDeadline()
-		if at == math.MaxInt64 {
-			break
-		}
 		if step > 200_000 {
 			k.t.Fatal("timers never come to an end")
 		}
-		k.now = max(k.now, at)
-		h.Tick(k.now)
+		k.pump()
+		at := h.NextDeadline()
+		if at == math.MaxInt64 && len(h.tcp.dirty) == 0 { // else EndTurn woke somebody, whose turn is the next
+			break
+		}
+		if at != math.MaxInt64 {
+			k.now = max(k.now, at)
+			h.Tick(k.now)
+		}
 	}
 	for _, f := range k.fill {
 		k.pool.Put(f, umem.Fill)

@@ -59,15 +59,21 @@ func (h *Host) tcpWindow(i uint32, c *tcb, s *segment, wnd uint32, acked bool) {
 	if wnd != c.sndWnd {
 		h.tcpMark(i, c)
 	}
-	if c.probing || wnd == 0 {
+	patient := !c.orphan && !h.pressed()
+	if c.probing || wnd == 0 && patient {
 		c.retries = 0 // it hears us, and says that it has no room
 	}
-	if c.probing && wnd > c.sndWnd { // it takes data again: what backing off added goes
+	if c.probing && wnd > c.sndWnd && (patient || h.helps(c, wnd)) { // it takes data again: what backing off added goes
 		c.probes, c.rtxAt = 0, 0 // Flush sends, or begins to probe anew
 		c.setRTO()
 	}
 	c.sndWnd, c.sndWl1 = wnd, s.seq
 	c.maxWnd = max(c.maxWnd, wnd)
+}
+
+// helps reports whether something can be sent into a window that was shut: to open it by a byte costs a peer nothing.
+func (h *Host) helps(c *tcb, wnd uint32) bool {
+	return c.sndNext != umem.None && wnd >= min(uint32(h.pool.Buf(c.sndNext).Len), uint32(c.mss), max(c.maxWnd/2, 1))
 }
 
 // tcpAcked is tcp_ack: scoreboard, loss detection, recovery, congestion control, timers, in this order.
@@ -108,6 +114,10 @@ func (h *Host) tcpAcked(i uint32, c *tcb, x *active, s *segment, r *ackResult, d
 			c.rtxAt = 0
 		}
 		x.tlpNext, x.reoAt = false, 0
+	} else if h.reneged(c) {
+		if r.bytes > 0 {
+			x.tlpNext, c.rtxAt = false, min(c.rtxAt, h.now+int64(max(x.minRTT/2, renegeUS))*1000)
+		}
 	} else if r.bytes > 0 || r.sackedNew {
 		h.armLoss(c, x, true) // RFC 6298 5.3, RFC 8985 7.2
 	}

@@ -85,6 +85,9 @@ func (h *Host) tcpSYN(li uint32, k flowKey, s *segment) {
 	if l.half >= h.cfg.Backlog || t.n >= h.cfg.MaxConns {
 		h.count(TCPCookies)
 		l.cookieAt = h.now
+		if d := h.cfg.Directory; d != nil {
+			d.cookieAt.Store(h.now)
+		}
 		h.sendCookie(&r)
 		h.discard(s.packet)
 		return
@@ -203,16 +206,25 @@ func (h *Host) halfInput(i uint32, s *segment) {
 		h.drop(s.packet, TCPNoACK)
 		return
 	case s.tcp.Ack != r.iss+1:
-		if k, li := r.key, r.listener; h.cookieValid(li, k, s) { // its first SYN was answered with a cookie
+		k, li := r.key, r.listener
+		if h.cookieValid(li, k, s) { // its first SYN was answered with a cookie
 			h.halfFree(i)
 			h.cookieOpen(li, k, s)
 			return
 		}
-		h.sendRST(r.key, s.tcp.Ack, 0, proto.RST)
+		if !h.cookieLikely(li, k, s) { // as in LISTEN
+			h.sendRST(k, s.tcp.Ack, 0, proto.RST)
+		}
 		h.drop(s.packet, TCPOutOfWindow)
 		return
 	}
 	rec := *r
+	if passed, done := h.passOn(&rec, s); done {
+		if passed {
+			h.halfFree(i)
+		}
+		return
+	}
 	if h.tcp.listeners[rec.listener].ready.n >= h.cfg.Backlog || h.tcp.conns >= h.cfg.MaxConns {
 		h.drop(s.packet, TCPBacklogFull) // the peer's data, or our SYN-ACK, comes again
 		return
@@ -315,6 +327,12 @@ const (
 	cookieNoTS   = 1 << cookieBits
 )
 
+// cookieBase is of one listener: a cookie goes with it, as what is half open does. Another on the same port may have reset
+// the flow before it sends cookies itself, and must not open it then.
+func (h *Host) cookieBase(li uint32, k flowKey) uint32 {
+	return h.sec.cookieBase(k, li, h.tcp.listeners[li].gen)
+}
+
 func (h *Host) sendCookie(r *halfOpen) {
 	idx := uint32(0)
 	for int(idx) < len(cookieMSS)-1 && cookieMSS[idx+1] <= r.mss {
@@ -332,18 +350,21 @@ func (h *Host) sendCookie(r *halfOpen) {
 		r.sndScale, r.flags = noScale, 0
 	}
 	hash := h.sec.cookie(r.key, r.irs, at<<10|idx<<7|low)
-	r.iss = h.sec.cookieBase(r.key) + (at<<27 | idx<<24 | hash)
+	r.iss = h.cookieBase(r.listener, r.key) + (at<<27 | idx<<24 | hash)
 	h.sendSYNACK(r, ts)
 }
 
 // cookieLikely reports whether s may acknowledge a cookie of ours: its time is right. With the first segment behind a
 // cookie lost, the second says so much and no more, and must not be answered with a RST.
 func (h *Host) cookieLikely(li uint32, k flowKey, s *segment) bool {
-	l := &h.tcp.listeners[li]
-	if l.cookieAt == 0 || h.now-l.cookieAt > (cookieUnits+1)*cookieUnitNS {
+	at := h.tcp.listeners[li].cookieAt
+	if d := h.cfg.Directory; d != nil {
+		at = max(at, d.cookieAt.Load()) // the ACK may come in on another queue than its SYN
+	}
+	if at == 0 || h.now-at > (cookieUnits+1)*cookieUnitNS {
 		return false // none is out
 	}
-	return (uint32(h.now/cookieUnitNS)-(s.tcp.Ack-1-h.sec.cookieBase(k))>>27)&31 <= cookieUnits
+	return (uint32(h.now/cookieUnitNS)-(s.tcp.Ack-1-h.cookieBase(li, k))>>27)&31 <= cookieUnits
 }
 
 // cookieValid reports whether s acknowledges a cookie of ours, with the number behind its SYN's, and echoes the timestamp
@@ -352,7 +373,7 @@ func (h *Host) cookieValid(li uint32, k flowKey, s *segment) bool {
 	if !h.cookieLikely(li, k, s) {
 		return false
 	}
-	v, now := s.tcp.Ack-1-h.sec.cookieBase(k), uint32(h.now/cookieUnitNS)
+	v, now := s.tcp.Ack-1-h.cookieBase(li, k), uint32(h.now/cookieUnitNS)
 	at := now - (now-v>>27)&31 // the hash knows all of the time, or a cookie would be good again when five bits come around
 	low := uint32(cookieNoTS)
 	if s.opt.HasTS {
@@ -366,13 +387,16 @@ func (h *Host) cookieOpen(li uint32, k flowKey, s *segment) bool {
 	if !h.cookieValid(li, k, s) {
 		return false
 	}
-	idx := (s.tcp.Ack - 1 - h.sec.cookieBase(k)) >> 24 & 7
+	idx := (s.tcp.Ack - 1 - h.cookieBase(li, k)) >> 24 & 7
 	r := halfOpen{key: k, irs: s.seq - 1, iss: s.tcp.Ack - 1, listener: li, mss: cookieMSS[idx], sndScale: noScale, wnd: s.tcp.Window}
 	if s.opt.HasTS {
 		low := s.opt.TSEcr & (1<<cookieBits - 1)
 		r.flags = halfTS | uint8(low>>3)&(halfSACK|halfECN)
 		r.sndScale = uint8(low & 15)
 		r.tsRecent = s.opt.TSVal
+	}
+	if _, done := h.passOn(&r, s); done {
+		return true
 	}
 	if h.tcp.listeners[li].ready.n >= h.cfg.Backlog || h.tcp.conns >= h.cfg.MaxConns {
 		h.drop(s.packet, TCPBacklogFull)

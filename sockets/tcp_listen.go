@@ -1,6 +1,10 @@
 package sockets
 
-import "xdpd/proto"
+import (
+	"net/netip"
+
+	"xdpd/proto"
+)
 
 // tcpListener is a listening socket; connections that completed their handshake wait in ready.
 type tcpListener struct {
@@ -12,6 +16,8 @@ type tcpListener struct {
 	half     int    // half-open connections
 	cookieAt int64  // when a SYN cookie was last sent
 	ready    connQueue
+	behind   bool                     // for what other Hosts pass on
+	spread   func(netip.AddrPort) int // chooses the Host of a connection; nil: this one
 }
 
 // connQueue is a list of connections linked by tcb.next.
@@ -23,12 +29,40 @@ type connQueue struct {
 // TCPListen opens a listener on an address of ours, or on all (zero), and a port, or a free one (zero). Errors:
 // EADDRNOTAVAIL, EADDRINUSE.
 func (h *Host) TCPListen(local proto.Addr, port uint16) (Handle, Errno) {
+	s, errno := h.tcpListen(local, port)
+	if errno == 0 {
+		l := h.tcp.listener(s)
+		h.tcp.bound.put(l.key, s.index())
+		if d := h.cfg.Directory; d != nil {
+			d.bind(bindKey{proto.ProtoTCP, l.key}, h.cfg.Self)
+		}
+	}
+	return s, errno
+}
+
+// TCPListenBehind opens a listener that accepts only what another Host's listener on the same address and port passes on
+// (TCPSpread). Errors as TCPListen; EINVAL for port 0.
+func (h *Host) TCPListenBehind(local proto.Addr, port uint16) (Handle, Errno) {
+	if port == 0 {
+		return 0, EINVAL
+	}
+	s, errno := h.tcpListen(local, port)
+	if errno == 0 {
+		l := h.tcp.listener(s)
+		l.behind = true
+		h.tcp.behind.put(l.key, s.index())
+	}
+	return s, errno
+}
+
+func (h *Host) tcpListen(local proto.Addr, port uint16) (Handle, Errno) {
 	if local != 0 && !h.isLocal(local) {
 		return 0, EADDRNOTAVAIL
 	}
 	t := &h.tcp
 	if port == 0 {
-		if port = h.ephemeral(func(p uint16) bool { return !h.tcpPortUsed(0, p) }); port == 0 {
+		free := func(p uint16) bool { return !h.tcpPortUsed(0, p) && !h.portElsewhere(proto.ProtoTCP, local, p) }
+		if port = h.ephemeral(proto.ProtoTCP, flowKey{Local: local}, free); port == 0 {
 			return 0, EADDRINUSE
 		}
 	}
@@ -44,7 +78,6 @@ func (h *Host) TCPListen(local proto.Addr, port uint16) (Handle, Errno) {
 	}
 	l := &t.listeners[i]
 	*l = tcpListener{key: flowKey{Local: local, LPort: port}, gen: l.gen + 1, used: true}
-	t.bound.put(l.key, uint32(i))
 	return makeHandle(kindListener, l.gen, uint32(i)), 0
 }
 
@@ -94,7 +127,14 @@ func (h *Host) tcpCloseListener(s Handle) Errno {
 	if l == nil {
 		return EBADF
 	}
-	h.tcp.bound.del(l.key)
+	if l.behind {
+		h.tcp.behind.del(l.key)
+	} else {
+		h.tcp.bound.del(l.key)
+		if d := h.cfg.Directory; d != nil {
+			d.unbind(bindKey{proto.ProtoTCP, l.key}, h.cfg.Self)
+		}
+	}
 	for n, i := l.ready.n, l.ready.head; n > 0; n-- {
 		c := h.tcp.at(i)
 		next := c.next

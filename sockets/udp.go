@@ -70,12 +70,6 @@ func (t *udpTable) lookup(k flowKey) (uint32, bool) {
 	return t.flows.get(k)
 }
 
-// Ports for sockets that did not choose one (net.ipv4.ip_local_port_range).
-const (
-	ephemeralFirst = 32768
-	ephemeralCount = 28232
-)
-
 // UDPBind opens a UDP socket on an address of ours, or on all of them (zero), and a port, or a free one (zero). Errors:
 // EADDRNOTAVAIL, EADDRINUSE.
 func (h *Host) UDPBind(local proto.Addr, port uint16) (Handle, Errno) {
@@ -84,7 +78,7 @@ func (h *Host) UDPBind(local proto.Addr, port uint16) (Handle, Errno) {
 	}
 	t := &h.udp
 	if port == 0 {
-		if port = h.ephemeral(func(p uint16) bool { return t.ports[p] == 0 }); port == 0 {
+		if port = h.udpPort(flowKey{Local: local}); port == 0 {
 			return 0, EADDRINUSE
 		}
 	}
@@ -102,6 +96,7 @@ func (h *Host) UDPBind(local proto.Addr, port uint16) (Handle, Errno) {
 	u := &t.socks[i]
 	*u = udpSock{key: k, gen: u.gen + 1, used: true, head: umem.None, tail: umem.None}
 	t.flows.put(k, i)
+	h.udpEnter(k)
 	t.ports[port]++
 	return t.handle(u, i), 0
 }
@@ -115,18 +110,6 @@ func (t *udpTable) inUse(local proto.Addr, port uint16) bool {
 		}
 	}
 	return false
-}
-
-// ephemeral picks a port at random (RFC 6056 algorithm 1: random start, then upwards) for which free says yes; 0 if
-// there is none.
-func (h *Host) ephemeral(free func(uint16) bool) uint16 {
-	start := int(h.sec.next() % ephemeralCount)
-	for i := range ephemeralCount {
-		if p := uint16(ephemeralFirst + (start+i)%ephemeralCount); free(p) {
-			return p
-		}
-	}
-	return 0
 }
 
 // UDPConnect sets the only peer the socket talks to. Errors: EBADF, EISCONN, ENETUNREACH, EADDRINUSE.
@@ -151,8 +134,9 @@ func (h *Host) UDPConnect(s Handle, remote proto.Addr, port uint16) Errno {
 	if _, taken := h.udp.flows.get(k); taken {
 		return EADDRINUSE
 	}
-	h.udp.flows.del(u.key)
+	h.udpForget(u)
 	h.udp.flows.put(k, s.index())
+	h.udpEnter(k)
 	u.key, u.connected = k, true
 	h.udp.connected++
 	return 0
@@ -168,7 +152,7 @@ func (h *Host) udpClose(s Handle) Errno {
 	for u.datagrams > 0 {
 		h.udpPop(u)
 	}
-	t.flows.del(u.key)
+	h.udpForget(u)
 	if t.ports[u.key.LPort]--; t.ports[u.key.LPort] == 0 {
 		delete(t.ports, u.key.LPort)
 	}
@@ -240,7 +224,14 @@ func (h *Host) udpInput(p *packet) {
 		h.drop(p, Drop(proto.UDPChecksum))
 		return
 	}
-	i, ok := h.udp.lookup(flowKey{Local: p.ip.Dst, Remote: p.ip.Src, LPort: u.DstPort, RPort: u.SrcPort})
+	k := flowKey{Local: p.ip.Dst, Remote: p.ip.Src, LPort: u.DstPort, RPort: u.SrcPort}
+	i, ok := h.udp.lookup(k)
+	if !ok && p.hops == 0 {
+		if to, found := h.udpElsewhere(k); found {
+			h.handOver(p, to, nil)
+			return
+		}
+	}
 	if !ok {
 		h.icmpError(p, proto.ICMPUnreachable, proto.UnreachPort)
 		h.drop(p, UDPNoSocket)

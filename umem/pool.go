@@ -28,8 +28,8 @@ type Pool struct {
 }
 
 // NewPool makes a pool of frames [first, first+n), all free. With a nil ledger
-// moves cost one nil check. It panics when the range is not in the region, or
-// in the ledger, or touches another pool's.
+// moves cost one nil check. Frames of an older pool are the new one's from here
+// on. It panics when the range is not in the region or in the ledger.
 func NewPool(r *Region, first Frame, n int, l *Ledger) *Pool {
 	end := int64(first) + int64(n)
 	if n < 0 || end > int64(r.Frames()) {
@@ -42,9 +42,6 @@ func NewPool(r *Region, first Frame, n int, l *Ledger) *Pool {
 	p := &Pool{region: r, ledger: l, id: r.pools, n: n, bufs: r.bufs, homes: r.homes, stack: make([]Frame, n)}
 	for i := range p.stack {
 		f := first + Frame(n-1-i) // so that the first Get gives first
-		if r.homes[f] != 0 {
-			panic(fmt.Sprintf("umem: frame %d is in two pools", f))
-		}
 		r.homes[f] = p.id
 		p.stack[i] = f
 	}

@@ -1,0 +1,89 @@
+package reactor
+
+// What a reactor does for its rings. The lock is held.
+
+// runRings takes what is submitted, serves sockets that became ready, and ends timeouts: in each turn, and in Leave
+// when the reactor sleeps.
+func (r *Reactor) runRings(now int64) (worked bool) {
+	for _, q := range r.rings {
+		worked = q.run(now) || worked
+	}
+	return worked
+}
+
+func (q *Ring) run(now int64) bool {
+	q.now, q.steps = now, 0
+	q.flush()
+	worked := q.takeMail()
+	worked = q.serveReady() || worked
+	for left := budget; ; {
+		n := q.consume(left)
+		left -= n
+		worked = n > 0 || worked
+		worked = q.expire() || worked
+		if !q.serve(left) || left == 0 {
+			return worked
+		}
+		worked = true
+	}
+}
+
+// serve has the handler take completions, at most limit of them, and reports whether there were any.
+func (q *Ring) serve(limit int) (worked bool) {
+	if q.handler == nil {
+		return false
+	}
+	for limit > 0 {
+		q.publish()
+		idx, n := q.client.app.CQ.Peek(uint32(min(batch, limit)))
+		if n == 0 {
+			break
+		}
+		for k := range n {
+			q.handler(q.client.app.CQ.Read(idx + k))
+		}
+		q.client.app.CQ.Release(n)
+		limit -= int(n)
+		worked = true
+	}
+	return worked
+}
+
+// publishRings shows the applications what was completed.
+func (r *Reactor) publishRings() {
+	for _, q := range r.rings {
+		r.woke = q.publish() || r.woke
+	}
+}
+
+// ringWork reports whether a ring has something that only a turn does.
+func (r *Reactor) ringWork() bool {
+	for _, q := range r.rings {
+		waiting := q.backlog.n > 0
+		if q.readyQ.head != 0 || q.mail.n.Load() > 0 || q.staged > 0 || waiting && q.end.CQ.Free() > 0 ||
+			!waiting && q.held.head == 0 && (!q.drain || q.used == 0) && q.end.SQ.Avail() > 0 ||
+			q.handler != nil && q.client.app.CQ.Avail() > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// ringDeadline is when the first timeout ends.
+func (r *Reactor) ringDeadline() int64 {
+	d := foreverNS
+	for _, q := range r.rings {
+		if len(q.timers.reqs) > 0 {
+			d = min(d, q.at(q.timers.reqs[0]).deadline)
+		}
+	}
+	return d
+}
+
+// ringsAsleep tells the applications whether the reactor sleeps. Once they are told that it does it looks at the rings
+// once more, and who submits after that look sees what was told.
+func (r *Reactor) ringsAsleep(on bool) {
+	for _, q := range r.rings {
+		q.end.SQ.SetNeedWakeup(on)
+	}
+}
