@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"testing"
 
+	"xdpd/internal/seeds"
 	"xdpd/reactor"
 	"xdpd/sockets"
 )
@@ -419,19 +420,11 @@ func TestPollerIsEpoll(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	first, runs := seedRange(t)
-	if runs > 1 {
-		runs *= 14 // a script is short
-	}
+	first, runs := seeds.Range(t, 20_000)
 	cov := &coverage{steps: map[string]int{}}
 	ours := newOurTwin()
 	inKernelTwin(t, func(kernel twin) {
-		for i := range runs {
-			if err := runScript(first+uint64(i), ours, kernel, cov); err != nil {
-				t.Errorf("XDPD_SEED=%d: %v", first+uint64(i), err)
-				return
-			}
-		}
+		seeds.Each(t, first, runs, func(seed uint64) error { return runScript(seed, ours, kernel, cov) })
 	})
 	if runs < 100 || t.Failed() {
 		return
