@@ -20,8 +20,6 @@ type kernelTwin struct {
 	socks   [equivSocks]int // of A; -1: none
 	peers   [equivSocks]int // of B
 	lis     int             // B's listener
-	port    [equivSocks]int // of A's sockets
-	dead    int             // a port on which nobody is
 	barrier int
 	buf     [64 << 10]byte
 	events  [64]unix.EpollEvent
@@ -191,7 +189,9 @@ func (w *kernelTwin) settle(id int) {
 
 func (w *kernelTwin) step(o op) syscall.Errno {
 	err := w.do(o)
-	w.settle(o.id)
+	if o.do != "add" && o.do != "mod" && o.do != "del" {
+		w.settle(o.id)
+	}
 	errno, _ := err.(syscall.Errno)
 	return errno
 }
@@ -238,13 +238,13 @@ func (w *kernelTwin) do(o op) (err error) {
 		return nil
 	}
 	if o.do[0] == 'b' {
-		return w.end2(&w.peers[o.id], o)
+		return w.tcpStep(&w.peers[o.id], o)
 	}
-	return w.end2(&w.socks[o.id], o)
+	return w.tcpStep(&w.socks[o.id], o)
 }
 
-// end2 does what either end does to a connection.
-func (w *kernelTwin) end2(fd *int, o op) (err error) {
+// tcpStep does what either end does to a connection.
+func (w *kernelTwin) tcpStep(fd *int, o op) (err error) {
 	switch o.do[1:] {
 	case "send":
 		return unix.Sendto(*fd, w.buf[:o.n], unix.MSG_NOSIGNAL, nil)

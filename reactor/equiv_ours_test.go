@@ -76,17 +76,15 @@ const (
 
 // ourTwin runs scripts over two of our hosts.
 type ourTwin struct {
-	memory  [2][]byte
-	clock   *simnet.Clock
-	a, b    *equivEnd
-	p       [equivEps]*reactor.Poller
-	socks   [equivSocks]sockets.Handle // of A
-	peers   [equivSocks]sockets.Handle // of B
-	ports   [equivSocks]uint16         // of A's sockets
-	lis     sockets.Handle             // B's listener
-	lisPort uint16
-	buf     [64 << 10]byte
-	events  [64]reactor.Event
+	memory [2][]byte
+	clock  *simnet.Clock
+	a, b   *equivEnd
+	p      [equivEps]*reactor.Poller
+	socks  [equivSocks]sockets.Handle // of A
+	peers  [equivSocks]sockets.Handle // of B
+	lis    sockets.Handle             // B's listener
+	buf    [64 << 10]byte
+	events [64]reactor.Event
 }
 
 func newOurTwin() *ourTwin {
