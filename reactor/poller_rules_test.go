@@ -211,6 +211,29 @@ func TestPollerWaitInHandler(t *testing.T) {
 	}
 }
 
+// TestPollerWaitInHandlerOfSibling: the loop that runs the handler may be the one that runs what it would wait for.
+func TestPollerWaitInHandlerOfSibling(t *testing.T) {
+	rigs, reactors, _ := newRigs(t, 2, options{})
+	if _, err := NewGroup(reactors, GroupConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	g, sibling := &pollRig{rig: rigs[0], p: NewPoller(rigs[0].r)}, NewPoller(rigs[1].r)
+	g.a = g.bind(7)
+	var errs []error
+	g.enter(func(*sockets.Host, int64) {
+		g.p.Serve(func(h *sockets.Host, _ int64, e Event) {
+			_, err := sibling.Wait(make([]Event, 1), -1)
+			errs = append(errs, err)
+			h.UDPRecv(e.Sock, nil)
+		})
+	})
+	g.add(g.a, sockets.In, 1)
+	g.datagram(7)
+	if len(errs) != 1 || !errors.Is(errs[0], ErrInHandler) {
+		t.Errorf("Wait for a sibling in a handler: %v", errs)
+	}
+}
+
 // TestPollerWaitBesideHandler: another goroutine that calls Wait while a handler runs waits for the lock, and is served.
 func TestPollerWaitBesideHandler(t *testing.T) {
 	g := newPollRig(t)
