@@ -33,6 +33,7 @@ const (
 	crowdEach   = 1 << 14
 	crowdPort   = 1024 // the first of an address of the peer's
 	crowdData   = 8    // bytes, the most that its segments have
+	crowdMax    = 1 << 20
 )
 
 // newCrowd makes n connections. The caller runs the reactor, by Turn or Run; as long as that is another goroutine, it may
@@ -81,10 +82,13 @@ func (c *crowd) next(conn int) segment {
 	}
 }
 
-// turn does a turn of the reactor, and has take see what it sends.
+// turn has the reactor take what came in, and take see what it sends. On a busy machine a turn may have its time without
+// having done much.
 func (c *crowd) turn(take func(frame []byte)) {
-	c.r.Turn()
-	c.drain(take)
+	for more := true; more; more = c.nic.Port().RX.Avail() > 0 {
+		c.r.Turn()
+		c.drain(take)
+	}
 }
 
 // drain is the NIC sending what there is to send.

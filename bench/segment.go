@@ -75,6 +75,9 @@ func restamp(p []byte, stamp uint64) {
 	binary.BigEndian.PutUint16(p[50:], ^proto.Fold(sum))
 }
 
+// stampOf reads it.
+func stampOf(data []byte) int64 { return int64(binary.BigEndian.Uint64(data)) }
+
 // putSYN writes the SYN before the segments of g's connection to p, and gives it: the one frame that the template does not
 // make.
 func putSYN(p []byte, g segment) []byte {
