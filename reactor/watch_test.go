@@ -8,8 +8,8 @@ import (
 	"runtime"
 	"slices"
 	"testing"
-	"time"
 
+	"xdpd/internal/seeds"
 	"xdpd/sockets"
 )
 
@@ -227,7 +227,7 @@ func (m *model) wait(h *sockets.Host, n int) (got []Event) {
 
 // TestPollerAgainstModel does at random what can be done to two pollers, and compares them with their models.
 func TestPollerAgainstModel(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
+	seed := seeds.One(t)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	g := newRig(t, options{})
 	pollers := [2]*Poller{NewPoller(g.r), NewPoller(g.r)}

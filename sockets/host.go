@@ -32,6 +32,11 @@ type Config struct {
 	// is theirs as well (PopHeard, Heard).
 	Siblings bool
 
+	// RSS is how the interface spreads what it receives over its queues, nil if nobody knows, and Queue is the number of
+	// this Host's: the ports it chooses for connections of its own bring the answers there (RFC 6056 among those).
+	RSS   *proto.RSS
+	Queue int
+
 	// AcceptPartial takes UDP and TCP checksums that hold only the pseudo-header's sum, as a kernel sender on veth and
 	// its like leaves them.
 	AcceptPartial bool
@@ -217,7 +222,7 @@ func (h *Host) isLocal(a proto.Addr) bool {
 type packet struct {
 	f      umem.Frame // the first frame; while held, more follow by Buf.Next
 	held   bool       // charged and owned as umem.Held; else owned as umem.RX
-	handed bool       // by another Host of the group, which has verified it
+	hops   uint8      // Hosts of the group that it was at before; the first has verified it
 	n      int        // bytes of IP payload in all frames
 	ipOff  uint16     // of the IP header in the first frame's chunk
 	ip     proto.IPv4

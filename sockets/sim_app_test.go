@@ -646,6 +646,9 @@ func (c *simConn) watch() {
 			c.forgive("the last ACK of the handshake never came")
 		}
 	}
+	if a, b := c.side[0], c.side[1]; a.over && !a.open && !b.over && !c.known(a.n) && !c.known(b.n) && a.gaveUp() == "" {
+		c.forgive("given up before the handshake was done on the other side")
+	}
 	long := w.now - c.moved
 	for i, s := range c.side {
 		p := c.side[1-i]

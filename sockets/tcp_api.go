@@ -222,15 +222,24 @@ func (h *Host) TCPSendLent(s Handle, f umem.Frame, n int, now int64) Errno {
 	return 0
 }
 
-// TCPShutdown closes our direction: FIN follows what is queued. Errors: EBADF, ENOTCONN.
-func (h *Host) TCPShutdown(s Handle, now int64) Errno {
-	h.now = now
+// shuttable finds the connection of a shutdown. Errors: EBADF, ENOTCONN.
+func (h *Host) shuttable(s Handle) (*tcb, Errno) {
 	c := h.tcp.get(s)
 	switch {
 	case c == nil:
-		return EBADF
+		return nil, EBADF
 	case c.state == tcpClosed || c.state == tcpSynSent:
-		return ENOTCONN
+		return nil, ENOTCONN
+	}
+	return c, 0
+}
+
+// TCPShutdown closes our direction: FIN follows what is queued. Errors: EBADF, ENOTCONN.
+func (h *Host) TCPShutdown(s Handle, now int64) Errno {
+	h.now = now
+	c, err := h.shuttable(s)
+	if c == nil {
+		return err
 	}
 	h.tcpFinish(s.index(), c)
 	h.notify(s, happenedState)
@@ -241,12 +250,9 @@ func (h *Host) TCPShutdown(s Handle, now int64) Errno {
 // and forgotten, as in BSD; Linux goes on queueing it for whoever reads all the same. Errors: EBADF, ENOTCONN.
 func (h *Host) TCPShutdownRead(s Handle, now int64) Errno {
 	h.now = now
-	c := h.tcp.get(s)
-	switch {
-	case c == nil:
-		return EBADF
-	case c.state == tcpClosed || c.state == tcpSynSent:
-		return ENOTCONN
+	c, err := h.shuttable(s)
+	if c == nil {
+		return err
 	}
 	c.rcvShut = true
 	n := int(c.rcvBytes)

@@ -62,7 +62,7 @@ func (h *Host) tcpListen(local proto.Addr, port uint16) (Handle, Errno) {
 	t := &h.tcp
 	if port == 0 {
 		free := func(p uint16) bool { return !h.tcpPortUsed(0, p) && !h.portElsewhere(proto.ProtoTCP, local, p) }
-		if port = h.ephemeral(free); port == 0 {
+		if port = h.ephemeral(proto.ProtoTCP, flowKey{Local: local}, free); port == 0 {
 			return 0, EADDRINUSE
 		}
 	}

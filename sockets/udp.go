@@ -70,12 +70,6 @@ func (t *udpTable) lookup(k flowKey) (uint32, bool) {
 	return t.flows.get(k)
 }
 
-// Ports for sockets that did not choose one (net.ipv4.ip_local_port_range).
-const (
-	ephemeralFirst = 32768
-	ephemeralCount = 28232
-)
-
 // UDPBind opens a UDP socket on an address of ours, or on all of them (zero), and a port, or a free one (zero). Errors:
 // EADDRNOTAVAIL, EADDRINUSE.
 func (h *Host) UDPBind(local proto.Addr, port uint16) (Handle, Errno) {
@@ -84,8 +78,7 @@ func (h *Host) UDPBind(local proto.Addr, port uint16) (Handle, Errno) {
 	}
 	t := &h.udp
 	if port == 0 {
-		free := func(p uint16) bool { return t.ports[p] == 0 && !h.portElsewhere(proto.ProtoUDP, local, p) }
-		if port = h.ephemeral(free); port == 0 {
+		if port = h.udpPort(flowKey{Local: local}); port == 0 {
 			return 0, EADDRINUSE
 		}
 	}
@@ -117,18 +110,6 @@ func (t *udpTable) inUse(local proto.Addr, port uint16) bool {
 		}
 	}
 	return false
-}
-
-// ephemeral picks a port at random (RFC 6056 algorithm 1: random start, then upwards) for which free says yes; 0 if
-// there is none.
-func (h *Host) ephemeral(free func(uint16) bool) uint16 {
-	start := int(h.sec.next() % ephemeralCount)
-	for i := range ephemeralCount {
-		if p := uint16(ephemeralFirst + (start+i)%ephemeralCount); free(p) {
-			return p
-		}
-	}
-	return 0
 }
 
 // UDPConnect sets the only peer the socket talks to. Errors: EBADF, EISCONN, ENETUNREACH, EADDRINUSE.
@@ -245,7 +226,7 @@ func (h *Host) udpInput(p *packet) {
 	}
 	k := flowKey{Local: p.ip.Dst, Remote: p.ip.Src, LPort: u.DstPort, RPort: u.SrcPort}
 	i, ok := h.udp.lookup(k)
-	if !ok && !p.handed {
+	if !ok && p.hops == 0 {
 		if to, found := h.udpElsewhere(k); found {
 			h.handOver(p, to, nil)
 			return
