@@ -160,35 +160,37 @@ func (c *TCPConn) tryStart() (ends []tcpEnd, errno sockets.Errno, err error) {
 	if !ok {
 		return nil, 0, c.endError()
 	}
-	port := uint16(0)
+	s, errno := h.TCPExpect(0, 0, remote, c.remote.Port(), now, now)
+	if errno != 0 {
+		return nil, errno, nil
+	}
+	ends = []tcpEnd{{first, s}}
+	defer func() {
+		if errno != 0 || err != nil {
+			h.TCPAbort(s, now)
+			abandon(ends[1:])
+			ends = nil
+		}
+	}()
+	if err := c.await(h, ends[0]); err != nil {
+		return ends, 0, err
+	}
 	// The locks of several reactors are only ever taken in this order.
 	for _, q := range c.stack.queues[1:] {
 		h, later, ok := q.reactor.Enter()
 		s := sockets.Handle(0)
 		if !ok {
 			err = c.endError()
-		} else if s, errno = h.TCPExpect(0, port, remote, c.remote.Port(), now, later); errno == 0 {
+		} else if s, errno = h.TCPExpect(0, c.local.Port(), remote, c.remote.Port(), now, later); errno == 0 {
 			ends = append(ends, tcpEnd{q.reactor, s})
 			err = c.await(h, ends[len(ends)-1])
 		}
 		q.reactor.Leave()
 		if errno != 0 || err != nil {
-			abandon(ends)
-			return nil, errno, err
+			return ends, errno, err
 		}
-		port = c.local.Port()
 	}
-	s, errno := h.TCPDial(0, port, remote, c.remote.Port(), now)
-	if errno != 0 {
-		abandon(ends)
-		return nil, errno, nil
-	}
-	if err := c.await(h, tcpEnd{first, s}); err != nil {
-		h.TCPAbort(s, now)
-		abandon(ends)
-		return nil, 0, err
-	}
-	return append(ends, tcpEnd{first, s}), 0, nil
+	return ends, h.TCPLaunch(s, now), nil
 }
 
 // await makes a socket in SYN-SENT ready for its answer. The caller holds its reactor's lock.

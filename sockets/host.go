@@ -80,7 +80,7 @@ type Host struct {
 	noTxFrame []Handle // sockets that found no frame to send with, to be told when there are some
 	noTxData  []Handle // TCP writers who did, to be told when there are some beyond those that sendQueue leaves to others
 
-	events []Event
+	events []Handle
 	closed []Handle  // since the last PopClosed
 	gone   []flowKey // since the last PopGone
 	handed []Handed  // since the last TakeHanded
@@ -217,7 +217,7 @@ func (h *Host) isLocal(a proto.Addr) bool {
 type packet struct {
 	f      umem.Frame // the first frame; while held, more follow by Buf.Next
 	held   bool       // charged and owned as umem.Held; else owned as umem.RX
-	handed bool       // by another Host of the group, which has verified it
+	hops   uint8      // Hosts of the group that it was at before; the first has verified it
 	n      int        // bytes of IP payload in all frames
 	ipOff  uint16     // of the IP header in the first frame's chunk
 	ip     proto.IPv4

@@ -10,12 +10,28 @@ func (h *Host) TCPDial(local proto.Addr, lport uint16, remote proto.Addr, rport 
 	return h.tcpDial(flowKey{Local: local, Remote: remote, LPort: lport, RPort: rport}, now, false)
 }
 
-// TCPExpect waits for the answer to a SYN that a sibling sends, which may come in on any queue: TCPDial with the same
-// addresses and, as now, with at makes the same SYN of the same sequence number there. The socket sends nothing before
-// the answer is here. Of the siblings' sockets one connects or is refused; the others are for TCPAbort. Errors as TCPDial.
+// TCPExpect waits for the answer to a SYN that a sibling sends, which may come in on any queue: with the same addresses and
+// the same at it makes the same SYN of the same sequence number on each, and TCPLaunch sends it from one of them. The others
+// send nothing before the answer is here. Of the siblings' sockets one connects or is refused; the others are for TCPAbort.
+// Errors as TCPDial.
 func (h *Host) TCPExpect(local proto.Addr, lport uint16, remote proto.Addr, rport uint16, at, now int64) (Handle, Errno) {
 	h.now = now
 	return h.tcpDial(flowKey{Local: local, Remote: remote, LPort: lport, RPort: rport}, at, true)
+}
+
+// TCPLaunch sends the SYN of a socket of TCPExpect. Errors: EBADF, EINVAL when it was sent, or answered.
+func (h *Host) TCPLaunch(s Handle, now int64) Errno {
+	h.now = now
+	c := h.tcp.get(s)
+	switch {
+	case c == nil:
+		return EBADF
+	case !c.quiet || c.state != tcpSynSent:
+		return EINVAL
+	}
+	c.quiet = false
+	h.sendSYN(c)
+	return 0
 }
 
 // tcpDial makes a connection in SYN-SENT whose SYN leaves at a time.
@@ -133,8 +149,8 @@ func (h *Host) synSent(i uint32, c *tcb, s *segment) {
 		return
 	}
 	c.ecnOK = c.ecnOK && flags&(proto.ECE|proto.CWR) == proto.ECE
-	if c.retries == 0 {
-		c.rttSample(uint32((h.now-c.rtxAt)/1000) + c.rto)
+	if c.retries == 0 { // a user timeout may have moved the timer: milliseconds say how much of it can be true
+		c.rttSample(min(uint32((h.now-c.rtxAt)/1000)+c.rto, (h.nowMS()-c.sentAt+1)*1000))
 	}
 	c.sndUna = c.sndNxt
 	h.tcpEstablish(i, c)
@@ -195,5 +211,5 @@ func (h *Host) tcpEstablish(i uint32, c *tcb) {
 	c.retries, c.rtxAt, c.heardAt = 0, 0, h.nowMS()
 	h.keepAliveArm(i, c)
 	h.tcpMark(i, c)
-	h.notify(h.tcp.handle(i))
+	h.notify(h.tcp.handle(i), happenedState)
 }

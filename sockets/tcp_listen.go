@@ -11,9 +11,10 @@ type tcpListener struct {
 	key      flowKey
 	gen      uint32
 	used     bool
-	marked   bool
-	half     int   // half-open connections
-	cookieAt int64 // when a SYN cookie was last sent
+	happened uint8  // packReady of what happened; not 0: an event is queued
+	times    uint32 // connections that came since
+	half     int    // half-open connections
+	cookieAt int64  // when a SYN cookie was last sent
 	ready    connQueue
 	behind   bool                     // for what other Hosts pass on
 	spread   func(netip.AddrPort) int // chooses the Host of a connection; nil: this one

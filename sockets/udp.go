@@ -18,9 +18,11 @@ type udpSock struct {
 	gen        uint32
 	used       bool
 	connected  bool
-	marked     bool // an event is queued
-	blocked    bool // waits in Host.noTxFrame
-	need       int  // while blocked: frames for the datagram that was refused
+	tellSent   bool   // UDPTellSent
+	happened   uint8  // packReady of what happened; not 0: an event is queued
+	times      uint32 // how often
+	blocked    bool   // waits in Host.noTxFrame
+	need       int    // while blocked: frames for the datagram that was refused
 	err        Errno
 	head, tail umem.Frame
 	datagrams  int
@@ -214,13 +216,14 @@ func (h *Host) UDPSockets() []UDPInfo {
 	return out
 }
 
+// udpReady is udp_poll.
 func (h *Host) udpReady(u *udpSock) Ready {
 	var r Ready
 	if u.datagrams > 0 {
 		r |= In
 	}
 	if u.err != 0 {
-		r |= In | Out | Err
+		r |= Err
 	}
 	if !u.blocked {
 		r |= Out
@@ -242,7 +245,7 @@ func (h *Host) udpInput(p *packet) {
 	}
 	k := flowKey{Local: p.ip.Dst, Remote: p.ip.Src, LPort: u.DstPort, RPort: u.SrcPort}
 	i, ok := h.udp.lookup(k)
-	if !ok && !p.handed {
+	if !ok && p.hops == 0 {
 		if to, found := h.udpElsewhere(k); found {
 			h.handOver(p, to, nil)
 			return
@@ -266,7 +269,7 @@ func (h *Host) udpInput(p *packet) {
 	}
 	h.udpPush(s, p, &u, size)
 	h.count(RxDelivered)
-	h.notify(h.udp.handle(s, i))
+	h.notify(h.udp.handle(s, i), happenedIn)
 }
 
 // trim cuts a packet's payload to n bytes, freeing frames that hold none of them.
@@ -412,6 +415,9 @@ func (h *Host) UDPSend(s Handle, payload []byte, dst netip.AddrPort, now int64) 
 		src = u.key.Local
 	}
 	err := h.udpOutput(payload, flowKey{Local: src, Remote: remote, LPort: u.key.LPort, RPort: rport}, hop)
+	if err == 0 && u.tellSent {
+		h.notify(s, happenedOut)
+	}
 	if err == EAGAIN {
 		u.need, _ = h.fragments(len(payload) + 8)
 		if !u.blocked {
@@ -420,6 +426,14 @@ func (h *Host) UDPSend(s Handle, payload []byte, dst netip.AddrPort, now int64) 
 		}
 	}
 	return err
+}
+
+// UDPTellSent has every datagram that s sends make an event Out, as sock_wfree does: for who waits for edges of it. To all
+// others it would be news of nothing, so it is not done by itself. It lasts until s is closed.
+func (h *Host) UDPTellSent(s Handle) {
+	if u := h.udp.get(s); u != nil {
+		u.tellSent = true
+	}
 }
 
 func (h *Host) udpOutput(payload []byte, k flowKey, hop proto.Addr) Errno {
@@ -473,6 +487,6 @@ func (h *Host) udpError(k flowKey, err Errno) bool {
 	}
 	u := &h.udp.socks[i]
 	u.err = err
-	h.notify(h.udp.handle(u, i))
+	h.notify(h.udp.handle(u, i), happenedErr)
 	return true
 }
