@@ -58,10 +58,12 @@ type Reactor struct {
 	sinks   map[sockets.Handle]Sink // of sockets that are in no poller
 	watches watchTable              // of those that are in one
 	pollers []*Poller               // nil: a place that is free
+	rings   []*Ring
 	events  []sockets.Event
 
-	poked atomic.Bool // somebody left work for an awake reactor
-	inbox inbox
+	poked  atomic.Bool // somebody left work for an awake reactor
+	dozing atomic.Bool // it sleeps, or is about to: poke must signal
+	inbox  inbox
 
 	inFill    int
 	inTX      int  // given to the device and not completed
@@ -184,6 +186,9 @@ func (r *Reactor) finish() error {
 			p.close()
 		}
 	}
+	for _, q := range r.rings {
+		q.shut()
+	}
 	return r.err
 }
 
@@ -227,8 +232,10 @@ func (r *Reactor) Leave() {
 	now := r.now()
 	r.host.EndTurn()
 	r.deliver(now)
+	r.runRings(now)
 	r.host.Flush(now)
 	r.transmit(now)
+	r.publishRings()
 	r.resolve()
 	wake := r.deadline(now) < r.until || r.unfinished()
 	if wake {
@@ -247,7 +254,7 @@ func (r *Reactor) unfinished() bool {
 			return true
 		}
 	}
-	return r.host.Busy()
+	return r.host.Busy() || r.ringWork()
 }
 
 // Watch has sink told about events of s. The caller holds the lock (Enter). A nil sink ends it. A socket has one sink:

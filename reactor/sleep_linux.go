@@ -47,7 +47,7 @@ func (e eventFD) close() error { return unix.Close(e.fd) }
 // halt_poll_ns does: a sleep so short that spinning would have been better doubles it, a long one halves it.
 func (r *Reactor) sleep() {
 	r.mu.Lock()
-	if r.stopped || r.poked.Load() || r.unfinished() {
+	if r.stopped || r.poked.Load() || r.unfinished() || !r.doze() {
 		r.mu.Unlock()
 		return
 	}
@@ -61,6 +61,7 @@ func (r *Reactor) sleep() {
 
 	r.mu.Lock()
 	r.asleep = false
+	r.awaken()
 	r.counters.Sleeps++
 	r.mu.Unlock()
 	if limit := int64(r.cfg.MaxSpin); slept < 2*limit {

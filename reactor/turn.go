@@ -76,8 +76,10 @@ func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
 	}
 	r.host.EndTurn()
 	worked = r.deliver(now) || worked
+	worked = r.runRings(now) || worked
 	r.host.Flush(now)
 	worked = r.transmit(now) || worked
+	r.publishRings()
 	r.resolve()
 	return worked, r.deadline(now), false
 }
@@ -89,7 +91,7 @@ func (r *Reactor) Turn() (worked bool, deadline int64) {
 }
 
 func (r *Reactor) deadline(now int64) int64 {
-	d := min(r.host.NextDeadline(), foreverNS)
+	d := min(r.host.NextDeadline(), r.ringDeadline())
 	if r.host.Blocked() && r.inTX > 0 { // completions free frames without a wake-up
 		d = min(d, now+blockedNS)
 	}

@@ -4,21 +4,37 @@ import "syscall"
 
 // The errnos that operations return, with Linux's meaning.
 const (
-	EAGAIN        = syscall.EAGAIN
-	EADDRINUSE    = syscall.EADDRINUSE
-	EADDRNOTAVAIL = syscall.EADDRNOTAVAIL
-	EBADF         = syscall.EBADF
-	ECONNREFUSED  = syscall.ECONNREFUSED
-	ECONNRESET    = syscall.ECONNRESET
-	EDESTADDRREQ  = syscall.EDESTADDRREQ
-	EHOSTUNREACH  = syscall.EHOSTUNREACH
-	EINVAL        = syscall.EINVAL
-	EISCONN       = syscall.EISCONN
-	EMSGSIZE      = syscall.EMSGSIZE
-	ENETUNREACH   = syscall.ENETUNREACH
-	ENOPROTOOPT   = syscall.ENOPROTOOPT
-	ENOTCONN      = syscall.ENOTCONN
-	EPIPE         = syscall.EPIPE
-	EPROTO        = syscall.EPROTO
-	ETIMEDOUT     = syscall.ETIMEDOUT
+	EADDRINUSE      = syscall.EADDRINUSE
+	EADDRNOTAVAIL   = syscall.EADDRNOTAVAIL
+	EAFNOSUPPORT    = syscall.EAFNOSUPPORT
+	EAGAIN          = syscall.EAGAIN
+	EALREADY        = syscall.EALREADY
+	EBADF           = syscall.EBADF
+	EBADFD          = syscall.EBADFD
+	ECANCELED       = syscall.ECANCELED
+	ECONNREFUSED    = syscall.ECONNREFUSED
+	ECONNRESET      = syscall.ECONNRESET
+	EDESTADDRREQ    = syscall.EDESTADDRREQ
+	EEXIST          = syscall.EEXIST
+	EFAULT          = syscall.EFAULT
+	EHOSTUNREACH    = syscall.EHOSTUNREACH
+	EINPROGRESS     = syscall.EINPROGRESS
+	EINVAL          = syscall.EINVAL
+	EISCONN         = syscall.EISCONN
+	EMFILE          = syscall.EMFILE
+	EMSGSIZE        = syscall.EMSGSIZE
+	ENETUNREACH     = syscall.ENETUNREACH
+	ENFILE          = syscall.ENFILE
+	ENOBUFS         = syscall.ENOBUFS
+	ENOENT          = syscall.ENOENT
+	ENOMEM          = syscall.ENOMEM
+	ENOPROTOOPT     = syscall.ENOPROTOOPT
+	ENOTCONN        = syscall.ENOTCONN
+	EOPNOTSUPP      = syscall.EOPNOTSUPP
+	EOVERFLOW       = syscall.EOVERFLOW
+	EPIPE           = syscall.EPIPE
+	EPROTO          = syscall.EPROTO
+	EPROTONOSUPPORT = syscall.EPROTONOSUPPORT
+	ETIME           = syscall.ETIME
+	ETIMEDOUT       = syscall.ETIMEDOUT
 )

@@ -1,0 +1,283 @@
+package reactor
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync/atomic"
+
+	"xdpd/rings"
+	"xdpd/sockets"
+)
+
+// RingConfig says how large a Ring is. Nothing in it grows later.
+type RingConfig struct {
+	SQEntries uint32 // a power of two (default 256)
+	CQEntries uint32 // a power of two (default twice SQEntries)
+	Requests  int    // that may be in flight (default 4096); one more is refused with ENOMEM
+	Sockets   int    // numbers for sockets (default 1024)
+	Fixed     int    // slots of the fixed table (default none)
+	Messages  int    // that may wait behind a full CQ (default 64)
+	Data      []byte // the registered memory: addresses in SQEs are offsets in it
+	Area      []byte // for the rings, as rings.RingLayout has it (default: memory of this process)
+}
+
+const (
+	defaultSQ       = 256
+	defaultRequests = 4096
+	defaultSockets  = 1024
+	defaultMessages = 64
+	maxRequests     = 1 << 20
+	maxSockets      = 1 << 24
+	maxPeers        = 1 << 10
+)
+
+// ErrRingClosed is what calls on a closed ring, or on one of a stopped reactor, return.
+var ErrRingClosed = errors.New("ring: closed")
+
+// Ring is the engine's end of a pair of rings, io_uring's context: it takes SQEs, keeps the requests that are not done,
+// and gives CQEs. It belongs to one reactor, whose lock guards it.
+type Ring struct {
+	r    *Reactor
+	end  *rings.RingEngine
+	data []byte
+
+	reqs     []request // slot 0 is nobody's
+	freeHead uint32
+	used     int
+	limit    int
+
+	pending  list // started and not done, in the order in which they were started
+	startQ   list // chains whose turn has come
+	byUser   []list
+	userKey  uint64
+	timers   reqHeap // by deadline
+	counts   reqHeap // timeouts by the number of completions they wait for
+	started  uint64
+	counted  uint64 // completions that timeouts count
+	chain    chain  // being read
+	held     chain  // waits until all else is done; head 0: none
+	drain    bool   // nothing is consumed until all is done
+	socks    sockTable
+	readyQ   sockList
+	mail     mailbox
+	peers    []*Ring
+	backlog  backlog
+	cqTail   uint32 // index of the next CQE
+	staged   uint32 // CQEs written and not published
+	signaled uint32 // cqTail at the last write to the eventfd
+	waiter   chan struct{}
+	done     chan struct{}
+	eventFD  eventFD // fd 0: nobody asked for one
+	handler  func(rings.CQE)
+	client   *RingClient
+	closed   atomic.Bool
+	now      int64 // of the turn
+	steps    int   // looks at requests in this turn: searching is work too
+	counters rings.RingCounters
+}
+
+// NewRing makes a ring of r. The caller does not hold the lock.
+func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
+	cfg.SQEntries = or(cfg.SQEntries, defaultSQ)
+	cfg.CQEntries = or(cfg.CQEntries, 2*cfg.SQEntries)
+	cfg.Requests, cfg.Sockets, cfg.Messages = or(cfg.Requests, defaultRequests), or(cfg.Sockets, defaultSockets), or(cfg.Messages, defaultMessages)
+	layout, err := rings.LayoutRing(cfg.SQEntries, cfg.CQEntries)
+	switch {
+	case err != nil:
+		return nil, err
+	case cfg.Requests < 1 || cfg.Requests > maxRequests:
+		return nil, fmt.Errorf("ring: %d requests; 1 to %d can be", cfg.Requests, maxRequests)
+	case cfg.Sockets < 1 || cfg.Fixed < 0 || cfg.Sockets+cfg.Fixed > maxSockets:
+		return nil, fmt.Errorf("ring: %d and %d sockets; 1 to %d can be", cfg.Sockets, cfg.Fixed, maxSockets)
+	case cfg.Messages < 1 || cfg.Messages > maxRequests:
+		return nil, fmt.Errorf("ring: %d messages; 1 to %d can be", cfg.Messages, maxRequests)
+	case cfg.Area != nil && len(cfg.Area) < layout.Size:
+		return nil, fmt.Errorf("ring: an area of %d bytes; the rings take %d", len(cfg.Area), layout.Size)
+	}
+	if cfg.Area == nil {
+		cfg.Area = rings.NewRingArea(layout)
+	}
+	q := &Ring{
+		r: r, end: layout.Engine(cfg.Area), data: cfg.Data,
+		reqs: make([]request, cfg.Requests+2), limit: cfg.Requests,
+		byUser: make([]list, ceilPow2(cfg.Requests)), userKey: rand.Uint64() | 1,
+		waiter: make(chan struct{}, 1), done: make(chan struct{}),
+		socks:   newSockTable(cfg.Sockets, cfg.Fixed),
+		backlog: newBacklog(2*(cfg.Requests+1) + 1 + cfg.Messages),
+	}
+	q.timers.kind, q.counts.kind = byDeadline, byCount
+	q.mail.room.Store(int32(cfg.Messages))
+	for i := len(q.reqs) - 1; i > 0; i-- {
+		q.reqs[i].next, q.freeHead = q.freeHead, uint32(i)
+	}
+	app, _, err := rings.App(cfg.Area)
+	if err != nil {
+		return nil, err
+	}
+	q.client = newRingClient(q, app)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.stopped {
+		return nil, ErrRingClosed
+	}
+	r.rings = append(r.rings, q)
+	q.end.SQ.SetNeedWakeup(r.dozing.Load())
+	return q, nil
+}
+
+func or[T int | uint32](v, otherwise T) T {
+	if v == 0 {
+		return otherwise
+	}
+	return v
+}
+
+func ceilPow2(n int) int {
+	p := 1
+	for p < n {
+		p *= 2
+	}
+	return p
+}
+
+// Client is the application's end, in this process.
+func (q *Ring) Client() *RingClient { return q.client }
+
+// Counters gives the counters. The caller holds the lock (Enter).
+func (q *Ring) Counters() rings.RingCounters {
+	c := q.counters
+	c.BadIndex = q.end.SQ.BadPeer() + q.end.CQ.BadPeer()
+	return c
+}
+
+// mem gives n bytes of the registered memory at addr.
+func (q *Ring) mem(addr, n uint64) ([]byte, sockets.Errno) {
+	if addr > uint64(len(q.data)) || n > uint64(len(q.data))-addr {
+		return nil, sockets.EFAULT
+	}
+	return q.data[addr : addr+n : addr+n], 0
+}
+
+// post gives a completion to the application. There is room: in the CQ, or in the backlog, which has a place for
+// everything that requests in flight may still say.
+func (q *Ring) post(c rings.CQE) { q.put(c, false) }
+
+func (q *Ring) put(c rings.CQE, message bool) {
+	q.counters.Completed++
+	if q.backlog.n == 0 && q.push(c) {
+		if message {
+			q.mail.room.Add(1)
+		}
+		return
+	}
+	q.counters.Overflows++
+	q.backlog.push(c, message)
+}
+
+// push puts a completion in the CQ, if there is room.
+func (q *Ring) push(c rings.CQE) bool {
+	idx, n := q.end.CQ.Reserve(1)
+	if n == 0 {
+		return false
+	}
+	*q.end.CQ.Slot(idx) = c
+	q.cqTail = idx + 1
+	q.staged++
+	return true
+}
+
+// postMore posts a completion of a request that goes on. Where the CQ is full it posts nothing and says false: the
+// request must end, with this completion as its last, for which there is a place.
+func (q *Ring) postMore(i uint32, res int32, flags uint32) bool {
+	if q.backlog.n > 0 || !q.push(rings.CQE{UserData: q.at(i).sqe.UserData, Res: res, Flags: flags | rings.CQEMore}) {
+		return false
+	}
+	q.counters.Completed++
+	if q.at(i).sqe.Opcode != rings.OpTimeout {
+		q.counted++
+	}
+	return true
+}
+
+// flush moves the backlog to the CQ as far as there is room, and reports whether all of it went.
+func (q *Ring) flush() bool {
+	for q.backlog.n > 0 {
+		c, message := q.backlog.first()
+		if !q.push(c) {
+			return false
+		}
+		if message {
+			q.mail.room.Add(1)
+		}
+		q.backlog.drop()
+	}
+	return true
+}
+
+// publish shows the application what was completed, and wakes it if it sleeps. It reports whether it did.
+func (q *Ring) publish() (woke bool) {
+	if q.backlog.n > 0 || q.backlog.told {
+		full := !q.flush()
+		if full && !q.backlog.told { // told before the last look, so that who makes room after it sees the flag
+			q.end.SetOverflow(true)
+			q.backlog.told = true
+			full = !q.flush()
+		}
+		if !full {
+			q.end.SetOverflow(false)
+			q.backlog.told = false
+		}
+	}
+	if q.staged == 0 {
+		return false
+	}
+	q.end.CQ.Submit(q.staged)
+	q.staged = 0
+	c := q.Counters()
+	q.end.Publish(&c)
+	wake, event := q.end.Sleeper(q.cqTail)
+	if wake {
+		select {
+		case q.waiter <- struct{}{}:
+			woke = true
+		default:
+		}
+	}
+	if q.eventFD.fd != 0 && event && q.end.Seen(q.signaled) {
+		q.signaled = q.cqTail
+		q.eventFD.signal()
+	}
+	return woke
+}
+
+// Close cancels every request, closes the ring's sockets, and ends every Wait with ErrRingClosed. What of it the CQ has
+// room for can still be taken. It must not be called by a handler.
+func (q *Ring) Close() {
+	_, now, ok := q.r.Enter()
+	defer q.r.Leave()
+	if ok && !q.closed.Load() {
+		q.now = now
+		q.cancelEverything()
+		q.socks.closeAll(q)
+		q.r.rings = slices.DeleteFunc(q.r.rings, func(other *Ring) bool { return other == q })
+	}
+	q.shut()
+	if q.eventFD.fd != 0 {
+		_ = q.eventFD.close()
+		q.eventFD = eventFD{}
+	}
+}
+
+// shut ends the ring for the application; also when the reactor ended.
+func (q *Ring) shut() {
+	if q.closed.Swap(true) {
+		return
+	}
+	q.publish()
+	close(q.done)
+	if q.eventFD.fd != 0 {
+		q.eventFD.signal()
+	}
+}

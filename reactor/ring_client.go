@@ -1,0 +1,158 @@
+package reactor
+
+import (
+	"time"
+
+	"xdpd/rings"
+)
+
+// RingClient is the application's end of a Ring in the same process, as liburing is io_uring's. One goroutine at a time
+// may submit (SQE, Submit), and one at a time may take completions (Wait, Peek, Seen, Reap).
+type RingClient struct {
+	q     *Ring
+	app   *rings.RingApp
+	timer *time.Timer // of Wait
+}
+
+func newRingClient(q *Ring, app *rings.RingApp) *RingClient { return &RingClient{q: q, app: app} }
+
+// SQE gives the next free SQE, all zero, to be filled in; nil when the SQ is full. It is submitted by Submit.
+func (c *RingClient) SQE() *rings.SQE {
+	idx, n := c.app.SQ.Reserve(1)
+	if n == 0 {
+		return nil
+	}
+	s := c.app.SQ.Slot(idx)
+	*s = rings.SQE{}
+	return s
+}
+
+// Submit hands the SQEs that were filled in to the engine and says how many they were. While the reactor is awake it
+// makes no system call; when it sleeps, the caller's thread does the work.
+func (c *RingClient) Submit() int {
+	n := c.app.SQ.Unsubmitted()
+	c.app.SQ.Submit(n)
+	if n > 0 {
+		c.kick()
+	}
+	return int(n)
+}
+
+// kick has the engine look at the rings.
+func (c *RingClient) kick() {
+	r := c.q.r
+	if c.q.handler != nil || !c.app.SQ.NeedWakeup() { // a handler runs with the lock held, in a turn
+		r.poked.Store(true)
+		return
+	}
+	r.Enter()
+	r.Leave()
+}
+
+// Peek gives the oldest completion that was not Seen.
+func (c *RingClient) Peek() (rings.CQE, bool) {
+	idx, n := c.app.CQ.Peek(1)
+	if n == 0 {
+		return rings.CQE{}, false
+	}
+	return c.app.CQ.Read(idx), true
+}
+
+// Seen gives back the places of the n oldest completions. More than Peek or Reap showed panics.
+func (c *RingClient) Seen(n int) {
+	c.app.CQ.Release(uint32(n))
+	if c.app.Overflow() { // what waits behind the full CQ can come now
+		c.kick()
+	}
+}
+
+// Reap moves up to len(buf) completions to buf.
+func (c *RingClient) Reap(buf []rings.CQE) int {
+	idx, n := c.app.CQ.Peek(uint32(len(buf)))
+	for i := range n {
+		buf[i] = c.app.CQ.Read(idx + i)
+	}
+	if n > 0 {
+		c.Seen(int(n))
+	}
+	return int(n)
+}
+
+// Wait blocks until n completions, or as many as the CQ holds, can be taken, and says how many there are. timeout zero:
+// does not block; negative: no limit. Fewer than n and no error: the time is over. It must not be called on the
+// reactor's own goroutine.
+func (c *RingClient) Wait(n int, timeout time.Duration) (int, error) {
+	n = min(n, int(c.app.CQ.Size()))
+	idx, got := c.app.CQ.Peek(uint32(n))
+	if int(got) >= n {
+		return int(got), nil
+	}
+	if timeout == 0 {
+		return c.closedWith(int(got))
+	}
+	var over <-chan time.Time
+	if timeout > 0 {
+		if c.timer == nil {
+			c.timer = time.NewTimer(timeout)
+		} else {
+			c.timer.Reset(timeout)
+		}
+		defer c.timer.Stop()
+		over = c.timer.C
+	}
+	c.app.Sleep(idx + uint32(n))
+	defer c.app.Awake()
+	for {
+		if _, got = c.app.CQ.Peek(uint32(n)); int(got) >= n {
+			return int(got), nil
+		}
+		select {
+		case <-c.q.waiter:
+		case <-c.q.done:
+			_, got = c.app.CQ.Peek(uint32(n))
+			return c.closedWith(int(got))
+		case <-over:
+			_, got = c.app.CQ.Peek(uint32(n))
+			return int(got), nil
+		}
+	}
+}
+
+func (c *RingClient) closedWith(n int) (int, error) {
+	if n == 0 && c.q.closed.Load() {
+		return 0, ErrRingClosed
+	}
+	return n, nil
+}
+
+// Serve has the reactor itself call handler for each completion, in its turns, with the lock held: handlers that run to
+// completion. SQEs that it submits are consumed in the same turn, within its budget. From then on the client belongs to
+// the handler, and to who holds the lock (Enter), as the caller of Serve does.
+func (c *RingClient) Serve(handler func(rings.CQE)) { c.q.handler = handler }
+
+// EventFD gives an eventfd(2) that becomes readable when completions came and all before them had been seen, for use in
+// another event loop: read it, then take completions until there are none. It is the ring's, and closed with it.
+func (c *RingClient) EventFD() (int, error) {
+	c.q.r.Enter()
+	defer c.q.r.Leave()
+	if c.q.closed.Load() {
+		return -1, ErrRingClosed
+	}
+	if c.q.eventFD.fd == 0 {
+		e, err := newEventFD()
+		if err != nil {
+			return -1, err
+		}
+		c.q.eventFD = e
+		if c.app.CQ.Avail() > 0 {
+			e.signal()
+		}
+	}
+	return c.q.eventFD.fd, nil
+}
+
+// DisableEventFD switches writes to the eventfd off, or on again.
+func (c *RingClient) DisableEventFD(off bool) { c.app.DisableEventFD(off) }
+
+// Overflow reports whether completions wait behind the full CQ.
+func (c *RingClient) Overflow() bool { return c.app.Overflow() }

@@ -1,0 +1,108 @@
+package reactor
+
+// What a reactor does for its rings. The lock is held, except in poke.
+
+// runRings takes what is submitted, serves sockets that became ready, and ends timeouts: in each turn, and in Leave
+// when the reactor sleeps.
+func (r *Reactor) runRings(now int64) (worked bool) {
+	for _, q := range r.rings {
+		worked = q.run(now) || worked
+	}
+	return worked
+}
+
+func (q *Ring) run(now int64) bool {
+	q.now, q.steps = now, 0
+	worked := q.takeMail()
+	worked = q.serveReady() || worked
+	for left := budget; ; {
+		n := q.consume(left)
+		left -= n
+		worked = n > 0 || worked
+		worked = q.expire() || worked
+		if !q.serve(left) || left == 0 {
+			return worked
+		}
+		worked = true
+	}
+}
+
+// serve has the handler take completions, at most limit of them, and reports whether there were any.
+func (q *Ring) serve(limit int) (worked bool) {
+	if q.handler == nil {
+		return false
+	}
+	for limit > 0 {
+		q.publish()
+		idx, n := q.client.app.CQ.Peek(uint32(min(batch, limit)))
+		if n == 0 {
+			break
+		}
+		for k := range n {
+			q.handler(q.client.app.CQ.Read(idx + k))
+		}
+		q.client.app.CQ.Release(n)
+		limit -= int(n)
+		worked = true
+	}
+	return worked
+}
+
+// publishRings shows the applications what was completed.
+func (r *Reactor) publishRings() {
+	for _, q := range r.rings {
+		r.woke = q.publish() || r.woke
+	}
+}
+
+// ringWork reports whether a ring has something that only a turn does.
+func (r *Reactor) ringWork() bool {
+	for _, q := range r.rings {
+		if q.readyQ.head != 0 || q.mail.n.Load() > 0 || q.mayConsume() && q.end.SQ.Avail() > 0 || q.staged > 0 ||
+			q.handler != nil && q.client.app.CQ.Avail() > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// ringDeadline is when the first timeout ends.
+func (r *Reactor) ringDeadline() int64 {
+	d := foreverNS
+	for _, q := range r.rings {
+		if len(q.timers.reqs) > 0 {
+			d = min(d, q.at(q.timers.reqs[0]).deadline)
+		}
+	}
+	return d
+}
+
+// doze tells everybody that the reactor is about to sleep, then looks once more: who submits after that look sees what
+// was told. It reports whether it may sleep.
+func (r *Reactor) doze() bool {
+	r.dozing.Store(true)
+	for _, q := range r.rings {
+		q.end.SQ.SetNeedWakeup(true)
+	}
+	if r.poked.Load() || r.ringWork() {
+		r.awaken()
+		return false
+	}
+	return true
+}
+
+// awaken takes doze back.
+func (r *Reactor) awaken() {
+	r.dozing.Store(false)
+	for _, q := range r.rings {
+		q.end.SQ.SetNeedWakeup(false)
+	}
+}
+
+// poke has the reactor do a turn. Safe from any goroutine.
+func (r *Reactor) poke() {
+	r.poked.Store(true)
+	if r.dozing.Load() {
+		r.wake.signal()
+	}
+}

@@ -1,0 +1,43 @@
+package reactor
+
+import (
+	"testing"
+
+	"xdpd/rings"
+	"xdpd/sockets"
+)
+
+func TestRingNop(t *testing.T) {
+	g := newRingRig(t, RingConfig{})
+	g.want(g.do(nop(1, 0), nop(2, 0)), cqe(1, 0), cqe(2, 0))
+	g.want(g.do(rings.SQE{Opcode: rings.OpNop, IOPrio: 1, UserData: 3}), fails(3, sockets.EINVAL))
+	g.want(g.do(rings.SQE{Opcode: 255, UserData: 4}), fails(4, sockets.EINVAL))
+	g.want(g.do(nop(5, rings.SQESkipSuccess), nop(6, 0)), cqe(6, 0))
+	g.idle()
+}
+
+// A sleeping reactor is not woken to do what the submitter's own thread can do.
+func TestRingSleeping(t *testing.T) {
+	g := ringOn(newRig(t, options{realTime: true}), RingConfig{SQEntries: 8})
+	stop := g.run()
+	for i := range uint64(50) {
+		if i%2 == 0 {
+			g.awaitAsleep()
+		}
+		g.push(nop(i, 0))
+		if n, err := g.c.Wait(1, hang); n != 1 || err != nil {
+			t.Fatalf("Wait gives %d, %v", n, err)
+		}
+		c, _ := g.c.Peek()
+		if c != cqe(i, 0) {
+			t.Fatalf("completion %v", c)
+		}
+		g.c.Seen(1)
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.c.Wait(1, hang); err != ErrRingClosed {
+		t.Errorf("Wait after the end: %v", err)
+	}
+}
