@@ -5,6 +5,7 @@ package reactor
 // runRings takes what is submitted, serves sockets that became ready, and ends timeouts: in each turn, and in Leave
 // when the reactor sleeps.
 func (r *Reactor) runRings(now int64) (worked bool) {
+	r.tellFreed()
 	for _, q := range r.rings {
 		worked = q.run(now) || worked
 	}
@@ -20,6 +21,7 @@ func (q *Ring) run(now int64) bool {
 		left -= n
 		worked = n > 0 || worked
 		worked = q.expire() || worked
+		q.notifyCopied()
 		if !q.serve(left) || left == 0 {
 			return worked
 		}
