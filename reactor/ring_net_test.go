@@ -36,6 +36,7 @@ func newRingNet(t testing.TB, cfg RingConfig, o ...options) *ringNet {
 	peer := newRig(t, options{frames: 1024, ring: 256, noLedger: opt.noLedger, change: func(c *Config, h *sockets.Config) {
 		c.Clock = g.clock.Now
 		h.MAC, h.Addrs = peerMAC, []sockets.Prefix{{Addr: peerAddr, Bits: 24}}
+		h.RcvMax = 64 << 10 // so that a sender finds it full
 	}})
 	cfg.Data = make([]byte, dataSize)
 	if cfg.Lends == 0 {
@@ -229,6 +230,7 @@ func (n *ringNet) write(far sockets.Handle, b []byte) {
 // wantRead has the peer read, and wants exactly want.
 func (n *ringNet) wantRead(far sockets.Handle, want []byte) {
 	n.t.Helper()
+	n.run()
 	got := make([]byte, len(want)+1)
 	k := 0
 	n.onPeer(func(h *sockets.Host, now int64) {
@@ -255,3 +257,5 @@ func fill(b []byte, from int) []byte {
 	}
 	return b
 }
+
+func addrPort(a proto.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a.Netip(), port) }
