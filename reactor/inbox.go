@@ -24,8 +24,18 @@ func (r *Reactor) Post(a proto.ARP) {
 		r.inbox.arps = append(r.inbox.arps, a)
 	}
 	r.inbox.mu.Unlock()
-	r.poked.Store(true)
-	r.wake.signal()
+	r.nudge()
+}
+
+// nudge has the reactor do a turn, from any goroutine and with any lock held. One that is awake looks by itself; one that
+// sleeps is signalled once.
+func (r *Reactor) nudge() {
+	if !r.poked.Load() {
+		r.poked.Store(true)
+	}
+	if r.dozing.Load() && r.dozing.CompareAndSwap(true, false) {
+		r.wake.signal()
+	}
 }
 
 // hear takes what was posted.

@@ -72,6 +72,10 @@ type options struct {
 	noLedger bool   // for what must not allocate
 	realTime bool
 	change   func(*Config, *sockets.Config)
+
+	region *umem.Region // shared with other rigs: frames of it from first on (default one of its own)
+	ledger *umem.Ledger
+	first  umem.Frame
 }
 
 func newRig(t testing.TB, o options) *rig {
@@ -82,15 +86,14 @@ func newRig(t testing.TB, o options) *rig {
 	if o.ring == 0 {
 		o.ring = 64
 	}
-	region, err := umem.Wrap(make([]byte, o.frames*2048), 2048)
-	if err != nil {
-		t.Fatal(err)
+	if o.region == nil {
+		o.region = newRegion(t, o.frames)
+		if !o.noLedger {
+			o.ledger = umem.NewLedger(o.frames)
+		}
 	}
-	var ledger *umem.Ledger
-	if !o.noLedger {
-		ledger = umem.NewLedger(o.frames)
-	}
-	g := &rig{t: t, pool: umem.NewPool(region, 0, o.frames, ledger), nic: simnic.NewSimNIC(region, o.ring, o.ring, o.ring, o.ring)}
+	pool := umem.NewPool(o.region, o.first, o.frames, o.ledger)
+	g := &rig{t: t, pool: pool, nic: simnic.NewSimNIC(o.region, o.ring, o.ring, o.ring, o.ring)}
 	g.dev = &device{SimNIC: g.nic, g: g, prompt: true, fd: -1}
 	port := *g.nic.Port()
 	port.Dev = g.dev
@@ -105,6 +108,7 @@ func newRig(t testing.TB, o options) *rig {
 		o.change(&cfg, &host)
 		g.pool = cfg.Pool
 	}
+	var err error
 	if g.host, err = sockets.New(host, g.pool, g.now(&cfg)); err != nil {
 		t.Fatal(err)
 	}
@@ -118,6 +122,15 @@ func newRig(t testing.TB, o options) *rig {
 		}
 	})
 	return g
+}
+
+func newRegion(t testing.TB, frames int) *umem.Region {
+	t.Helper()
+	region, err := umem.Wrap(make([]byte, frames*2048), 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return region
 }
 
 func (g *rig) now(cfg *Config) int64 {

@@ -1,5 +1,6 @@
 //go:build !race
 
-package reactor_test
+package reactor
 
-const raceDetector = false
+// RaceDetector says whether the race detector is on: such runs are shorter.
+const RaceDetector = false

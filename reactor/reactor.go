@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,6 +50,7 @@ type Reactor struct {
 	now  func() int64
 
 	mu      sync.Mutex
+	over    bool  // stopped, and nobody waits on it any more: the loop's
 	asleep  bool  // in ppoll, or about to be: guarded by mu
 	until   int64 // when a sleeping reactor wakes by itself: guarded by mu
 	stopped bool
@@ -63,9 +63,15 @@ type Reactor struct {
 	freed   []uint32 // scratch of tellFreed
 	events  []sockets.Event
 
-	poked  atomic.Bool // somebody left work for an awake reactor
-	dozing atomic.Bool // it sleeps, or is about to: poke must signal
-	inbox  inbox
+	poked    atomic.Bool // somebody left work for an awake reactor
+	dozing   atomic.Bool // it sleeps, or is about to and will look at poked once more
+	inbox    inbox
+	turnAt   atomic.Int64           // when the turn in progress began; 0: none
+	handling atomic.Pointer[string] // the handler that it runs
+	peers    []peer                 // of its group, by Host number
+	self     int                    // its own
+	handed   []sockets.Handed
+	own      *loop // what Run runs
 
 	inFill    int
 	inTX      int  // given to the device and not completed
@@ -74,7 +80,6 @@ type Reactor struct {
 	woke      bool // a goroutine was made runnable in this turn
 	scratch   [batch]umem.Frame
 
-	spinNS   int64
 	counters Counters
 }
 
@@ -106,17 +111,12 @@ func New(cfg Config) (*Reactor, error) {
 	if cfg.Clock == nil {
 		cfg.Clock = Monotonic
 	}
-	return &Reactor{
+	r := &Reactor{
 		cfg: cfg, port: cfg.Port, pool: cfg.Pool, host: cfg.Host, wake: wake, now: cfg.Clock,
-		sinks: make(map[sockets.Handle]Sink), spinNS: firstSpin(cfg.MaxSpin),
-	}, nil
-}
-
-func firstSpin(limit time.Duration) int64 {
-	if limit < 0 {
-		return maxSpinNS
+		sinks: make(map[sockets.Handle]Sink),
 	}
-	return min(maxSpinNS, int64(limit))
+	r.own = newLoop([]*Reactor{r})
+	return r, nil
 }
 
 // ErrStopped is what calls on a stopped reactor return.
@@ -125,61 +125,19 @@ var ErrStopped = errors.New("reactor: stopped")
 // Run runs the reactor until Stop, Fail, or the end of ctx. It returns nil after Stop or a cancelled ctx, else what
 // ended it.
 func (r *Reactor) Run(ctx context.Context) error {
-	if r.cfg.Pin {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		if err := pinThread(r.cfg.CPU); err != nil {
-			return fmt.Errorf("reactor: pin to CPU %d: %w", r.cfg.CPU, err)
-		}
-	}
 	defer context.AfterFunc(ctx, r.Stop)()
-	for idleSince := int64(0); ; {
-		worked, deadline, stop := r.turn()
-		if stop {
-			return r.finish()
-		}
-		if r.woke {
-			runtime.Gosched()
-		}
-		if worked || r.woke {
-			idleSince = 0
-			continue
-		}
-		now := r.now()
-		if idleSince == 0 {
-			idleSince = now
-		}
-		if r.spin(idleSince, deadline) {
-			continue
-		}
-		r.sleep()
-		idleSince = 0
+	if err := r.own.run(r.cfg.Pin, r.cfg.CPU); err != nil {
+		return err
 	}
-}
-
-// spin polls without a lock until there is work (true) or the spin time is over. Each round yields, so that goroutines
-// get their turn on a single P as well.
-func (r *Reactor) spin(since, deadline int64) bool {
-	for {
-		runtime.Gosched()
-		if r.poked.Load() || r.port.RX.Avail() > 0 || r.port.Comp.Avail() > batch {
-			return true
-		}
-		now := r.now()
-		if now >= deadline {
-			return true
-		}
-		if now-since >= r.spinNS {
-			return r.cfg.MaxSpin < 0 // one that never sleeps does a turn now and then
-		}
-	}
-}
-
-// finish marks the reactor as gone and wakes all who wait on it.
-func (r *Reactor) finish() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.stopped = true
+	return r.err
+}
+
+// finish wakes all who wait on a reactor that stopped.
+func (r *Reactor) finish() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for s, sink := range r.sinks {
 		sink.Ready(s, sockets.Err|sockets.Hup|sockets.In|sockets.Out)
 	}
@@ -191,7 +149,6 @@ func (r *Reactor) finish() error {
 	for _, q := range r.rings {
 		q.shut()
 	}
-	return r.err
 }
 
 // Stop ends Run after the turn in progress. Safe from any goroutine, any number of times.

@@ -60,10 +60,11 @@ type Ring struct {
 	timers   reqHeap // by deadline
 	counts   reqHeap // timeouts by the number of completions they wait for
 	started  uint64
-	counted  uint64 // completions that timeouts count
-	chain    chain  // being read
-	held     chain  // waits until all else is done; head 0: none
-	drain    bool   // nothing is consumed until all is done
+	counted  uint64    // completions that timeouts count
+	taken    rings.SQE // the one being looked at; here, so that it is not allocated
+	chain    chain     // being read
+	held     chain     // waits until all else is done; head 0: none
+	drain    bool      // nothing is consumed until all is done
 	socks    sockTable
 	ports    Ports
 	lends    lends
@@ -139,7 +140,7 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 	}
 	q.tag = r.ringTag()
 	r.rings = append(r.rings, q)
-	q.end.SQ.SetNeedWakeup(r.dozing.Load())
+	q.end.SQ.SetNeedWakeup(r.asleep)
 	return q, nil
 }
 

@@ -79,16 +79,19 @@ func TestRingRecvErrors(t *testing.T) {
 		return s
 	}
 	for name, f := range map[string]func(s *rings.SQE){
-		"MSG_PEEK":                      func(s *rings.SQE) { s.OpFlags = 2 },
-		"multishot without buffers":     func(s *rings.SQE) { s.IOPrio = rings.RecvMultishot },
-		"a bundle without buffers":      func(s *rings.SQE) { s.IOPrio = rings.RecvBundle },
-		"a group and no BUFFER_SELECT":  func(s *rings.SQE) { s.BufGroup = 1 },
-		"an address and BUFFER_SELECT":  func(s *rings.SQE) { s.Flags = rings.SQEBufferSelect },
-		"more than an int":              func(s *rings.SQE) { s.Len = 1 << 31 },
-		"a destination":                 func(s *rings.SQE) { s.FileIndex = 16 },
-		"addr3":                         func(s *rings.SQE) { s.Addr3 = 1 },
-		"multishot and a length":        func(s *rings.SQE) { *s = selectBuf(s.Opcode, 1, 0, 1, rings.RecvMultishot); s.Len = 5 },
-		"multishot and nothing to tell": func(s *rings.SQE) { *s = selectBuf(s.Opcode, 1, 0, 1, rings.RecvMultishot); s.Flags |= rings.SQESkipSuccess },
+		"MSG_PEEK":                     func(s *rings.SQE) { s.OpFlags = 2 },
+		"multishot without buffers":    func(s *rings.SQE) { s.IOPrio = rings.RecvMultishot },
+		"a bundle without buffers":     func(s *rings.SQE) { s.IOPrio = rings.RecvBundle },
+		"a group and no BUFFER_SELECT": func(s *rings.SQE) { s.BufGroup = 1 },
+		"an address and BUFFER_SELECT": func(s *rings.SQE) { s.Flags = rings.SQEBufferSelect },
+		"more than an int":             func(s *rings.SQE) { s.Len = 1 << 31 },
+		"a destination":                func(s *rings.SQE) { s.FileIndex = 16 },
+		"addr3":                        func(s *rings.SQE) { s.Addr3 = 1 },
+		"multishot and a length":       func(s *rings.SQE) { *s = selectBuf(s.Opcode, 1, 0, 1, rings.RecvMultishot); s.Len = 5 },
+		"multishot and nothing to tell": func(s *rings.SQE) {
+			*s = selectBuf(s.Opcode, 1, 0, 1, rings.RecvMultishot)
+			s.Flags |= rings.SQESkipSuccess
+		},
 	} {
 		if c := n.one(change(f)); c.Res != -int32(sockets.EINVAL) {
 			t.Errorf("%s: %d", name, c.Res)

@@ -72,7 +72,7 @@ func (q *Ring) leave(c rings.CQE) sockets.Errno {
 	m.msgs = append(m.msgs, c)
 	m.n.Store(int32(len(m.msgs)))
 	m.mu.Unlock()
-	q.r.poke()
+	q.r.nudge()
 	return 0
 }
 

@@ -1,6 +1,6 @@
 package reactor
 
-// What a reactor does for its rings. The lock is held, except in poke.
+// What a reactor does for its rings. The lock is held.
 
 // runRings takes what is submitted, serves sockets that became ready, and ends timeouts: in each turn, and in Leave
 // when the reactor sleeps.
@@ -14,6 +14,7 @@ func (r *Reactor) runRings(now int64) (worked bool) {
 
 func (q *Ring) run(now int64) bool {
 	q.now, q.steps = now, 0
+	q.flush()
 	worked := q.takeMail()
 	worked = q.serveReady() || worked
 	for left := budget; ; {
@@ -60,7 +61,9 @@ func (r *Reactor) publishRings() {
 // ringWork reports whether a ring has something that only a turn does.
 func (r *Reactor) ringWork() bool {
 	for _, q := range r.rings {
-		if q.readyQ.head != 0 || q.mail.n.Load() > 0 || q.mayConsume() && q.end.SQ.Avail() > 0 || q.staged > 0 ||
+		waiting := q.backlog.n > 0
+		if q.readyQ.head != 0 || q.mail.n.Load() > 0 || q.staged > 0 || waiting && q.end.CQ.Free() > 0 ||
+			!waiting && q.held.head == 0 && (!q.drain || q.used == 0) && q.end.SQ.Avail() > 0 ||
 			q.handler != nil && q.client.app.CQ.Avail() > 0 {
 			return true
 		}
@@ -79,32 +82,10 @@ func (r *Reactor) ringDeadline() int64 {
 	return d
 }
 
-// doze tells everybody that the reactor is about to sleep, then looks once more: who submits after that look sees what
-// was told. It reports whether it may sleep.
-func (r *Reactor) doze() bool {
-	r.dozing.Store(true)
+// ringsAsleep tells the applications whether the reactor sleeps. Once they are told that it does it looks at the rings
+// once more, and who submits after that look sees what was told.
+func (r *Reactor) ringsAsleep(on bool) {
 	for _, q := range r.rings {
-		q.end.SQ.SetNeedWakeup(true)
-	}
-	if r.poked.Load() || r.ringWork() {
-		r.awaken()
-		return false
-	}
-	return true
-}
-
-// awaken takes doze back.
-func (r *Reactor) awaken() {
-	r.dozing.Store(false)
-	for _, q := range r.rings {
-		q.end.SQ.SetNeedWakeup(false)
-	}
-}
-
-// poke has the reactor do a turn. Safe from any goroutine.
-func (r *Reactor) poke() {
-	r.poked.Store(true)
-	if r.dozing.Load() {
-		r.wake.signal()
+		q.end.SQ.SetNeedWakeup(on)
 	}
 }

@@ -49,7 +49,7 @@ func (t *sockTable) lookup(fd int32, fixed bool) (uint32, bool) {
 
 // addSock makes a place for a new socket: with fileIndex 0 the lowest free number (else EMFILE), with n+1 slot n of the
 // fixed table, whose socket, if there is one, is closed as io_uring does, with FileIndexAlloc any free slot (else
-// ENFILE). fd is what the completion tells.
+// ENFILE). fd is what the completion tells: 0 to who chose the slot.
 func (q *Ring) addSock(fileIndex uint32) (s uint32, fd int32, err sockets.Errno) {
 	t := &q.socks
 	switch fileIndex {

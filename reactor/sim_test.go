@@ -3,15 +3,13 @@ package reactor_test
 import (
 	"flag"
 	"fmt"
-	"hash/fnv"
 	"math/rand/v2"
-	"os"
 	"runtime/debug"
-	"strconv"
 	"testing"
 
 	"xdpd/internal/simnet"
 	"xdpd/proto"
+	"xdpd/reactor"
 	"xdpd/sockets"
 )
 
@@ -21,34 +19,17 @@ import (
 
 var simSeeds = flag.Int("seeds", 0, "number of simulation seeds (default 1500; fewer with -short or -race)")
 
-// seedRange reads the environment. XDPD_SEED with a number means that seed alone; with anything else, such as a commit's
-// hash, it chooses where to begin, as does the number in XDPD_SEED_BASE.
 func seedRange(t *testing.T) (first uint64, n int) {
 	switch n = *simSeeds; {
 	case n > 0:
-	case raceDetector:
+	case reactor.RaceDetector:
 		n = 150
 	case testing.Short():
 		n = 200
 	default:
 		n = 1500
 	}
-	if s := os.Getenv("XDPD_SEED"); s != "" {
-		if one, err := strconv.ParseUint(s, 10, 64); err == nil {
-			return one, 1
-		}
-		h := fnv.New64a()
-		h.Write([]byte(s))
-		return h.Sum64() >> 16, n // short numbers are easier to pass on
-	}
-	if s := os.Getenv("XDPD_SEED_BASE"); s != "" {
-		base, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			t.Fatalf("XDPD_SEED_BASE: %v", err)
-		}
-		return base, n
-	}
-	return 1, n
+	return reactor.SeedRange(t, n)
 }
 
 func TestSimulation(t *testing.T) {

@@ -45,62 +45,124 @@ func (e eventFD) close() error { return unix.Close(e.fd) }
 
 // sleep blocks until a frame arrives, the deadline comes, or signal is called. The spin time adapts as KVM's
 // halt_poll_ns does: a sleep so short that spinning would have been better doubles it, a long one halves it.
-func (r *Reactor) sleep() {
-	r.mu.Lock()
-	if r.stopped || r.poked.Load() || r.unfinished() || !r.doze() {
-		r.mu.Unlock()
+func (l *loop) sleep() {
+	from := l.reactors[0].now()
+	deadline, ready := int64(foreverNS), true
+	for i, r := range l.reactors {
+		d, ok := r.doze(from)
+		if !ok {
+			for _, r := range l.reactors[:i] {
+				r.rouse(false)
+			}
+			ready = false
+			break
+		}
+		deadline = min(deadline, d)
+	}
+	if !ready {
 		return
 	}
-	from := r.now()
-	deadline := r.deadline(from) // not the turn's: a caller may have set a timer since
-	r.asleep, r.until = true, deadline
-	r.mu.Unlock()
+	l.poll(max(0, min(deadline-from, defaultSleep)))
+	slept := l.reactors[0].now() - from
+	for _, r := range l.reactors {
+		r.rouse(true)
+	}
+	if slept < 2*l.maxSpin {
+		l.spinNS = min(2*l.spinNS, l.maxSpin)
+	} else if slept > 20*l.maxSpin {
+		l.spinNS = max(l.spinNS/2, min(minSpinNS, l.maxSpin))
+	}
+}
 
-	r.poll(max(0, min(deadline-from, defaultSleep)))
-	slept := r.now() - from
-
+// doze marks the reactor asleep, unless it has work to do. The deadline is not its last turn's: a caller may have set a
+// timer since.
+func (r *Reactor) doze(now int64) (deadline int64, ok bool) {
 	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.stopped {
+		return foreverNS, r.over // one that ended is no reason for its siblings to stay awake
+	}
+	r.dozing.Store(true)
+	r.ringsAsleep(true)
+	if r.poked.Load() || r.unfinished() {
+		r.dozing.Store(false)
+		r.ringsAsleep(false)
+		return 0, false
+	}
+	deadline = r.deadline(now)
+	r.asleep, r.until = true, deadline
+	return deadline, true
+}
+
+// rouse ends what doze began.
+func (r *Reactor) rouse(slept bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.asleep = false
-	r.awaken()
-	r.counters.Sleeps++
-	r.mu.Unlock()
-	if limit := int64(r.cfg.MaxSpin); slept < 2*limit {
-		r.spinNS = min(2*r.spinNS, limit)
-	} else if slept > 20*limit {
-		r.spinNS = max(r.spinNS/2, min(minSpinNS, limit))
+	r.dozing.Store(false)
+	r.ringsAsleep(false)
+	if slept && !r.over {
+		r.counters.Sleeps++
 	}
 }
 
-// poll is the one place where a reactor blocks.
-func (r *Reactor) poll(ns int64) {
-	fds := [2]unix.PollFd{{Fd: int32(r.wake.fd), Events: unix.POLLIN}, {Fd: int32(r.port.Dev.FD()), Events: unix.POLLIN}}
-	n := 2
-	if fds[1].Fd < 0 {
-		n = 1
+// poll is the one place where a loop blocks.
+func (l *loop) poll(ns int64) {
+	fds := l.fds[:0]
+	for _, r := range l.reactors {
+		if r.over {
+			continue
+		}
+		fds = append(fds, unix.PollFd{Fd: int32(r.wake.fd), Events: unix.POLLIN}, unix.PollFd{Fd: int32(r.port.Dev.FD()), Events: unix.POLLIN})
 	}
+	l.fds = fds
 	ts := unix.NsecToTimespec(ns)
-	_, err := unix.Ppoll(fds[:n], &ts, nil)
-	if err == nil && fds[0].Revents != 0 {
-		r.wake.drain()
+	if _, err := unix.Ppoll(fds, &ts, nil); err != nil {
+		return
 	}
-	if err == nil && n == 2 && fds[1].Revents&(unix.POLLERR|unix.POLLHUP|unix.POLLNVAL) != 0 && r.port.RX.Avail() == 0 {
-		r.deviceError()
+	broken := false
+	for _, r := range l.reactors {
+		if r.over {
+			continue
+		}
+		if fds[0].Revents != 0 {
+			r.wake.drain()
+		}
+		broken = broken || fds[1].Revents&(unix.POLLERR|unix.POLLHUP|unix.POLLNVAL) != 0 && r.port.RX.Avail() == 0
+		fds = fds[2:]
+	}
+	if broken {
+		l.deviceError()
 	}
 }
 
-// deviceError is called when the socket itself reports an error: its device was taken away. poll would return at once
-// for ever, so the reactor waits on its eventfd alone for a while; whoever watches the link says what became of it.
-func (r *Reactor) deviceError() {
-	fds := []unix.PollFd{{Fd: int32(r.wake.fd), Events: unix.POLLIN}}
+// deviceError is called when a socket itself reports an error: its device was taken away. poll would return at once for
+// ever, so the loop waits on its eventfds alone for a while; whoever watches the link says what became of it.
+func (l *loop) deviceError() {
+	for i := range l.fds {
+		l.fds[i].Revents = 0
+		if i%2 == 1 {
+			l.fds[i].Fd = -1
+		}
+	}
 	ts := unix.NsecToTimespec(downRetryNS)
-	if _, err := unix.Ppoll(fds, &ts, nil); err == nil && fds[0].Revents != 0 {
-		r.wake.drain()
+	_, _ = unix.Ppoll(l.fds, &ts, nil)
+	for i := 0; i < len(l.fds); i += 2 {
+		if l.fds[i].Revents != 0 {
+			(eventFD{fd: int(l.fds[i].Fd)}).drain()
+		}
 	}
 }
 
-// pinThread binds the calling thread to one CPU.
-func pinThread(cpu int) error {
-	var set unix.CPUSet
+// pinThread binds the calling thread to one CPU, until undo.
+func pinThread(cpu int) (undo func(), err error) {
+	var before, set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		return nil, err
+	}
 	set.Set(cpu)
-	return unix.SchedSetaffinity(0, &set)
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		return nil, err
+	}
+	return func() { _ = unix.SchedSetaffinity(0, &before) }, nil
 }

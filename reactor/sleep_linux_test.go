@@ -184,14 +184,14 @@ func TestNoSleepWithWork(t *testing.T) {
 	s := g.bind(echoPort)
 	g.settle()
 	g.r.poked.Store(true)
-	g.r.sleep()
+	g.r.own.sleep()
 	g.settle()
 	g.send(s)
-	g.r.sleep()
+	g.r.own.sleep()
 	g.settle()
 	g.r.Stop()
 	g.r.wake.drain()
-	g.r.sleep()
+	g.r.own.sleep()
 	if n := g.r.counters.Sleeps; n != 0 {
 		t.Errorf("%d sleeps", n)
 	}
@@ -243,14 +243,14 @@ func TestDeadDeviceFD(t *testing.T) {
 	rested := false
 	for i := 0; !rested && i < 1000; i++ { // a signal of the Go runtime may end a sleep early
 		start := time.Now()
-		g.r.sleep()
+		g.r.own.sleep()
 		rested = time.Since(start) >= downRetryNS
 	}
 	if !rested {
 		t.Error("a reactor without a device does not rest")
 	}
 	g.r.wake.signal()
-	g.r.sleep()
+	g.r.own.sleep()
 	var fds = []unix.PollFd{{Fd: int32(g.r.wake.fd), Events: unix.POLLIN}}
 	n, err := unix.Poll(fds, 0)
 	for err == unix.EINTR {
@@ -334,13 +334,13 @@ func TestSpinAdapts(t *testing.T) {
 		t.Helper()
 		g.r.wake.signal() // ends it at once
 		slept, calls = ns, 0
-		g.r.sleep()
-		if g.r.spinNS != want {
-			t.Errorf("after a sleep of %d ns it spins for %d, want %d", ns, g.r.spinNS, want)
+		g.r.own.sleep()
+		if g.r.own.spinNS != want {
+			t.Errorf("after a sleep of %d ns it spins for %d, want %d", ns, g.r.own.spinNS, want)
 		}
 	}
-	if g.r.spinNS != maxSpinNS {
-		t.Errorf("it begins with %d ns, want %d", g.r.spinNS, maxSpinNS)
+	if g.r.own.spinNS != maxSpinNS {
+		t.Errorf("it begins with %d ns, want %d", g.r.own.spinNS, maxSpinNS)
 	}
 	sleep(2*limit-1, limit)
 	sleep(1000, limit) // the limit

@@ -64,12 +64,18 @@ func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
 	r.counters.Turns++
 	r.woke = false
 	start := r.now()
+	r.turnAt.Store(start)
+	defer r.turnAt.Store(0)
 	if worked = r.poked.Swap(false); worked {
 		r.hear(start)
+		r.handIn(start)
 	}
 	worked = r.reap() || worked
 	r.refill()
 	worked = r.receive(start) || worked
+	if len(r.peers) > 0 {
+		r.handOut()
+	}
 	now := r.now()
 	if now >= r.host.NextDeadline() {
 		r.host.Tick(now)

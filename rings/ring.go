@@ -93,6 +93,9 @@ func (p *Producer[T]) Submit(n uint32) {
 	atomic.StoreUint32(p.prod, p.tail)
 }
 
+// Reserved is how many slots are reserved and not published.
+func (p *Producer[T]) Reserved() uint32 { return p.head - p.tail }
+
 // Cancel gives back the n youngest reserved slots. More than are reserved is a
 // programmer error and panics.
 func (p *Producer[T]) Cancel(n uint32) {
@@ -101,9 +104,6 @@ func (p *Producer[T]) Cancel(n uint32) {
 	}
 	p.head -= n
 }
-
-// Unsubmitted is how many slots are reserved.
-func (p *Producer[T]) Unsubmitted() uint32 { return p.head - p.tail }
 
 // Free is how many slots Reserve would give now.
 func (p *Producer[T]) Free() uint32 {

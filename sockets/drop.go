@@ -39,10 +39,13 @@ const (
 	TCPOutOfOrder
 	TCPDuplicate
 	TCPPAWS
-	TCPNoACK   // a segment without ACK where one is needed
-	TCPBadFlag // SYN+FIN and the like
-	TCPClosed  // data for a socket that no longer reads
-	RxMemLimit // frames held by all sockets at their limit
+	TCPNoACK        // a segment without ACK where one is needed
+	TCPBadFlag      // SYN+FIN and the like
+	TCPClosed       // data for a socket that no longer reads
+	HandoverFull    // no room on the way to the Host that has the flow
+	HandoverNoFrame // that Host had no frame to give in return
+	HandoverEarly   // a segment that overtook the handshake of its connection: it comes again
+	RxMemLimit      // frames held by all sockets at their limit
 	TxNoFrame
 	TxQueueFull
 	TxNoRoute
@@ -55,7 +58,7 @@ var dropNames = [...]string{
 	"ip_source_route", "ip_protocol", "frag_overlap", "frag_duplicate", "frag_bad", "frag_limit", "frag_timeout",
 	"icmp_ignored", "icmp_broadcast", "icmp_rate_limit", "udp_no_socket", "udp_queue_full", "tcp_no_socket",
 	"tcp_backlog_full", "tcp_out_of_window", "tcp_out_of_order", "tcp_duplicate", "tcp_paws", "tcp_no_ack",
-	"tcp_bad_flag", "tcp_closed", "rx_mem_limit", "tx_no_frame", "tx_queue_full", "tx_no_route",
+	"tcp_bad_flag", "tcp_closed", "handover_full", "handover_no_frame", "handover_early", "rx_mem_limit", "tx_no_frame", "tx_queue_full", "tx_no_route",
 }
 
 // String is the reason's name in the drop ledger, for example "ip_checksum".
@@ -84,6 +87,8 @@ const (
 	Reassembled  // datagrams put together
 	RxPartialSum // accepted with only the pseudo-header sum: a kernel sender's checksum offload on veth
 	RxDelivered  // datagrams and segments queued on a socket
+	HandedOver   // packets for another Host's sockets
+	HandedIn     // packets that another Host received for ours
 	RxCoalesced  // TCP segments compacted into the frame before them
 	TxFrames
 	TxBytes
@@ -111,7 +116,7 @@ const (
 
 var statNames = [...]string{
 	"rx_frames", "rx_bytes", "rx_arp", "rx_icmp", "rx_udp", "rx_tcp", "rx_fragments", "reassembled", "rx_partial_sum",
-	"rx_delivered", "rx_coalesced", "tx_frames", "tx_bytes", "tx_arp", "tx_icmp", "tx_udp", "tx_tcp", "tx_fragments",
+	"rx_delivered", "handed_over", "handed_in", "rx_coalesced", "tx_frames", "tx_bytes", "tx_arp", "tx_icmp", "tx_udp", "tx_tcp", "tx_fragments",
 	"tcp_accepted", "tcp_resets", "tcp_retransmits", "tcp_timeouts", "tcp_challenges",
 	"tcp_out_of_order_held", "tcp_recoveries", "tcp_loss_probes", "tcp_dsacks", "tcp_spurious", "tcp_syn_cookies",
 	"tcp_marked", "tcp_pressure", "tcp_path_mtu",

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"xdpd/proto"
+	"xdpd/umem"
 )
 
 // dropCase produces one drop reason. make prepares a Host and returns what is then counted: why exactly once, and also,
@@ -49,6 +50,14 @@ func resummed(frame []byte, at int, to ...byte) []byte {
 	sum := inetSum(ip[:n])
 	ip[10], ip[11] = byte(sum>>8), byte(sum)
 	return frame
+}
+
+// handCase is a case on the second Host of a group, whose first one gives it a packet.
+func handCase(why Drop, act func(g *groupKit)) dropCase {
+	return dropCase{why: why, make: func(t *testing.T) (*kit, func(*kit)) {
+		g := newGroup(t)
+		return g.b, func(*kit) { act(g) }
+	}}
 }
 
 var dropCases = []dropCase{
@@ -134,6 +143,34 @@ var dropCases = []dropCase{
 		k.inject(udpFrame(1, 7, nil))
 		return k, func(k *kit) { k.inject(udpFrame(1, 7, nil)) }
 	}},
+	{why: HandoverFull, make: func(t *testing.T) (*kit, func(*kit)) {
+		g := newGroup(t)
+		g.b.bind(0, 53)
+		return g.a, func(k *kit) {
+			k.inject(udpFrame(1000, 53, []byte("x")))
+			for _, m := range k.h.TakeHanded(nil) {
+				k.h.HandBack(&m)
+			}
+		}
+	}},
+	handCase(HandoverNoFrame, func(g *groupKit) {
+		g.b.bind(0, 53)
+		var taken []umem.Frame
+		for f := g.b.pool.Get(umem.Lent); f != umem.None; f = g.b.pool.Get(umem.Lent) {
+			taken = append(taken, f)
+		}
+		g.a.inject(udpFrame(1000, 53, []byte("x")))
+		g.carry()
+		g.b.pool.PutN(taken, umem.Lent)
+	}),
+	handCase(HandoverEarly, func(g *groupKit) {
+		g.a.bind(0, 53)
+		k := flowKey{Local: usIP, Remote: peerIP, LPort: 80, RPort: 1000}
+		g.dir.set(g.a.h.sec.flow(k), 1)
+		g.a.inject(newPeer(g.a, 80, 1000).seg(ack, nil).frame())
+		g.carry()
+		g.dir.del(g.a.h.sec.flow(k), 1)
+	}),
 	{why: RxMemLimit, make: func(t *testing.T) (*kit, func(*kit)) {
 		k := newKit(t, func(c *Config) { c.RcvBuf = 1 << 30 })
 		k.h.UDPBind(0, 7)

@@ -28,14 +28,14 @@ type secret struct {
 	rng    uint64
 }
 
-func newSecret(seed [32]byte) secret {
+func newSecret(seed [32]byte, self int) secret {
 	d := sha256.Sum256(append([]byte("xdpd hash"), seed[:]...))
 	return secret{
 		k0:   binary.LittleEndian.Uint64(d[0:]),
 		k1:   binary.LittleEndian.Uint64(d[8:]) | 1,
 		seed: sha256.Sum256(append([]byte("xdpd isn"), seed[:]...)),
 		k2:   binary.LittleEndian.Uint64(d[24:]),
-		rng:  binary.LittleEndian.Uint64(d[16:]),
+		rng:  binary.LittleEndian.Uint64(d[16:]) + uint64(self)<<32, // Hosts of a group do not choose alike
 	}
 }
 
@@ -50,6 +50,9 @@ func (s *secret) flow(k flowKey) uint64 {
 	b := uint64(k.LPort)<<16 | uint64(k.RPort)
 	return mix(mix(a^s.k0, s.k1)^b, s.k0|1)
 }
+
+// udpFlow is flow for UDP sockets, where both are in one table.
+func (s *secret) udpFlow(k flowKey) uint64 { return mix(s.flow(k)^s.k2, s.k0|1) }
 
 // stamp is the offset of a flow's timestamp clock. Peers see it: it must not tell what flow says.
 func (s *secret) stamp(k flowKey) uint32 { return uint32(mix(s.flow(k)^s.k2, s.k1) >> 16) }

@@ -38,6 +38,11 @@ type Config struct {
 
 	Seed [32]byte // secret of hashes, ISNs and IP identifications
 
+	// Directory is that of the group, Self this Host's number in it: packets for sockets of the others are handed over
+	// (TakeHanded, InputHanded). All Hosts of a group have the same Seed, and pools of one region. nil: alone.
+	Directory *Directory
+	Self      int
+
 	FillFrames int // frames that the fill ring needs: never held by sockets (default a quarter of the pool)
 	RcvBuf     int // bytes a socket may queue, counted in whole frames (default 1 MiB)
 	RcvMax     int // bytes of data that a TCP receive window may grow to (default 3 MiB, or half of a RcvBuf that was set)
@@ -80,6 +85,8 @@ type Host struct {
 	gone   []flowKey // since the last PopGone
 	freed  []uint32  // since the last TakeFreed
 	tells  []uint32  // by frame: what TakeFreed gives for one with bufTell; nil until there is one
+	handed []Handed  // since the last TakeHanded
+	back   [handedFrames]umem.Frame
 
 	udp udpTable
 	tcp tcpTable
@@ -167,12 +174,15 @@ func New(cfg Config, pool *umem.Pool, now int64) (*Host, error) {
 	default:
 		return nil, fmt.Errorf("sockets: congestion control %q; there are cubic and reno", cfg.Congestion)
 	}
+	if cfg.Directory != nil && (cfg.Self < 0 || cfg.Self >= MaxHosts) {
+		return nil, fmt.Errorf("sockets: Host %d of a group; there can be %d", cfg.Self, MaxHosts)
+	}
 	rest := pool.Total() - cfg.FillFrames
 	if rest < 16 {
 		return nil, fmt.Errorf("sockets: %d frames, of which the fill ring takes %d; at least 16 must remain", pool.Total(), cfg.FillFrames)
 	}
 	h := &Host{
-		cfg: cfg, pool: pool, sec: newSecret(cfg.Seed), now: now,
+		cfg: cfg, pool: pool, sec: newSecret(cfg.Seed, cfg.Self), now: now,
 		lead: 14 + 4*len(cfg.VLANs), timers: newWheel(now),
 		rxLimit: rest / 2, txLimit: rest - rest/2,
 		txq: make([]txDesc, txqSize),
@@ -211,6 +221,7 @@ func (h *Host) isLocal(a proto.Addr) bool {
 type packet struct {
 	f      umem.Frame // the first frame; while held, more follow by Buf.Next
 	held   bool       // charged and owned as umem.Held; else owned as umem.RX
+	handed bool       // by another Host of the group, which has verified it
 	n      int        // bytes of IP payload in all frames
 	ipOff  uint16     // of the IP header in the first frame's chunk
 	ip     proto.IPv4
@@ -397,9 +408,11 @@ func (h *Host) txFree() int {
 	return min(h.txLimit-h.txUsed, h.txRoom(), h.pool.Avail())
 }
 
-// Busy reports whether there is output that Flush and PopTX would give, or something for TakeEvents, PopGone or TakeFreed.
+// Busy reports whether there is output that Flush and PopTX would give, something for TakeEvents, PopGone or TakeFreed, or
+// for EndTurn to tell the group.
 func (h *Host) Busy() bool {
-	return len(h.tcp.dirty) > 0 || h.TxPending() > 0 || len(h.events) > 0 || len(h.gone) > 0 || len(h.freed) > 0
+	return len(h.tcp.dirty) > 0 || h.TxPending() > 0 || len(h.events) > 0 || len(h.gone) > 0 || len(h.freed) > 0 ||
+		len(h.tcp.flows.leaving) > 0
 }
 
 // Blocked reports whether a socket waits for frames to send with.
@@ -421,6 +434,7 @@ func (h *Host) Unsent() bool {
 // EndTurn tells sockets that waited for room to send when a fair share of it is there again. The reactor calls it once
 // a turn, after everything that frees frames.
 func (h *Host) EndTurn() {
+	h.tcp.flows.settle()
 	if !h.Blocked() {
 		return
 	}

@@ -96,9 +96,12 @@ func (h *Host) icmpInput(p *packet) {
 	case proto.ICMPEcho:
 		h.icmpEcho(p)
 	case proto.ICMPUnreachable, proto.ICMPTimeExceeded, proto.ICMPParameter:
-		if h.socketError(data[8:], icmpErrno(data[0], data[1]), int(binary.BigEndian.Uint16(data[6:]))) {
+		q, ok := h.quoted(data[8:])
+		switch {
+		case ok && h.socketError(&q, icmpErrno(data[0], data[1]), int(binary.BigEndian.Uint16(data[6:]))):
 			h.discard(p)
-		} else {
+		case ok && !p.handed && h.quotePassOver(&q, p):
+		default:
 			h.drop(p, ICMPIgnored)
 		}
 	default:
@@ -163,29 +166,43 @@ func (h *Host) icmpEcho(p *packet) {
 	h.discard(p)
 }
 
-// socketError delivers err to the socket that sent the packet quoted in b: an IP header and at least 8 bytes behind it.
-// false: the quote is garbage, or concerns no socket of ours. An unconnected UDP socket is not told, as in Linux: the
-// error would come up in a call that concerns somebody else. mtu is the next hop's where err is EMSGSIZE.
-func (h *Host) socketError(b []byte, err Errno, mtu int) bool {
+// quote is what an ICMP error says of the packet that it is about.
+type quote struct {
+	key   flowKey
+	proto uint8
+	seq   uint32 // TCP
+	size  int    // bytes of the IP packet
+}
+
+// quoted reads the packet quoted in b: an IP header and at least 8 bytes behind it. false: it is garbage, or was none of
+// ours.
+func (h *Host) quoted(b []byte) (q quote, ok bool) {
 	if len(b) < 28 || b[0]>>4 != 4 {
-		return false
+		return q, false
 	}
 	n := int(b[0]&0xf) * 4
 	if n < 20 || len(b) < n+8 || binary.BigEndian.Uint16(b[6:])&0x1fff != 0 {
-		return false
+		return q, false
 	}
-	k := flowKey{
-		Local: proto.GetAddr(b[12:]), Remote: proto.GetAddr(b[16:]),
-		LPort: binary.BigEndian.Uint16(b[n:]), RPort: binary.BigEndian.Uint16(b[n+2:]),
+	q = quote{
+		key: flowKey{
+			Local: proto.GetAddr(b[12:]), Remote: proto.GetAddr(b[16:]),
+			LPort: binary.BigEndian.Uint16(b[n:]), RPort: binary.BigEndian.Uint16(b[n+2:]),
+		},
+		proto: b[9], seq: binary.BigEndian.Uint32(b[n+4:]), size: int(binary.BigEndian.Uint16(b[2:])),
 	}
-	if !h.isLocal(k.Local) {
-		return false
-	}
-	switch b[9] {
+	return q, h.isLocal(q.key.Local)
+}
+
+// socketError delivers err to the socket that sent the packet quoted. false: none did. An unconnected UDP socket is not
+// told, as in Linux: the error would come up in a call that concerns somebody else. mtu is the next hop's where err is
+// EMSGSIZE.
+func (h *Host) socketError(q *quote, err Errno, mtu int) bool {
+	switch q.proto {
 	case proto.ProtoUDP:
-		return h.udpError(k, err)
+		return h.udpError(q.key, err)
 	case proto.ProtoTCP:
-		return h.tcpError(k, binary.BigEndian.Uint32(b[n+4:]), err, mtu, int(binary.BigEndian.Uint16(b[2:])))
+		return h.tcpError(q.key, q.seq, err, mtu, q.size)
 	}
 	return false
 }

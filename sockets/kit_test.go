@@ -58,15 +58,19 @@ func newKitOf(t testing.TB, frames, chunk int, set ...func(*Config)) *kit {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newKitOn(t, umem.NewPool(region, 0, frames, umem.NewLedger(frames)), set...)
+}
+
+func newKitOn(t testing.TB, pool *umem.Pool, set ...func(*Config)) *kit {
 	cfg := Config{
 		MAC: usMAC, MTU: 1500, Addrs: []Prefix{{usIP, 24}},
-		Routes: []Route{{Dst: 0, Bits: 0, Gateway: gwIP}}, FillFrames: frames / 8,
+		Routes: []Route{{Dst: 0, Bits: 0, Gateway: gwIP}}, FillFrames: pool.Total() / 8,
 	}
 	for _, f := range set {
 		f(&cfg)
 	}
-	k := &kit{t: t, now: 1000*second + 123_456, answers: map[proto.Addr]proto.MAC{}}
-	k.pool = umem.NewPool(region, 0, frames, umem.NewLedger(frames))
+	k := &kit{t: t, now: 1000*second + 123_456, answers: map[proto.Addr]proto.MAC{}, pool: pool}
+	var err error
 	if k.h, err = New(cfg, k.pool, k.now); err != nil {
 		t.Fatal(err)
 	}

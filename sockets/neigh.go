@@ -212,7 +212,9 @@ func (h *Host) neighFail(e *neighbour) {
 	for f != umem.None {
 		next := h.pool.Buf(f).Next
 		h.counters.Drops[NeighFailed]++
-		h.socketError(h.pool.Data(f), EHOSTUNREACH, 0)
+		if q, ok := h.quoted(h.pool.Data(f)); ok {
+			h.socketError(&q, EHOSTUNREACH, 0)
+		}
 		h.freeTX(f, umem.Held)
 		f = next
 	}

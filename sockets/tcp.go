@@ -129,6 +129,7 @@ type tcpTable struct {
 	tw        twTable
 	listeners []tcpListener
 	bound     *flat[flowKey]
+	behind    *flat[flowKey] // listeners for what other Hosts pass on
 	dirty     []uint32
 	challenge bucket
 	settings  []tcpSetting // interned: connections share a few; the first is the default
@@ -137,8 +138,8 @@ type tcpTable struct {
 }
 
 func (t *tcpTable) init(h *Host) {
-	t.flows.init(t, &h.sec)
-	t.bound = newFlat(h.sec.flow)
+	t.flows.init(t, &h.sec, &h.cfg)
+	t.bound, t.behind = newFlat(h.sec.flow), newFlat(h.sec.flow)
 	t.challenge = bucket{100, h.now}
 	t.settings = []tcpSetting{{KeepAlive: h.cfg.KeepAlive}}
 	t.half.init(h)
@@ -200,8 +201,15 @@ func (h *Host) tcpAlloc(k flowKey) (uint32, *tcb) {
 		heardAt: h.nowMS(), sentAt: h.nowMS(),
 	}
 	t.flows.put(demuxTCB, i)
-	t.conns++
+	h.connCount(1)
 	return i, c
+}
+
+func (h *Host) connCount(n int) {
+	h.tcp.conns += n
+	if d := h.cfg.Directory; d != nil {
+		d.conns[h.cfg.Self].Add(int64(n))
+	}
 }
 
 // nowMS is the time of the call in progress for the records' small clocks; they wrap after 49 days.
@@ -238,7 +246,7 @@ func (h *Host) tcpFree(i uint32, c *tcb) {
 		}
 		h.sendPurge(c)
 		h.activeFree(c)
-		t.conns--
+		h.connCount(-1)
 	}
 	if !c.orphan {
 		h.notify(t.handle(i))

@@ -9,6 +9,10 @@ type demux struct {
 	n     int
 	tcp   *tcpTable
 	sec   *secret
+
+	dir     *Directory // of the group, or nil
+	self    int
+	leaving []flowKey // deleted, and not yet in the directory: what follows may be the same flow's next record
 }
 
 type demuxPart struct {
@@ -27,8 +31,8 @@ const (
 	demuxIndexMax = 1<<30 - 1
 )
 
-func (d *demux) init(t *tcpTable, sec *secret) {
-	*d = demux{tcp: t, sec: sec}
+func (d *demux) init(t *tcpTable, sec *secret, cfg *Config) {
+	*d = demux{tcp: t, sec: sec, dir: cfg.Directory, self: cfg.Self}
 	for i := range d.parts {
 		d.parts[i].slots = make([]uint64, 8)
 	}
@@ -72,7 +76,11 @@ func (d *demux) get(k flowKey) (kind, index uint32) {
 
 // put enters a record, whose key must be in it already and not in the table.
 func (d *demux) put(kind, index uint32) {
-	hash := uint32(d.sec.flow(d.key(kind, index)))
+	flow := d.sec.flow(d.key(kind, index))
+	if d.dir != nil {
+		d.dir.set(flow, d.self)
+	}
+	hash := uint32(flow)
 	p := d.part(hash)
 	if (p.n+1)*4 > len(p.slots)*3 {
 		p.grow()
@@ -107,6 +115,9 @@ func (d *demux) del(k flowKey) {
 	if !ok {
 		return
 	}
+	if d.dir != nil {
+		d.leaving = append(d.leaving, k)
+	}
 	p.n--
 	d.n--
 	mask := uint32(len(p.slots) - 1)
@@ -123,4 +134,21 @@ func (d *demux) del(k flowKey) {
 		}
 	}
 	p.slots[i] = 0
+}
+
+// settle tells the group of the flows of which nothing is left.
+func (d *demux) settle() {
+	for _, k := range d.leaving {
+		if kind, _ := d.get(k); kind == 0 {
+			d.dir.del(d.sec.flow(k), d.self)
+		}
+	}
+	d.leaving = d.leaving[:0]
+}
+
+// forget has the group forget a flow that was to become ours.
+func (d *demux) forget(k flowKey) {
+	if d.dir != nil {
+		d.dir.del(d.sec.flow(k), d.self)
+	}
 }

@@ -37,7 +37,7 @@ func (h *Host) tcpDial(k flowKey, at int64, quiet bool) (Handle, Errno) {
 		if k.LPort = h.dialPort(k); k.LPort == 0 {
 			return 0, EADDRNOTAVAIL
 		}
-	} else if kind, _ := h.tcp.flows.get(k); kind != 0 {
+	} else if kind, _ := h.tcp.flows.get(k); kind != 0 || !quiet && !h.dialClaim(k) {
 		return 0, EADDRINUSE
 	}
 	i, c := h.tcpAlloc(k)
@@ -63,11 +63,17 @@ func (h *Host) dialPort(k flowKey) uint16 {
 	for range span {
 		h.tcp.dialNext++
 		k.LPort = uint16(ephemeralFirst + (offset+h.tcp.dialNext)%span)
-		if kind, _ := h.tcp.flows.get(k); kind == 0 && !h.tcpPortUsed(k.Local, k.LPort) {
+		if kind, _ := h.tcp.flows.get(k); kind == 0 && !h.tcpPortUsed(k.Local, k.LPort) && h.dialClaim(k) {
 			return k.LPort
 		}
 	}
 	return 0
+}
+
+// dialClaim keeps two Hosts of a group from dialling the same flow.
+func (h *Host) dialClaim(k flowKey) bool {
+	d := h.cfg.Directory
+	return d == nil || d.claim(h.sec.flow(k), h.cfg.Self)
 }
 
 // sendSYN sends a SYN of an active open, or the SYN-ACK of a simultaneous one. The second try asks for no ECN: a
@@ -181,6 +187,9 @@ func (h *Host) tcpEstablish(i uint32, c *tcb) {
 	c.state, c.opened = tcpEstablished, true
 	if c.wantFIN {
 		c.state = tcpFinWait1
+	}
+	if d := h.cfg.Directory; d != nil { // of siblings that expect the same answer it came to this one
+		d.set(h.sec.flow(c.key), h.cfg.Self)
 	}
 	c.afterSYN(c.retries)
 	c.retries, c.rtxAt, c.heardAt = 0, 0, h.nowMS()

@@ -85,6 +85,9 @@ func (h *Host) tcpSYN(li uint32, k flowKey, s *segment) {
 	if l.half >= h.cfg.Backlog || t.n >= h.cfg.MaxConns {
 		h.count(TCPCookies)
 		l.cookieAt = h.now
+		if d := h.cfg.Directory; d != nil {
+			d.cookieAt.Store(h.now)
+		}
 		h.sendCookie(&r)
 		h.discard(s.packet)
 		return
@@ -213,6 +216,12 @@ func (h *Host) halfInput(i uint32, s *segment) {
 		return
 	}
 	rec := *r
+	if passed, done := h.passOn(&rec, s); done {
+		if passed {
+			h.halfFree(i)
+		}
+		return
+	}
 	if h.tcp.listeners[rec.listener].ready.n >= h.cfg.Backlog || h.tcp.conns >= h.cfg.MaxConns {
 		h.drop(s.packet, TCPBacklogFull) // the peer's data, or our SYN-ACK, comes again
 		return
@@ -339,8 +348,11 @@ func (h *Host) sendCookie(r *halfOpen) {
 // cookieLikely reports whether s may acknowledge a cookie of ours: its time is right. With the first segment behind a
 // cookie lost, the second says so much and no more, and must not be answered with a RST.
 func (h *Host) cookieLikely(li uint32, k flowKey, s *segment) bool {
-	l := &h.tcp.listeners[li]
-	if l.cookieAt == 0 || h.now-l.cookieAt > (cookieUnits+1)*cookieUnitNS {
+	at := h.tcp.listeners[li].cookieAt
+	if d := h.cfg.Directory; d != nil {
+		at = max(at, d.cookieAt.Load()) // the ACK may come in on another queue than its SYN
+	}
+	if at == 0 || h.now-at > (cookieUnits+1)*cookieUnitNS {
 		return false // none is out
 	}
 	return (uint32(h.now/cookieUnitNS)-(s.tcp.Ack-1-h.sec.cookieBase(k))>>27)&31 <= cookieUnits
@@ -373,6 +385,9 @@ func (h *Host) cookieOpen(li uint32, k flowKey, s *segment) bool {
 		r.flags = halfTS | uint8(low>>3)&(halfSACK|halfECN)
 		r.sndScale = uint8(low & 15)
 		r.tsRecent = s.opt.TSVal
+	}
+	if _, done := h.passOn(&r, s); done {
+		return true
 	}
 	if h.tcp.listeners[li].ready.n >= h.cfg.Backlog || h.tcp.conns >= h.cfg.MaxConns {
 		h.drop(s.packet, TCPBacklogFull)

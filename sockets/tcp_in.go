@@ -43,13 +43,17 @@ func (h *Host) tcpInput(p *packet) {
 		h.drop(p, Drop(proto.TCPChecksum))
 		return
 	}
+	k := flowKey{Local: p.ip.Dst, Remote: p.ip.Src, LPort: hdr.DstPort, RPort: hdr.SrcPort}
+	kind, i := h.tcp.flows.get(k)
+	if kind == 0 && h.tcpPassOver(k, p) {
+		return
+	}
 	s := segment{packet: p, tcp: hdr, seq: hdr.Seq, data: p.n - int(hdr.DataOff), fin: hdr.Flags&proto.FIN != 0}
 	proto.ParseTCPOptions(data[proto.TCPHeaderLen:hdr.DataOff], &s.opt)
 	b := h.pool.Buf(p.f)
 	b.Off += uint16(hdr.DataOff)
 	b.Len -= uint16(hdr.DataOff)
-	k := flowKey{Local: p.ip.Dst, Remote: p.ip.Src, LPort: hdr.DstPort, RPort: hdr.SrcPort}
-	switch kind, i := h.tcp.flows.get(k); kind {
+	switch kind {
 	case demuxTCB:
 		c := h.tcp.at(i)
 		if c.state == tcpTimeWait && h.timeWaitReuse(i, c, &s) {
@@ -64,6 +68,10 @@ func (h *Host) tcpInput(p *packet) {
 		if !h.twInput(i, &s) {
 			return
 		}
+	}
+	if h.early(k, p) {
+		h.drop(p, HandoverEarly)
+		return
 	}
 	li, ok := h.tcp.listening(k)
 	if !ok {

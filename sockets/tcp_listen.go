@@ -1,17 +1,23 @@
 package sockets
 
-import "xdpd/proto"
+import (
+	"net/netip"
+
+	"xdpd/proto"
+)
 
 // tcpListener is a listening socket, or one that is only bound; connections that completed their handshake wait in ready.
 type tcpListener struct {
 	key      flowKey
 	gen      uint32
 	used     bool
-	open     bool // listens
+	open     bool // listens to the wire
 	marked   bool
 	half     int   // half-open connections
 	cookieAt int64 // when a SYN cookie was last sent
 	ready    connQueue
+	behind   bool                     // for what other Hosts pass on
+	spread   func(netip.AddrPort) int // chooses the Host of a connection; nil: this one
 }
 
 // connQueue is a list of connections linked by tcb.next.
@@ -23,11 +29,42 @@ type connQueue struct {
 // TCPListen opens a listener on an address of ours, or on all (zero), and a port, or a free one (zero). Errors:
 // EADDRNOTAVAIL, EADDRINUSE.
 func (h *Host) TCPListen(local proto.Addr, port uint16) (Handle, Errno) {
-	s, err := h.TCPBind(local, port)
-	if err == 0 {
+	s, errno := h.TCPBind(local, port)
+	if errno == 0 {
 		h.TCPListenBound(s)
 	}
-	return s, err
+	return s, errno
+}
+
+// TCPListenBound has a socket that TCPBind made listen; one that does already goes on. Errors: EBADF.
+func (h *Host) TCPListenBound(s Handle) Errno {
+	l := h.tcp.listener(s)
+	if l == nil {
+		return EBADF
+	}
+	if !l.open {
+		l.open = true
+		h.tcp.bound.put(l.key, s.index())
+		if d := h.cfg.Directory; d != nil {
+			d.bind(bindKey{proto.ProtoTCP, l.key}, h.cfg.Self)
+		}
+	}
+	return 0
+}
+
+// TCPListenBehind opens a listener that accepts only what another Host's listener on the same address and port passes on
+// (TCPSpread). Errors as TCPListen; EINVAL for port 0.
+func (h *Host) TCPListenBehind(local proto.Addr, port uint16) (Handle, Errno) {
+	if port == 0 {
+		return 0, EINVAL
+	}
+	s, errno := h.TCPBind(local, port)
+	if errno == 0 {
+		l := h.tcp.listener(s)
+		l.behind = true
+		h.tcp.behind.put(l.key, s.index())
+	}
+	return s, errno
 }
 
 // TCPBind reserves an address and a port as TCPListen does, for a socket that is to listen, or to connect, later. Errors:
@@ -38,7 +75,8 @@ func (h *Host) TCPBind(local proto.Addr, port uint16) (Handle, Errno) {
 	}
 	t := &h.tcp
 	if port == 0 {
-		if port = h.ephemeral(func(p uint16) bool { return !h.tcpPortUsed(0, p) }); port == 0 {
+		free := func(p uint16) bool { return !h.tcpPortUsed(0, p) && !h.portElsewhere(proto.ProtoTCP, local, p) }
+		if port = h.ephemeral(free); port == 0 {
 			return 0, EADDRINUSE
 		}
 	}
@@ -55,19 +93,6 @@ func (h *Host) TCPBind(local proto.Addr, port uint16) (Handle, Errno) {
 	l := &t.listeners[i]
 	*l = tcpListener{key: flowKey{Local: local, LPort: port}, gen: l.gen + 1, used: true}
 	return makeHandle(kindListener, l.gen, uint32(i)), 0
-}
-
-// TCPListenBound has a socket that TCPBind made listen; one that does already goes on. Errors: EBADF.
-func (h *Host) TCPListenBound(s Handle) Errno {
-	l := h.tcp.listener(s)
-	if l == nil {
-		return EBADF
-	}
-	if !l.open {
-		l.open = true
-		h.tcp.bound.put(l.key, s.index())
-	}
-	return 0
 }
 
 // tcpPortUsed reports whether a listener, or a bound socket, stands in the way of one on local:port.
@@ -89,7 +114,7 @@ func (h *Host) TCPAccept(s Handle) (Handle, Errno) {
 		return 0, EBADF
 	}
 	switch {
-	case !l.open:
+	case !l.open && !l.behind:
 		return 0, EINVAL
 	case l.ready.n == 0:
 		return 0, EAGAIN
@@ -120,8 +145,14 @@ func (h *Host) tcpCloseListener(s Handle) Errno {
 	if l == nil {
 		return EBADF
 	}
-	if l.open {
+	switch {
+	case l.behind:
+		h.tcp.behind.del(l.key)
+	case l.open:
 		h.tcp.bound.del(l.key)
+		if d := h.cfg.Directory; d != nil {
+			d.unbind(bindKey{proto.ProtoTCP, l.key}, h.cfg.Self)
+		}
 	}
 	for n, i := l.ready.n, l.ready.head; n > 0; n-- {
 		c := h.tcp.at(i)

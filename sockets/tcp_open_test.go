@@ -506,7 +506,7 @@ func TestTCPWindowScale(t *testing.T) {
 
 // TestTCPISN: initial sequence numbers differ by peer, cannot be had without the secret, and move on with time (RFC 6528).
 func TestTCPISN(t *testing.T) {
-	a, b := newSecret([32]byte{1}), newSecret([32]byte{2})
+	a, b := newSecret([32]byte{1}, 0), newSecret([32]byte{2}, 0)
 	key := flowKey{usIP, peerIP, 80, 1000}
 	seen := map[uint32]bool{}
 	for i := range uint16(1000) {

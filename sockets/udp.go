@@ -82,7 +82,8 @@ func (h *Host) UDPBind(local proto.Addr, port uint16) (Handle, Errno) {
 	}
 	t := &h.udp
 	if port == 0 {
-		if port = h.ephemeral(func(p uint16) bool { return t.ports[p] == 0 }); port == 0 {
+		free := func(p uint16) bool { return t.ports[p] == 0 && !h.portElsewhere(proto.ProtoUDP, local, p) }
+		if port = h.ephemeral(free); port == 0 {
 			return 0, EADDRINUSE
 		}
 	}
@@ -100,6 +101,7 @@ func (h *Host) UDPBind(local proto.Addr, port uint16) (Handle, Errno) {
 	u := &t.socks[i]
 	*u = udpSock{key: k, gen: u.gen + 1, used: true, head: umem.None, tail: umem.None}
 	t.flows.put(k, i)
+	h.udpEnter(k)
 	t.ports[port]++
 	return t.handle(u, i), 0
 }
@@ -149,8 +151,9 @@ func (h *Host) UDPConnect(s Handle, remote proto.Addr, port uint16) Errno {
 	if _, taken := h.udp.flows.get(k); taken {
 		return EADDRINUSE
 	}
-	h.udp.flows.del(u.key)
+	h.udpForget(u)
 	h.udp.flows.put(k, s.index())
+	h.udpEnter(k)
 	u.key, u.connected = k, true
 	h.udp.connected++
 	return 0
@@ -166,7 +169,7 @@ func (h *Host) udpClose(s Handle) Errno {
 	for u.datagrams > 0 {
 		h.udpPop(u)
 	}
-	t.flows.del(u.key)
+	h.udpForget(u)
 	if t.ports[u.key.LPort]--; t.ports[u.key.LPort] == 0 {
 		delete(t.ports, u.key.LPort)
 	}
@@ -237,7 +240,14 @@ func (h *Host) udpInput(p *packet) {
 		h.drop(p, Drop(proto.UDPChecksum))
 		return
 	}
-	i, ok := h.udp.lookup(flowKey{Local: p.ip.Dst, Remote: p.ip.Src, LPort: u.DstPort, RPort: u.SrcPort})
+	k := flowKey{Local: p.ip.Dst, Remote: p.ip.Src, LPort: u.DstPort, RPort: u.SrcPort}
+	i, ok := h.udp.lookup(k)
+	if !ok && !p.handed {
+		if to, found := h.udpElsewhere(k); found {
+			h.handOver(p, to, nil)
+			return
+		}
+	}
 	if !ok {
 		h.icmpError(p, proto.ICMPUnreachable, proto.UnreachPort)
 		h.drop(p, UDPNoSocket)

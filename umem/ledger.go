@@ -11,17 +11,18 @@ type Owner uint8
 // The owners, in the order in which a received frame that is sent on meets
 // them.
 const (
-	Free Owner = iota // in a pool
-	Fill              // in the fill ring, or the device's for receiving
-	RX                // taken from the RX ring, on its way up the stack
-	Held              // in a socket's queue
-	Lent              // an application reads or writes it
-	TX                // in the TX ring, or the device's for sending
-	Comp              // taken from the completion ring, about to be freed
+	Free   Owner = iota // in a pool
+	Fill                // in the fill ring, or the device's for receiving
+	RX                  // taken from the RX ring, on its way up the stack
+	Held                // in a socket's queue
+	Lent                // an application reads or writes it
+	TX                  // in the TX ring, or the device's for sending
+	Comp                // taken from the completion ring, about to be freed
+	Handed              // on its way from one pool to another
 	NOwners
 )
 
-var ownerNames = [NOwners]string{"free", "fill", "rx", "held", "lent", "tx", "comp"}
+var ownerNames = [NOwners]string{"free", "fill", "rx", "held", "lent", "tx", "comp", "handed"}
 
 func (o Owner) String() string {
 	if o >= NOwners {

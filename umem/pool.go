@@ -13,21 +13,23 @@ type Buf struct {
 	Seq      uint32 // of the payload's first byte, where the layer has numbers for bytes
 }
 
-// Pool is the free list of one reactor: a stack over the frames
-// [first, first+n) of a region. It is not for concurrent use and allocates
-// nothing after construction.
+// Pool is the free list of one reactor: a stack over n frames of a region. Which
+// frames these are may change, see Give and Take. It is not for concurrent use
+// and allocates nothing after construction.
 type Pool struct {
 	region    *Region
 	ledger    *Ledger
-	first     Frame
-	bufs      []Buf
-	stack     []Frame // free frames; cap == len(bufs), so push never grows it
+	id        uint16
+	n         int
+	bufs      []Buf    // the region's
+	homes     []uint16 // the region's: which pool has a frame
+	stack     []Frame  // free frames; cap == n, so push never grows it
 	exhausted uint64
 }
 
 // NewPool makes a pool of frames [first, first+n), all free. With a nil ledger
-// moves cost one nil check. It panics when the range is not in the region or
-// in the ledger.
+// moves cost one nil check. Frames of an older pool are the new one's from here
+// on. It panics when the range is not in the region or in the ledger.
 func NewPool(r *Region, first Frame, n int, l *Ledger) *Pool {
 	end := int64(first) + int64(n)
 	if n < 0 || end > int64(r.Frames()) {
@@ -36,9 +38,12 @@ func NewPool(r *Region, first Frame, n int, l *Ledger) *Pool {
 	if l != nil && end > int64(len(l.owners)) {
 		panic(fmt.Sprintf("umem: pool of %d frames from %d with a ledger of %d", n, first, len(l.owners)))
 	}
-	p := &Pool{region: r, ledger: l, first: first, bufs: make([]Buf, n), stack: make([]Frame, n)}
+	r.pools++
+	p := &Pool{region: r, ledger: l, id: r.pools, n: n, bufs: r.bufs, homes: r.homes, stack: make([]Frame, n)}
 	for i := range p.stack {
-		p.stack[i] = first + Frame(n-1-i) // so that the first Get gives first
+		f := first + Frame(n-1-i) // so that the first Get gives first
+		r.homes[f] = p.id
+		p.stack[i] = f
 	}
 	return p
 }
@@ -77,11 +82,11 @@ func (p *Pool) GetN(dst []Frame, to Owner) int {
 // has, is a programmer error and panics; a frame put back twice panics at once
 // with a ledger, and without one as soon as the stack would overflow.
 func (p *Pool) Put(f Frame, from Owner) {
-	if uint32(f-p.first) >= uint32(len(p.bufs)) {
-		panic(fmt.Sprintf("umem: frame %d put into the pool of frames %d to %d", f, p.first, int64(p.first)+int64(len(p.bufs))-1))
+	if !p.Owns(f) {
+		panic(fmt.Sprintf("umem: frame %d put into a pool that does not have it", f))
 	}
 	p.Move(f, from, Free) // first: the ledger's panic says more
-	if len(p.stack) == len(p.bufs) {
+	if len(p.stack) == cap(p.stack) {
 		panic(fmt.Sprintf("umem: frame %d put into a full pool: it, or one before it, was freed twice", f))
 	}
 	p.stack = append(p.stack, f)
@@ -102,14 +107,39 @@ func (p *Pool) Move(f Frame, from, to Owner) {
 	}
 }
 
+// Give parts with a frame, which goes to another pool of the region: from here
+// on only that pool's owner may touch it, once it has Taken it. What passes the
+// frame on must be a synchronisation (a ring). The other pool gives one in
+// return, or the same one back, so that no pool ever has more than its share.
+func (p *Pool) Give(f Frame, from Owner) {
+	if !p.Owns(f) {
+		panic(fmt.Sprintf("umem: frame %d given away by a pool that does not have it", f))
+	}
+	p.Move(f, from, Handed)
+}
+
+// Take makes a frame that another pool gave one of this pool's, in the hands of
+// to.
+func (p *Pool) Take(f Frame, to Owner) {
+	p.homes[f] = p.id
+	p.Move(f, Handed, to)
+	if to == Free {
+		if len(p.stack) == cap(p.stack) {
+			panic(fmt.Sprintf("umem: frame %d taken into a full pool", f))
+		}
+		p.stack = append(p.stack, f)
+	}
+}
+
 // Owns reports whether f is one of the pool's frames, free or not.
-func (p *Pool) Owns(f Frame) bool { return uint32(f-p.first) < uint32(len(p.bufs)) }
+func (p *Pool) Owns(f Frame) bool { return uint64(f) < uint64(len(p.homes)) && p.homes[f] == p.id }
 
 // Avail is how many frames are free.
 func (p *Pool) Avail() int { return len(p.stack) }
 
-// Total is how many frames the pool owns, free or not.
-func (p *Pool) Total() int { return len(p.bufs) }
+// Total is how many frames the pool owns, free or not; of these, some may be on
+// their way from another pool that was given as many.
+func (p *Pool) Total() int { return p.n }
 
 // Exhausted is how many calls of Get and GetN could not be served in full.
 func (p *Pool) Exhausted() uint64 { return p.exhausted }
@@ -122,7 +152,7 @@ func (p *Pool) Ledger() *Ledger { return p.ledger }
 
 // Buf is the metadata of f, one of the pool's own frames. It holds whatever its
 // last holder wrote.
-func (p *Pool) Buf(f Frame) *Buf { return &p.bufs[f-p.first] }
+func (p *Pool) Buf(f Frame) *Buf { return &p.bufs[f] }
 
 // Chunk is the whole chunk of f.
 func (p *Pool) Chunk(f Frame) []byte { return p.region.Chunk(f) }

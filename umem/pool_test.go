@@ -68,12 +68,15 @@ func TestPoolPanics(t *testing.T) {
 			[]string{"frame 2", "from lent", "owner is held"}},
 		"more put than there are": {nil, func(p *Pool) { p.Put(p.Get(RX), RX); p.Put(2, RX) },
 			[]string{"frame 2", "freed twice"}},
-		"below the range":             {nil, func(p *Pool) { p.Get(RX); p.Put(1, RX) }, []string{"frame 1", "frames 2 to 5"}},
-		"above the range":             {nil, func(p *Pool) { p.Get(RX); p.Put(6, RX) }, []string{"frame 6", "frames 2 to 5"}},
-		"None":                        {nil, func(p *Pool) { p.Get(RX); p.Put(None, RX) }, []string{"frame 4294967295"}},
-		"Buf of another pool's frame": {nil, func(p *Pool) { p.Buf(1) }, []string{"out of range"}},
-		"range beyond the region":     {nil, func(p *Pool) { NewPool(p.Region(), 5, 4, nil) }, []string{"4 frames from 5", "8"}},
-		"range beyond the ledger":     {nil, func(p *Pool) { NewPool(p.Region(), 0, 4, NewLedger(3)) }, []string{"ledger of 3"}},
+		"below the range":         {nil, func(p *Pool) { p.Get(RX); p.Put(1, RX) }, []string{"frame 1", "does not have it"}},
+		"above the range":         {nil, func(p *Pool) { p.Get(RX); p.Put(6, RX) }, []string{"frame 6", "does not have it"}},
+		"None":                    {nil, func(p *Pool) { p.Get(RX); p.Put(None, RX) }, []string{"frame 4294967295"}},
+		"Buf of no frame":         {nil, func(p *Pool) { p.Buf(8) }, []string{"out of range"}},
+		"range beyond the region": {nil, func(p *Pool) { NewPool(p.Region(), 5, 4, nil) }, []string{"4 frames from 5", "8"}},
+		"range beyond the ledger": {nil, func(p *Pool) { NewPool(p.Region(), 0, 4, NewLedger(3)) }, []string{"ledger of 3"}},
+		"put into an older pool":  {nil, func(p *Pool) { f := p.Get(RX); NewPool(p.Region(), f, 1, nil); p.Put(f, RX) }, []string{"does not have it"}},
+		"gives what it has not":   {nil, func(p *Pool) { p.Give(1, RX) }, []string{"frame 1", "does not have it"}},
+		"takes more than it has":  {nil, func(p *Pool) { p.Take(6, Free) }, []string{"frame 6", "full pool"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newPool4(t, c.ledger)
@@ -95,6 +98,32 @@ func TestPoolData(t *testing.T) {
 	}
 	p.Buf(f).Len = 2048
 	mustPanic(t, func() { p.Data(f) }, "out of range")
+}
+
+// Two pools exchange frames: each keeps its number, and what was taken is as good as what was there.
+func TestPoolsExchange(t *testing.T) {
+	r, err := Wrap(make([]byte, 8*2048), 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := NewLedger(8)
+	a, b := NewPool(r, 0, 4, l), NewPool(r, 4, 4, l)
+	f, g := a.Get(RX), b.Get(Held)
+	*a.Buf(f) = Buf{Off: 7}
+	a.Give(f, RX)
+	b.Give(g, Held)
+	if l.Counts() != [NOwners]int{Free: 6, Handed: 2} {
+		t.Fatalf("on their way: %v", l.Counts())
+	}
+	b.Take(f, Held)
+	a.Take(g, Free)
+	if a.Owns(f) || !b.Owns(f) || !a.Owns(g) || b.Owns(g) || b.Buf(f).Off != 7 {
+		t.Error("the frames did not change pools, or lost what was written on them")
+	}
+	b.Put(f, Held)
+	if a.Avail() != 4 || b.Avail() != 4 || a.Get(TX) != g || b.Get(TX) != f {
+		t.Errorf("%d and %d frames are free", a.Avail(), b.Avail())
+	}
 }
 
 // A random walk of all operations; the ledger and a plain map must agree.
@@ -149,7 +178,7 @@ func TestLedgerPanics(t *testing.T) {
 	l := NewLedger(2)
 	mustPanic(t, func() { l.Move(2, Free, RX) }, "frame 2", "only 2 frames")
 	mustPanic(t, func() { l.Move(None, Free, RX) }, "frame 4294967295")
-	mustPanic(t, func() { l.Move(0, Free, NOwners) }, "frame 0", "owner(7)")
+	mustPanic(t, func() { l.Move(0, Free, NOwners) }, "frame 0", NOwners.String())
 	l.Move(0, Free, Lent)
 	mustPanic(t, func() { l.Move(0, TX, Comp) }, "frame 0", "from tx to comp", "owner is lent")
 	if l.Counts() != [NOwners]int{Free: 1, Lent: 1} { // and it is still usable

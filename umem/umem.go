@@ -42,7 +42,10 @@ type Options struct {
 // ("aligned mode", Documentation/networking/af_xdp.rst). Its methods may be
 // called from any goroutine, Close only once everybody else is done.
 type Region struct {
-	mem    []byte // Frames*ChunkSize bytes, cap == len
+	mem    []byte   // Frames*ChunkSize bytes, cap == len
+	bufs   []Buf    // of each frame, its pool's to use
+	homes  []uint16 // the number, from 1, of the pool that has the frame; 0: none
+	pools  uint16
 	mapped []byte // what to unmap: mem rounded up to pages; nil for Wrap
 	shift  uint
 	frames int
@@ -77,9 +80,16 @@ func New(o Options) (*Region, error) {
 }
 
 func newRegion(m mapping, size, chunkSize int) *Region {
+	r := layOut(m.mem, size, chunkSize)
+	r.mapped, r.fd, r.huge = m.mem, m.fd, m.huge
+	return r
+}
+
+func layOut(mem []byte, size, chunkSize int) *Region {
+	frames := size / chunkSize
 	return &Region{
-		mem: m.mem[:size:size], mapped: m.mem, fd: m.fd, huge: m.huge,
-		shift: uint(bits.TrailingZeros(uint(chunkSize))), frames: size / chunkSize,
+		mem: mem[:size:size], bufs: make([]Buf, frames), homes: make([]uint16, frames),
+		shift: uint(bits.TrailingZeros(uint(chunkSize))), frames: frames, fd: -1,
 	}
 }
 
@@ -94,11 +104,7 @@ func Wrap(mem []byte, chunkSize int) (*Region, error) {
 	if frames < 1 || int64(frames) >= int64(None) {
 		return nil, fmt.Errorf("umem: %d bytes hold %d chunks of %d; there must be between 1 and %d", len(mem), frames, chunkSize, None-1)
 	}
-	size := frames * chunkSize
-	return &Region{
-		mem: mem[:size:size], fd: -1, frames: frames,
-		shift: uint(bits.TrailingZeros(uint(chunkSize))),
-	}, nil
+	return layOut(mem, frames*chunkSize, chunkSize), nil
 }
 
 // checkChunk allows what every kernel and page size takes: xdp_umem_reg in
@@ -148,7 +154,7 @@ func (r *Region) FrameOf(addr uint64) (Frame, bool) {
 // Closing twice, or closing wrapped memory, does nothing to the memory.
 func (r *Region) Close() error {
 	mapped, fd := r.mapped, r.fd
-	r.mem, r.mapped, r.fd, r.frames = nil, nil, -1, 0
+	r.mem, r.bufs, r.homes, r.mapped, r.fd, r.frames = nil, nil, nil, nil, -1, 0
 	if mapped == nil {
 		return nil
 	}

@@ -1,0 +1,103 @@
+package reactor
+
+import (
+	"fmt"
+	"runtime"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// loop is the goroutine that runs reactors: one, or several queues' worth. Reactors share nothing for being on one loop but
+// the time they take.
+type loop struct {
+	reactors []*Reactor
+	quit     atomic.Bool // its reactors go to other loops
+	maxSpin  int64
+	forever  bool // never sleeps
+	spinNS   int64
+	fds      []unix.PollFd
+}
+
+func newLoop(reactors []*Reactor) *loop {
+	limit := int64(reactors[0].cfg.MaxSpin)
+	l := &loop{reactors: reactors, maxSpin: limit, forever: limit < 0, spinNS: min(maxSpinNS, limit)}
+	if l.forever {
+		l.maxSpin, l.spinNS = maxSpinNS, maxSpinNS
+	}
+	return l
+}
+
+// run runs the reactors until all have stopped, or quit is set and they were signalled.
+func (l *loop) run(pin bool, cpu int) error {
+	if pin {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		undo, err := pinThread(cpu)
+		if err != nil {
+			return fmt.Errorf("reactor: pin to CPU %d: %w", cpu, err)
+		}
+		defer undo() // the thread may run other goroutines later
+	}
+	for idleSince := int64(0); ; {
+		worked, woke, deadline, alive := l.turns()
+		if alive == 0 || l.quit.Load() {
+			return nil
+		}
+		if woke {
+			runtime.Gosched()
+		}
+		if worked || woke {
+			idleSince = 0
+			continue
+		}
+		now := l.reactors[0].now()
+		if idleSince == 0 {
+			idleSince = now
+		}
+		if l.spin(idleSince, deadline) {
+			continue
+		}
+		l.sleep()
+		idleSince = 0
+	}
+}
+
+// turns does one turn of each reactor.
+func (l *loop) turns() (worked, woke bool, deadline int64, alive int) {
+	deadline = foreverNS
+	for _, r := range l.reactors {
+		if r.over {
+			continue
+		}
+		w, d, stop := r.turn()
+		if stop {
+			r.over = true
+			r.finish()
+			continue
+		}
+		alive++
+		worked, woke, deadline = worked || w, woke || r.woke, min(deadline, d)
+	}
+	return worked, woke, deadline, alive
+}
+
+// spin polls without a lock until there is work (true) or the spin time is over. Each round yields, so that goroutines
+// get their turn on a single P as well.
+func (l *loop) spin(since, deadline int64) bool {
+	for {
+		runtime.Gosched()
+		for _, r := range l.reactors {
+			if r.poked.Load() || r.port.RX.Avail() > 0 || r.port.Comp.Avail() > batch {
+				return true
+			}
+		}
+		now := l.reactors[0].now()
+		if now >= deadline {
+			return true
+		}
+		if now-since >= l.spinNS {
+			return l.forever // one that never sleeps does a turn now and then
+		}
+	}
+}

@@ -1,0 +1,177 @@
+package sockets
+
+import (
+	"math/bits"
+	"sync"
+	"sync/atomic"
+)
+
+// MaxHosts is how many Hosts a Directory can tell apart.
+const MaxHosts = 64
+
+// Directory tells the Hosts of a group, which serve the same addresses on several queues, who has a flow: what
+// rps_sock_flow_table is in Linux, but exact. A Host looks here only for what it does not have itself, and enters what
+// comes and goes. It is the one thing that Hosts share, and safe from any goroutine; a lock is held for the time of a probe.
+type Directory struct {
+	parts [256]dirPart
+
+	mu    sync.RWMutex
+	binds map[bindKey]uint64 // the Hosts that have a socket there, a bit each
+
+	conns    [MaxHosts]atomic.Int64
+	cookieAt atomic.Int64 // when any of them last sent a SYN cookie
+}
+
+// bindKey is where a socket waits for packets of anybody.
+type bindKey struct {
+	proto uint8
+	key   flowKey // without the remote side
+}
+
+// dirPart is an open-addressing table of 8 bytes a slot: 56 bits of the flow's keyed hash, and 1 + the Host's number. Two
+// flows of a million share such a fingerprint once in 100,000 years of new ones every second; nobody who does not know the
+// key can look for them.
+type dirPart struct {
+	mu    sync.Mutex
+	slots []uint64 // 0: empty
+	n     int
+	_     [24]byte // a cache line each, or neighbours fight for it
+}
+
+// NewDirectory makes one for at most MaxHosts Hosts with the same Config.Seed.
+func NewDirectory() *Directory { return &Directory{binds: make(map[bindKey]uint64)} }
+
+// Conns is how many TCP connections Host i has.
+func (d *Directory) Conns(i int) int { return int(d.conns[i].Load()) }
+
+func (d *Directory) part(hash uint64) *dirPart { return &d.parts[hash>>56] }
+
+// find is the slot of a fingerprint, or the empty one where its search ends. The table has an empty slot.
+func (p *dirPart) find(print uint64) (slot int, ok bool) {
+	mask := len(p.slots) - 1
+	for i := dirHome(print, mask); ; i = (i + 1) & mask {
+		switch s := p.slots[i]; {
+		case s == 0:
+			return i, false
+		case s>>8 == print:
+			return i, true
+		}
+	}
+}
+
+// dirHome is where the search for a fingerprint begins. Its top bits chose the part.
+func dirHome(print uint64, mask int) int { return int(print) & mask }
+
+func fingerprint(hash uint64) uint64 { return hash & (1<<56 - 1) }
+
+// get finds the Host that has a flow.
+func (d *Directory) get(hash uint64) (host int, ok bool) {
+	p := d.part(hash)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.n == 0 {
+		return 0, false
+	}
+	i, ok := p.find(fingerprint(hash))
+	return int(p.slots[i]&0xff) - 1, ok
+}
+
+// set says that a flow is host's, whoever had it before.
+func (d *Directory) set(hash uint64, host int) {
+	p := d.part(hash)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if (p.n+1)*4 > len(p.slots)*3 {
+		p.resize(max(8, 2*len(p.slots)))
+	}
+	i, ok := p.find(fingerprint(hash))
+	if !ok {
+		p.n++
+	}
+	p.slots[i] = fingerprint(hash)<<8 | uint64(host+1)
+}
+
+// del says that host has a flow no more. Somebody else's entry stays.
+func (d *Directory) del(hash uint64, host int) {
+	p := d.part(hash)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.n == 0 {
+		return
+	}
+	i, ok := p.find(fingerprint(hash))
+	if !ok || p.slots[i]&0xff != uint64(host+1) {
+		return
+	}
+	p.n--
+	mask := len(p.slots) - 1
+	for j := i; ; { // Knuth 6.4, algorithm R, as demux.del
+		j = (j + 1) & mask
+		if p.slots[j] == 0 {
+			break
+		}
+		if home := dirHome(p.slots[j]>>8, mask); (j-home)&mask >= (j-i)&mask {
+			p.slots[i] = p.slots[j]
+			i = j
+		}
+	}
+	p.slots[i] = 0
+	if len(p.slots) > 8 && p.n*8 < len(p.slots) {
+		p.resize(len(p.slots) / 2)
+	}
+}
+
+func (p *dirPart) resize(n int) {
+	old := p.slots
+	p.slots = make([]uint64, n)
+	for _, s := range old {
+		if s != 0 {
+			i, _ := p.find(s >> 8)
+			p.slots[i] = s
+		}
+	}
+}
+
+// bind and unbind say that host has a socket at k, or has it no more.
+func (d *Directory) bind(k bindKey, host int) {
+	d.mu.Lock()
+	d.binds[k] |= 1 << host
+	d.mu.Unlock()
+}
+
+func (d *Directory) unbind(k bindKey, host int) {
+	d.mu.Lock()
+	if d.binds[k] &^= 1 << host; d.binds[k] == 0 {
+		delete(d.binds, k)
+	}
+	d.mu.Unlock()
+}
+
+// bound finds a Host with a socket that takes what comes to k from anybody: on the address, or on all. Of several the one
+// that hash chooses, always the same.
+func (d *Directory) bound(proto uint8, k flowKey, hash uint64) (host int, ok bool) {
+	k.Remote, k.RPort = 0, 0
+	d.mu.RLock()
+	hosts := d.binds[bindKey{proto, k}]
+	if hosts == 0 {
+		k.Local = 0
+		hosts = d.binds[bindKey{proto, k}]
+	}
+	d.mu.RUnlock()
+	if hosts == 0 {
+		return 0, false
+	}
+	for n := int(hash>>32) % bits.OnesCount64(hosts); n > 0; n-- {
+		hosts &= hosts - 1
+	}
+	return bits.TrailingZeros64(hosts), true
+}
+
+// claim makes a flow host's, unless another has it.
+func (d *Directory) claim(hash uint64, host int) bool {
+	if has, ok := d.get(hash); ok && has != host {
+		return false
+	}
+	d.set(hash, host)
+	return true
+}
