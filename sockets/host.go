@@ -83,9 +83,8 @@ type Host struct {
 	events []Event
 	closed []Handle  // since the last PopClosed
 	gone   []flowKey // since the last PopGone
-	freed  []uint32  // since the last TakeFreed
-	tells  []uint32  // by frame: what TakeFreed gives for one with bufTell; nil until there is one
-	handed []Handed  // since the last TakeHanded
+	tells  tells
+	handed []Handed // since the last TakeHanded
 	back   [handedFrames]umem.Frame
 
 	udp udpTable
@@ -350,7 +349,7 @@ func (h *Host) allocTX() umem.Frame {
 // freeTX frees a frame that was to be sent.
 func (h *Host) freeTX(f umem.Frame, from umem.Owner) {
 	if h.pool.Buf(f).Flags&bufTell != 0 {
-		h.freed = append(h.freed, h.tells[f])
+		h.tells.free(f)
 	}
 	h.txUsed--
 	h.pool.Put(f, from)
@@ -411,7 +410,7 @@ func (h *Host) txFree() int {
 // Busy reports whether there is output that Flush and PopTX would give, something for TakeEvents, PopGone or TakeFreed, or
 // for EndTurn to tell the group.
 func (h *Host) Busy() bool {
-	return len(h.tcp.dirty) > 0 || h.TxPending() > 0 || len(h.events) > 0 || len(h.gone) > 0 || len(h.freed) > 0 ||
+	return len(h.tcp.dirty) > 0 || h.TxPending() > 0 || len(h.events) > 0 || len(h.gone) > 0 || len(h.tells.freed) > 0 ||
 		len(h.tcp.flows.leaving) > 0
 }
 
