@@ -82,6 +82,8 @@ type device struct {
 	mac    proto.MAC
 	queues int
 	driver string
+	rss    *proto.RSS // nil: not known
+	hash   string     // what rss is, or why it is not known
 }
 
 func findDevice(name string) (device, error) {
@@ -104,7 +106,21 @@ func findDevice(name string) (device, error) {
 		}
 		unix.Close(fd)
 	}
+	d.rss, d.hash = readRSS(name)
 	return d, nil
+}
+
+// readRSS gives the device's choice of queues, with words for it; nil where it is not known, and why.
+func readRSS(name string) (*proto.RSS, string) {
+	told, err := rings.ReadRSS(name)
+	if err != nil {
+		return nil, err.Error()
+	}
+	rss, err := proto.NewRSS(told.Key, told.Table, told.TCP, told.UDP)
+	if err != nil {
+		return nil, err.Error()
+	}
+	return rss, told.String()
 }
 
 // leavesPartial reports drivers whose frames may carry only the pseudo-header's checksum: their other end is a kernel
@@ -124,6 +140,11 @@ func (s *Stack) open() error {
 		return err
 	}
 	s.dev = dev
+	if len(s.cfg.VLANs) < 2 { // devices differ in how deep they look
+		s.steer.rss = dev.rss
+	} else if dev.rss != nil {
+		s.dev.hash = "frames with two VLAN tags may be hashed otherwise"
+	}
 	if s.kernel, err = krnet.Open(dev.index); err != nil {
 		return fmt.Errorf("xdpd: %w", err)
 	}
@@ -132,8 +153,16 @@ func (s *Stack) open() error {
 			s.cfg.Queues = append(s.cfg.Queues, q)
 		}
 	}
-	if n := len(s.cfg.CPUs); n > 0 && n != len(s.cfg.Queues) {
-		return fmt.Errorf("xdpd: %d CPUs for the %d queues of %s", n, len(s.cfg.Queues), s.cfg.Interface)
+	queues := len(s.cfg.Queues)
+	if s.cfg.Reactors == 0 {
+		s.cfg.Reactors = queues
+	}
+	if s.cfg.Reactors > queues {
+		return fmt.Errorf("xdpd: %d reactors for the %d queues of %s: ethtool -L %s combined N gives a device more",
+			s.cfg.Reactors, queues, s.cfg.Interface, s.cfg.Interface)
+	}
+	if n := len(s.cfg.CPUs); n > 0 && n != s.cfg.Reactors {
+		return fmt.Errorf("xdpd: %d CPUs for the %d reactors of %s", n, s.cfg.Reactors, s.cfg.Interface)
 	}
 	chunk, err := s.cfg.chunkFor(dev.mtu)
 	if err != nil {
@@ -155,6 +184,11 @@ func (s *Stack) open() error {
 			return err
 		}
 	}
+	if s.group, err = reactor.NewGroup(s.Reactors(), reactor.GroupConfig{
+		Loops: s.cfg.Reactors, CPUs: s.cfg.CPUs, Stalled: s.cfg.Stalled,
+	}); err != nil {
+		return err
+	}
 	return s.attach()
 }
 
@@ -164,7 +198,10 @@ func (s *Stack) hostConfig() (sockets.Config, error) {
 		MAC: s.dev.mac, MTU: s.dev.mtu, VLANs: s.cfg.VLANs, Addrs: prefixes(s.cfg.Addrs),
 		KernelNeighbours: s.cfg.Share, AcceptPartial: s.dev.leavesPartial(),
 		RcvBuf: s.cfg.RcvBuf, RcvMax: s.cfg.RcvMax, SndBuf: s.cfg.SndBuf, Congestion: s.cfg.Congestion, NoECN: s.cfg.NoECN,
-		Siblings: len(s.cfg.Queues) > 1,
+		RSS: s.steer.rss,
+	}
+	if len(s.cfg.Queues) > 1 {
+		cfg.Siblings, cfg.Directory = true, sockets.NewDirectory()
 	}
 	if g, ok := proto.AddrFrom(s.cfg.Gateway); ok {
 		cfg.Routes = []sockets.Route{{Gateway: g}}
@@ -202,17 +239,14 @@ func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
 	queue := &queue{id: q, sock: sock, pool: pool}
 	s.queues = append(s.queues, queue)
 	fill := min(int(sock.Port().Fill.Size()), s.cfg.Frames/4)
-	hostCfg.FillFrames = fill
+	hostCfg.FillFrames, hostCfg.Self, hostCfg.Queue = fill, i, q
 	if queue.host, err = sockets.New(hostCfg, pool, reactor.Monotonic()); err != nil {
 		return err
 	}
 	rc := reactor.Config{
 		Port: sock.Port(), Pool: pool, Host: queue.host, FillFrames: fill, MaxSpin: s.cfg.MaxSpin,
-		Pin: len(s.cfg.CPUs) > 0, Resolve: s.resolve,
-		Heard: func(a proto.ARP) { s.tellSiblings(i, a) }, Gone: s.gone,
-	}
-	if rc.Pin {
-		rc.CPU = s.cfg.CPUs[i]
+		Resolve: s.resolve,
+		Heard:   func(a proto.ARP) { s.tellSiblings(i, a) }, Gone: s.gone,
 	}
 	queue.reactor, err = reactor.New(rc)
 	return err
@@ -258,12 +292,12 @@ func maxOf(v []int) int {
 func (s *Stack) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
+	s.running.Go(func() {
+		if err := s.group.Run(ctx); err != nil {
+			s.fail(err)
+		}
+	})
 	for _, q := range s.queues {
-		s.running.Go(func() {
-			if err := q.reactor.Run(ctx); err != nil {
-				s.fail(err)
-			}
-		})
 		if h, now, ok := q.reactor.Enter(); ok {
 			h.Announce(now)
 		}

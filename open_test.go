@@ -74,7 +74,7 @@ func TestOpenErrors(t *testing.T) {
 		{"no queues", func(c *xdpd.Config) { c.Queues = []int{} }, []string{"empty list of queues"}, nil},
 		{"few frames", func(c *xdpd.Config) { c.Frames = 10 }, []string{"10 frames", "64"}, nil},
 		{"chunk size", func(c *xdpd.Config) { c.ChunkSize = 1000 }, []string{"1000", "2048", "4096"}, nil},
-		{"CPUs", func(c *xdpd.Config) { c.CPUs = []int{0, 1, 0} }, []string{"3 CPUs", "queues"}, nil},
+		{"CPUs", func(c *xdpd.Config) { c.CPUs = []int{0, 1, 0} }, []string{"3 CPUs", "reactors"}, nil},
 		{"zero copy", func(c *xdpd.Config) { c.Mode = xdpd.ZeroCopy }, []string{"xa0", "queue 0", "zero copy", "copy mode"}, nil},
 		{"large MTU", func(c *xdpd.Config) { c.NetNS = jumbo.Engine.Path() }, []string{"xa0", "9000", "ip link set xa0 mtu"}, nil},
 		{"namespace", func(c *xdpd.Config) { c.NetNS = "nowhere-77" }, []string{"nowhere-77"}, unix.ENOENT},

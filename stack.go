@@ -27,6 +27,8 @@ type Stack struct {
 	ledger  *umem.Ledger
 	program *xdpprog.Program
 	queues  []*queue
+	steer   steering
+	group   *reactor.Group
 	running sync.WaitGroup
 	cancel  context.CancelFunc
 
@@ -59,6 +61,15 @@ func (s *Stack) Reactors() []*reactor.Reactor {
 		out = append(out, q.reactor)
 	}
 	return out
+}
+
+// Resize has n goroutines run the reactors from now on. Nothing that is open is touched: a queue only changes who runs it,
+// between two turns. Errors say how many there can be.
+func (s *Stack) Resize(n int) error {
+	if err := s.group.Resize(n); err != nil {
+		return fmt.Errorf("xdpd: %w", err)
+	}
+	return nil
 }
 
 // Done is closed when the engine ended: after Close, or because it failed. Err tells why.

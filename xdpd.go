@@ -5,8 +5,8 @@
 //	...
 //	conn, err := stack.ListenPacket("udp", ":53") // a net.PacketConn
 //
-// Each receive queue of the interface has a reactor: one goroutine, one AF_XDP socket, one set of tables, nothing
-// shared. What the engine does not own passes to the kernel untouched.
+// Each receive queue of the interface has a reactor: one AF_XDP socket, one set of tables, a goroutine that runs it. What
+// they share is the directory that says who has a flow. What the engine does not own passes to the kernel untouched.
 package xdpd
 
 import (
@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"xdpd/proto"
+	"xdpd/reactor"
 	"xdpd/rings"
 	"xdpd/sockets"
 	"xdpd/umem"
@@ -66,7 +67,11 @@ type Config struct {
 	HugePages bool // for the packet memory, where there are any
 
 	MaxSpin time.Duration // how long an idle reactor polls before it sleeps (default 50 µs); negative: it never sleeps
-	CPUs    []int         // pin the reactors, one CPU for each queue; for handlers that run on the reactor
+	// Reactors is how many goroutines run the queues' stacks (default one for each queue); Stack.Resize changes it.
+	Reactors int
+	CPUs     []int // pin these goroutines, one CPU for each; for handlers that run on the reactor
+	// Stalled is told of turns that take longer than 10 ms: a handler blocks. It must not block itself.
+	Stalled func(reactor.Stall)
 
 	RcvBuf     int    // bytes a socket may queue for receiving, in whole frames (default 1 MiB)
 	RcvMax     int    // bytes a TCP receive window may grow to (default 3 MiB, or half of a RcvBuf that is given)
@@ -94,8 +99,8 @@ func (c *Config) defaults() error {
 		return fmt.Errorf("xdpd: chunk size %d; the kernel takes 2048 or 4096", c.ChunkSize)
 	case c.Queues != nil && len(c.Queues) == 0:
 		return errors.New("xdpd: an empty list of queues; nil means all of them")
-	case len(c.CPUs) > 0 && c.Queues != nil && len(c.CPUs) != len(c.Queues):
-		return fmt.Errorf("xdpd: %d CPUs for %d queues", len(c.CPUs), len(c.Queues))
+	case c.Reactors < 0 || len(c.Queues) > 0 && c.Reactors > len(c.Queues):
+		return fmt.Errorf("xdpd: %d reactors for %d queues", c.Reactors, len(c.Queues))
 	}
 	for i, q := range c.Queues {
 		if slices.Contains(c.Queues[:i], q) {

@@ -1,11 +1,11 @@
 package reactor
 
 import (
-	"errors"
 	"math"
 	"slices"
 	"sync"
-	"time"
+	"sync/atomic"
+	"syscall"
 
 	"xdpd/sockets"
 )
@@ -14,37 +14,66 @@ import (
 type Event struct {
 	Sock  sockets.Handle
 	Ready sockets.Ready
-	Data  uint64 // as given to Add
+	Data  uint64 // as given to Add or Mod
 }
 
-// Poller is a level-triggered readiness poller over the sockets of one reactor, with epoll's semantics: a socket is
-// reported by every Wait as long as it is ready for what it was added for; Err and Hup are always reported. A socket
-// that is closed leaves the poller by itself. A socket in it costs 24 bytes.
+// Flags of a mask, beside the conditions, with the values of epoll(7).
+const (
+	Exclusive     sockets.Ready = 1 << 28 // of all pollers with it, an event wakes one where somebody waits
+	OneShot       sockets.Ready = 1 << 30 // after one report nothing more, until Mod
+	EdgeTriggered sockets.Ready = 1 << 31 // one report an event, not as long as the condition lasts
+)
+
+// exclusiveOK is what a mask with Exclusive may have (EPOLLEXCLUSIVE_OK_BITS, fs/eventpoll.c).
+const exclusiveOK = sockets.In | sockets.Out | sockets.Err | sockets.Hup | EdgeTriggered | Exclusive
+
+// Poller is epoll over the sockets of one reactor; docs/poller.md is its manual. A socket is reported by every Wait as
+// long as it is ready for what it was added for, or as the flags of its mask say; Err and Hup are always reported. A
+// socket may be in any number of pollers. A socket that is closed leaves them by itself. It costs 24 bytes in its first
+// poller. What costs time is a socket that is ready, never one that is idle.
+//
+// A poller cannot be in a poller: what is added is the Handle of a socket, and a Poller has none.
 type Poller struct {
 	r       *Reactor
 	id      uint16 // 1 + its index in Reactor.pollers
 	ready   readyList
-	waiting sync.Cond // on r.mu
 	closed  bool
 	handler Handler
 	batch   []Event // scratch of serve
+	looked  uint64  // sockets that were asked whether they are ready
+
+	wmu     sync.Mutex // guards what follows; taken last, for a moment
+	waiting waitList
+	spare   *waiter     // waiters that nobody uses
+	woken   atomic.Bool // Wake found nobody waiting
 }
 
 // Handler handles a ready socket on the reactor: h is the reactor's Host, now the time of the turn. It must not block.
 type Handler func(h *sockets.Host, now int64, e Event)
 
+// pollError is an error of a Poller that is, for errors.Is, the errno that epoll would give.
+type pollError struct {
+	text  string
+	errno syscall.Errno
+}
+
+func (e *pollError) Error() string { return "poller: " + e.text }
+func (e *pollError) Unwrap() error { return e.errno }
+
 // Errors of a Poller.
 var (
-	ErrExists    = errors.New("poller: socket was added before")
-	ErrNotAdded  = errors.New("poller: no such socket")
-	ErrBadSocket = errors.New("poller: socket is closed")
-	ErrClosed    = errors.New("poller: closed")
+	ErrExists    error = &pollError{"socket was added before", syscall.EEXIST}
+	ErrNotAdded  error = &pollError{"no such socket", syscall.ENOENT}
+	ErrBadSocket error = &pollError{"socket is closed", syscall.EBADF}
+	ErrClosed    error = &pollError{"closed", syscall.EBADF}
+	ErrInvalid   error = &pollError{"invalid argument", syscall.EINVAL}
+	ErrTooMany   error = &pollError{"too many sockets in several pollers", syscall.ENOSPC}
+	ErrInHandler error = &pollError{"Wait inside a handler would wait for itself", syscall.EDEADLK}
 )
 
 // NewPoller makes a poller for sockets of r. The caller does not hold the lock.
 func NewPoller(r *Reactor) *Poller {
 	p := &Poller{r: r}
-	p.waiting.L = &r.mu
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	i := slices.Index(r.pollers, nil)
@@ -59,141 +88,193 @@ func NewPoller(r *Reactor) *Poller {
 	return p
 }
 
-// Add has the poller report s when it is ready for any of mask. The caller holds the reactor's lock (Enter), as for Mod
-// and Del. A socket has one sink: added here, it can be in no other poller.
+// Add has the poller report s when it is ready for any of mask (EPOLL_CTL_ADD). The caller holds the reactor's lock
+// (Enter), as for Mod and Del. Errors: ErrExists (also when a Sink has s), ErrBadSocket, ErrInvalid: what may not stand
+// beside Exclusive; ErrTooMany: a million sockets are in a second poller; ErrClosed.
 func (p *Poller) Add(s sockets.Handle, mask sockets.Ready, data uint64) error {
+	t := &p.r.watches
 	switch {
 	case p.closed || p.r.stopped:
 		return ErrClosed
-	case p.r.watches.find(s) != nil || p.r.sinks[s] != nil:
-		return ErrExists
 	case !p.r.host.Open(s):
 		return ErrBadSocket
+	case mask&Exclusive != 0 && mask&^exclusiveOK != 0:
+		return ErrInvalid
+	case p.r.sinks[s] != nil:
+		return ErrExists
 	}
-	w := p.r.watches.slot(s)
-	if w.poller != 0 { // a closed socket's, of which the reactor has not been told yet
-		p.r.unwatch(w, refOf(s))
+	i, w := t.findIn(s, p.id)
+	if w != nil {
+		return ErrExists
+	}
+	if t.find(s) != nil {
+		var ok bool
+		if i, w, ok = t.add(s); !ok {
+			return ErrTooMany
+		}
+	} else {
+		i, w = refOf(s), t.slot(s)
+		if w.poller != 0 { // a closed socket's, of which the reactor has not been told yet
+			p.r.forget(t.handle(i))
+		}
 	}
 	_, gen, _ := split(s)
 	*w = watch{gen: gen, poller: p.id}
-	p.set(s, w, mask, data)
+	p.set(s, i, w, mask, data)
 	return nil
 }
 
-// Mod changes what s is reported for.
+// Mod changes what s is reported for, and takes up one that OneShot put to rest (EPOLL_CTL_MOD). What s is ready for now
+// is an event. Errors: ErrNotAdded; ErrInvalid for a mask with Exclusive, and for a socket that was added with it;
+// ErrClosed.
 func (p *Poller) Mod(s sockets.Handle, mask sockets.Ready, data uint64) error {
-	w := p.find(s)
-	if w == nil {
-		return ErrNotAdded
-	}
-	if p.r.stopped {
+	i, w, err := p.find(s)
+	switch {
+	case mask&Exclusive != 0:
+		return ErrInvalid
+	case err != nil:
+		return err
+	case p.r.stopped:
 		return ErrClosed
+	case w.mask&watchExclusive != 0:
+		return ErrInvalid
 	}
-	p.set(s, w, mask, data)
+	p.set(s, i, w, mask, data)
 	return nil
 }
 
-func (p *Poller) set(s sockets.Handle, w *watch, mask sockets.Ready, data uint64) {
-	w.mask, w.data = uint16(mask|sockets.Err|sockets.Hup), data
+// set is what ep_insert and ep_modify have in common.
+func (p *Poller) set(s sockets.Handle, i ref, w *watch, mask sockets.Ready, data uint64) {
+	w.mask = packMask(mask|sockets.Err|sockets.Hup) | w.mask&watchMore
+	w.data = data
+	if mask&(EdgeTriggered|sockets.Out) == EdgeTriggered|sockets.Out {
+		p.r.host.UDPTellSent(s)
+	}
 	if p.r.host.Open(s) { // else it is about to leave
-		p.tell(w, refOf(s), p.r.host.Ready(s))
+		p.tell(i, w, p.r.host.Ready(s))
 	}
 }
 
-// Del takes s out.
+// Del takes s out (EPOLL_CTL_DEL). Errors: ErrNotAdded.
 func (p *Poller) Del(s sockets.Handle) error {
-	w := p.find(s)
-	if w == nil {
-		return ErrNotAdded
+	i, _, err := p.find(s)
+	if err == nil {
+		p.r.unwatch(s, i)
 	}
-	p.r.unwatch(w, refOf(s))
-	return nil
+	return err
 }
 
-// find gives the watch of s if it is this poller's.
-func (p *Poller) find(s sockets.Handle) *watch {
-	if w := p.r.watches.find(s); w != nil && w.poller == p.id && !p.closed {
-		return w
+func (p *Poller) find(s sockets.Handle) (i ref, w *watch, err error) {
+	if i, w = p.r.watches.findIn(s, p.id); w == nil || p.closed {
+		return 0, nil, ErrNotAdded
 	}
-	return nil
+	return i, w, nil
 }
 
-// tell is ep_poll_callback. It reports whether it made a goroutine runnable.
-func (p *Poller) tell(w *watch, i ref, ready sockets.Ready) (woke bool) {
-	if w.next != 0 || ready&sockets.Ready(w.mask) == 0 {
-		return false
+// tell is ep_poll_callback. woke: it made a goroutine runnable; taken: somebody will see to it, so that nobody else with
+// Exclusive need be told.
+func (p *Poller) tell(i ref, w *watch, what sockets.Ready) (woke, taken bool) {
+	if w.events(what) == 0 {
+		return false, false
 	}
-	p.r.watches.push(&p.ready, i)
-	p.waiting.Signal()
-	return p.handler == nil
+	if w.next == 0 {
+		p.r.watches.push(&p.ready, i)
+	}
+	if p.handler != nil {
+		return false, true
+	}
+	woke = p.wakeOne(wokenByEvent)
+	// What comes as both at once counts for neither (ep_poll_callback).
+	return woke, woke && what&(sockets.In|sockets.Out) != sockets.In|sockets.Out
 }
 
-// unwatch forgets a socket that is in a poller.
-func (r *Reactor) unwatch(w *watch, i ref) {
-	if w.next != 0 {
-		r.watches.unlink(&r.pollers[w.poller-1].ready, i)
+// tell passes an event on to all pollers that have the socket, in the order of __wake_up_common: first those without
+// Exclusive, the last added before the others, then of those with it the first that somebody waits for. Several
+// connections that came in one turn are several events.
+func (r *Reactor) tell(e sockets.Event, first *watch) (woke bool) {
+	if first.mask&(watchMore|watchExclusive) == 0 {
+		woke, _ = r.pollers[first.poller-1].tell(refOf(e.Sock), first, e.What)
+		return woke
 	}
-	*w = watch{}
+	r.refs = r.watches.all(r.refs[:0], e.Sock)
+	all := e.What&sockets.Hup != 0 // a change of state: sock_def_wakeup wakes all
+	for _, i := range slices.Backward(r.refs) {
+		if w := r.watches.at(i); w.mask&watchExclusive == 0 {
+			one, _ := r.pollers[w.poller-1].tell(i, w, e.What)
+			woke = woke || one
+		}
+	}
+	for taken := true; taken && e.Times > 0; e.Times-- {
+		taken = false
+		for _, i := range r.refs {
+			w := r.watches.at(i)
+			if w.mask&watchExclusive == 0 {
+				continue
+			}
+			var one bool
+			one, taken = r.pollers[w.poller-1].tell(i, w, e.What)
+			if woke = woke || one; taken && !all {
+				break
+			}
+		}
+	}
+	return woke
+}
+
+// unwatch takes a socket out of one poller.
+func (r *Reactor) unwatch(s sockets.Handle, i ref) {
+	t := &r.watches
+	if w := t.at(i); w.next != 0 {
+		t.unlink(&r.pollers[w.poller-1].ready, i)
+	}
+	if t.remove(s, i) != 0 && t.at(i).next != 0 { // another poller's watch has the place now
+		t.renamed(&r.pollers[t.at(i).poller-1].ready, i)
+	}
+}
+
+// forget takes a socket out of all pollers.
+func (r *Reactor) forget(s sockets.Handle) {
+	for r.watches.find(s) != nil {
+		r.unwatch(s, refOf(s))
+	}
 }
 
 // take moves at most len(buf) events out of the ready list. As ep_send_events does, it asks each socket again: what is
-// no longer ready leaves the list, what still is goes to its end.
+// no longer ready leaves the list, what still is goes to its end, unless its mask says that once is enough.
 func (p *Poller) take(buf []Event) int {
 	t, n := &p.r.watches, 0
 	for looked := p.ready.n; looked > 0 && n < len(buf); looked-- {
 		i := p.ready.head
 		w, s := t.at(i), t.handle(i)
+		p.looked++
 		if !p.r.host.Open(s) {
-			p.r.unwatch(w, i)
+			p.r.forget(s)
 			continue
 		}
 		t.unlink(&p.ready, i)
-		if ready := p.r.host.Ready(s) & sockets.Ready(w.mask); ready != 0 {
-			buf[n] = Event{s, ready, w.data}
-			n++
+		ready := w.events(p.r.host.Ready(s))
+		if ready == 0 {
+			continue
+		}
+		buf[n] = Event{s, ready, w.data}
+		n++
+		switch {
+		case w.mask&watchOneShot != 0:
+			w.mask &= watchFlags
+		case w.mask&watchET == 0:
 			t.push(&p.ready, i)
 		}
 	}
 	return n
 }
 
-// Wait blocks until a socket is ready, then reports up to len(buf) of them. timeout zero: does not block; negative: no
-// limit. 0, nil: the time is over. It must not be called on the reactor's own goroutine.
-func (p *Poller) Wait(buf []Event, timeout time.Duration) (int, error) {
-	p.r.Enter()
-	defer p.r.Leave()
-	var expired *bool // a wait without a limit allocates nothing
-	if timeout > 0 {
-		over := new(bool)
-		expired = over
-		defer time.AfterFunc(timeout, func() {
-			p.r.mu.Lock()
-			*over = true
-			p.waiting.Broadcast()
-			p.r.mu.Unlock()
-		}).Stop()
-	}
-	for {
-		if p.closed || p.r.stopped {
-			return 0, ErrClosed
-		}
-		if n := p.take(buf); n > 0 || timeout == 0 || expired != nil && *expired || len(buf) == 0 {
-			if p.ready.n > 0 { // still ready: the next waiter's, if this one is busy for long (ep_done_scan)
-				p.waiting.Signal()
-			}
-			return n, nil
-		}
-		p.waiting.Wait()
-	}
-}
-
 // Serve has the reactor itself call handler for every ready socket, in each turn, with the lock held: handlers that run
-// to completion. The caller holds the lock (Enter).
+// to completion. The masks mean what they mean to Wait. The caller holds the lock (Enter).
 func (p *Poller) Serve(handler Handler) {
 	p.handler = handler
 }
 
-// serve runs the handler for a bounded number of events.
+// serve runs the handler for a bounded number of events. Wait finds it by its name (inHandler).
 func (p *Poller) serve(now int64) bool {
 	if p.ready.n == 0 {
 		return false
@@ -202,25 +283,31 @@ func (p *Poller) serve(now int64) bool {
 		p.batch = make([]Event, batch)
 	}
 	n := p.take(p.batch)
+	p.r.serving.Store(true)
 	for _, e := range p.batch[:n] {
 		p.handler(p.r.host, now, e)
 	}
+	p.r.serving.Store(false)
 	return n > 0
 }
 
-// Close ends every Wait with ErrClosed. The sockets stay open.
+// Close ends every Wait with ErrClosed. The sockets stay open. It must not be called by a handler.
 func (p *Poller) Close() {
 	p.r.Enter()
 	defer p.r.Leave()
 	if !p.closed {
-		p.r.pollers[p.id-1] = nil
 		p.close()
+		p.r.pollers[p.id-1] = nil
 	}
 }
 
 func (p *Poller) close() {
 	p.closed = true
-	p.r.watches.drop(p.id)
-	p.ready = readyList{}
-	p.waiting.Broadcast()
+	p.r.watches.each(func(i ref, w *watch) {
+		if w.poller == p.id {
+			p.r.unwatch(p.r.watches.handle(i), i)
+		}
+	})
+	for p.wakeOne(wokenByClose) {
+	}
 }

@@ -56,12 +56,15 @@ type Reactor struct {
 	stopped bool
 	err     error
 	sinks   map[sockets.Handle]Sink // of sockets that are in no poller
-	watches watchTable              // of those that are in one
+	watches watchTable              // of those that are in some
 	pollers []*Poller               // nil: a place that is free
 	rings   []*Ring
 	tag     uint16   // of the last ring
 	freed   []uint32 // scratch of tellFreed
 	events  []sockets.Event
+	refs    []ref       // scratch of tell
+	waits   waitHeap    // goroutines in Wait with a limit
+	serving atomic.Bool // a handler runs
 
 	poked    atomic.Bool // somebody left work for an awake reactor
 	dozing   atomic.Bool // it sleeps, or is about to and will look at poked once more
@@ -217,11 +220,9 @@ func (r *Reactor) unfinished() bool {
 }
 
 // Watch has sink told about events of s. The caller holds the lock (Enter). A nil sink ends it. A socket has one sink:
-// one that is in a Poller leaves it.
+// one that is in pollers leaves them.
 func (r *Reactor) Watch(s sockets.Handle, sink Sink) {
-	if w := r.watches.find(s); w != nil {
-		r.unwatch(w, refOf(s))
-	}
+	r.forget(s)
 	if sink == nil {
 		delete(r.sinks, s)
 		return

@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"testing"
 
+	"xdpd/internal/seeds"
 	"xdpd/rings"
 	"xdpd/sockets"
 )
@@ -22,13 +23,13 @@ var (
 
 func TestRingRandom(t *testing.T) {
 	n := 40
-	if testing.Short() || RaceDetector {
+	if testing.Short() || seeds.RaceDetector {
 		n = 10
 	}
 	if *ringSeeds > 0 {
 		n = *ringSeeds
 	}
-	first, n := SeedRange(t, n)
+	first, n := seeds.From(t, n)
 	total := map[string]int{}
 	for i := range n {
 		if err := ringProgram(t, first+uint64(i), total); err != nil {

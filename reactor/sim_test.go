@@ -1,15 +1,14 @@
 package reactor_test
 
 import (
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
 	"testing"
 
+	"xdpd/internal/seeds"
 	"xdpd/internal/simnet"
 	"xdpd/proto"
-	"xdpd/reactor"
 	"xdpd/sockets"
 )
 
@@ -17,45 +16,25 @@ import (
 // from the RFCs. One seed decides everything, time is virtual, and after every turn the books must balance. A failure
 // prints XDPD_SEED=<n>; with that in the environment exactly that run is repeated.
 
-var simSeeds = flag.Int("seeds", 0, "number of simulation seeds (default 1500; fewer with -short or -race)")
-
-func seedRange(t *testing.T) (first uint64, n int) {
-	switch n = *simSeeds; {
-	case n > 0:
-	case reactor.RaceDetector:
-		n = 150
-	case testing.Short():
-		n = 200
-	default:
-		n = 1500
-	}
-	return reactor.SeedRange(t, n)
-}
-
 func TestSimulation(t *testing.T) {
-	first, n := seedRange(t)
+	first, n := seeds.Range(t, 1500)
 	var total simTotals
-	failed := 0
-	for i := range n {
-		w, err := simulate(first + uint64(i))
-		if err != nil {
-			t.Errorf("XDPD_SEED=%d: %v", first+uint64(i), err)
-			if failed++; failed == 3 {
-				break
-			}
-			continue
+	ok := seeds.Each(t, first, n, func(seed uint64) error {
+		w, err := simulate(seed)
+		if err == nil {
+			total.add(w)
 		}
-		total.add(w)
-	}
+		return err
+	})
 	t.Logf("%d seeds from %d: %v", n, first, &total)
-	if n >= 100 && failed == 0 {
+	if n >= 100 && ok {
 		total.check(t)
 	}
 }
 
 // TestSimulationRepeats shows that a seed is all that a run depends on: the same frames at the same times.
 func TestSimulationRepeats(t *testing.T) {
-	first, _ := seedRange(t)
+	first, _ := seeds.Range(t, 1500)
 	for i := range uint64(5) {
 		a, errA := simulate(first + i)
 		b, errB := simulate(first + i)

@@ -80,6 +80,7 @@ func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
 	if now >= r.host.NextDeadline() {
 		r.host.Tick(now)
 	}
+	r.expire(now)
 	r.host.EndTurn()
 	worked = r.deliver(now) || worked
 	worked = r.runRings(now) || worked
@@ -97,7 +98,7 @@ func (r *Reactor) Turn() (worked bool, deadline int64) {
 }
 
 func (r *Reactor) deadline(now int64) int64 {
-	d := min(r.host.NextDeadline(), r.ringDeadline())
+	d := min(r.host.NextDeadline(), r.waits.next(), r.ringDeadline())
 	if r.host.Blocked() && r.inTX > 0 || r.sending() { // completions free frames without a wake-up
 		d = min(d, now+blockedNS)
 	}
@@ -222,9 +223,9 @@ func (r *Reactor) deliver(now int64) bool {
 		r.events = r.host.TakeEvents(r.events[:0])
 		for _, e := range r.events {
 			if w := r.watches.find(e.Sock); w != nil {
-				r.woke = r.pollers[w.poller-1].tell(w, refOf(e.Sock), e.Ready) || r.woke
+				r.woke = r.tell(e, w) || r.woke
 			} else if sink := r.sinks[e.Sock]; sink != nil {
-				r.woke = sink.Ready(e.Sock, e.Ready) || r.woke
+				r.woke = sink.Ready(e.Sock, r.host.Ready(e.Sock)) || r.woke
 			}
 		}
 		if cap(r.events) > eventsKept { // a million peers hung up at once: rare
@@ -237,8 +238,8 @@ func (r *Reactor) deliver(now int64) bool {
 		if !ok {
 			break
 		}
-		if w := r.watches.find(s); w != nil {
-			r.unwatch(w, refOf(s))
+		if r.watches.find(s) != nil {
+			r.forget(s)
 		} else if sink := r.sinks[s]; sink != nil {
 			delete(r.sinks, s)
 			r.woke = sink.Ready(s, sockets.Err|sockets.Hup) || r.woke

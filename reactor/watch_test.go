@@ -8,8 +8,8 @@ import (
 	"runtime"
 	"slices"
 	"testing"
-	"time"
 
+	"xdpd/internal/seeds"
 	"xdpd/sockets"
 )
 
@@ -88,7 +88,7 @@ func TestSplitHandle(t *testing.T) {
 		t.Errorf("split(%#x) = %d, %d, %d in the place of %#x", again, k, gn, i, b)
 	}
 	table := &g.r.watches
-	for _, s := range []sockets.Handle{a, again, tcp, ^sockets.Handle(0) &^ (0xf0<<56 | 0xffffff00)} {
+	for _, s := range []sockets.Handle{a, again, tcp, 14<<56 | 0xffffff000000ff} {
 		_, gen, _ := split(s)
 		*table.slot(s) = watch{gen: gen, poller: 1}
 		if table.handle(refOf(s)) != s || table.find(s) == nil || table.at(refOf(s)) != table.find(s) {
@@ -227,7 +227,7 @@ func (m *model) wait(h *sockets.Host, n int) (got []Event) {
 
 // TestPollerAgainstModel does at random what can be done to two pollers, and compares them with their models.
 func TestPollerAgainstModel(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
+	seed := seeds.One(t)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	g := newRig(t, options{})
 	pollers := [2]*Poller{NewPoller(g.r), NewPoller(g.r)}
@@ -249,11 +249,10 @@ func TestPollerAgainstModel(t *testing.T) {
 		fail := func(got, want any) { t.Fatalf("seed %d, step %d, %s: %v, want %v", seed, step, deed, got, want) }
 		g.enter(func(h *sockets.Host, now int64) {
 			_, mine := m.items[s]
-			_, other := models[1-which].items[s]
 			switch deed {
 			case "add":
-				if err := p.Add(s, mask, e.Data); (err == nil) == (mine || other) {
-					fail(err, mine || other)
+				if err := p.Add(s, mask, e.Data); (err == nil) == mine {
+					fail(err, mine)
 				} else if err == nil {
 					m.items[s] = e
 					m.tell(s, h.Ready(s))
@@ -285,12 +284,12 @@ func TestPollerAgainstModel(t *testing.T) {
 			g.deliver(g.udpFrame(uint16(100+k), nil))
 			g.settle()
 			for _, m := range models {
-				m.tell(s, sockets.In|sockets.Out)
+				m.tell(s, sockets.In)
 			}
 		case "turn":
 			g.settle()
 		case "wait":
-			buf := make([]Event, rng.IntN(ports))
+			buf := make([]Event, 1+rng.IntN(ports))
 			n, err := p.Wait(buf, 0)
 			if want := m.wait(g.host, len(buf)); err != nil || fmt.Sprint(buf[:n]) != fmt.Sprint(append([]Event{}, want...)) {
 				fail(fmt.Sprint(buf[:n], err), want)

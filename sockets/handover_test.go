@@ -22,10 +22,8 @@ func newGroup(t testing.TB, set ...func(*Config)) *groupKit {
 	}
 	g := &groupKit{dir: NewDirectory()}
 	t.Cleanup(func() { // after the kits' own
-		for i := range g.dir.parts {
-			if g.dir.parts[i].n != 0 {
-				t.Errorf("the directory still has %d flows", g.dir.parts[i].n)
-			}
+		if n := g.dir.flows(); n != 0 {
+			t.Errorf("the directory still has %d flows", n)
 		}
 		if len(g.dir.binds) != 0 || g.dir.Conns(0) != 0 || g.dir.Conns(1) != 0 {
 			t.Errorf("the directory still has sockets: %v", g.dir.binds)
@@ -298,6 +296,25 @@ func TestSpread(t *testing.T) {
 	if g.a.h.tcp.half.n != 0 || g.a.h.tcp.conns != 0 || g.dir.Conns(1) != 1 {
 		t.Errorf("left at the front: %d half-open, %d connections", g.a.h.tcp.half.n, g.a.h.tcp.conns)
 	}
+	g.a.none()
+}
+
+// TestSpreadOvertaken: what follows the handshake comes to the front by hand, after the connection has left.
+func TestSpreadOvertaken(t *testing.T) {
+	g, _, behind := spreadTo(t)
+	p := newPeer(g.a, svc, 1000)
+	synSent(g.a, p, optMSS(1460))
+	p.k = g.b // both segments come in on the other queue, before the front has seen either
+	p.ackAll()
+	p.send(ack|psh, []byte("x"))
+	if n := g.carry(); n != 4 { // there and back again, each
+		t.Errorf("%d packets went over", n)
+	}
+	s, errno := g.b.h.TCPAccept(behind)
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	conn{tpeer: p, h: s}.wantRead([]byte("x"))
 	g.a.none()
 }
 

@@ -32,6 +32,11 @@ type Config struct {
 	// is theirs as well (PopHeard, Heard).
 	Siblings bool
 
+	// RSS is how the interface spreads what it receives over its queues, nil if nobody knows, and Queue is the number of
+	// this Host's: the ports it chooses for connections of its own bring the answers there (RFC 6056 among those).
+	RSS   *proto.RSS
+	Queue int
+
 	// AcceptPartial takes UDP and TCP checksums that hold only the pseudo-header's sum, as a kernel sender on veth and
 	// its like leaves them.
 	AcceptPartial bool
@@ -80,7 +85,7 @@ type Host struct {
 	noTxFrame []Handle // sockets that found no frame to send with, to be told when there are some
 	noTxData  []Handle // TCP writers who did, to be told when there are some beyond those that sendQueue leaves to others
 
-	events []Event
+	events []Handle
 	closed []Handle  // since the last PopClosed
 	gone   []flowKey // since the last PopGone
 	tells  tells
@@ -220,7 +225,7 @@ func (h *Host) isLocal(a proto.Addr) bool {
 type packet struct {
 	f      umem.Frame // the first frame; while held, more follow by Buf.Next
 	held   bool       // charged and owned as umem.Held; else owned as umem.RX
-	handed bool       // by another Host of the group, which has verified it
+	hops   uint8      // Hosts of the group that it was at before; the first has verified it
 	n      int        // bytes of IP payload in all frames
 	ipOff  uint16     // of the IP header in the first frame's chunk
 	ip     proto.IPv4
@@ -299,60 +304,6 @@ func (h *Host) discard(p *packet) {
 		return
 	}
 	h.releaseChain(p.f)
-}
-
-// hold charges the packet to the received frames, so that it may be queued. false: the limit is reached and the packet
-// was dropped.
-func (h *Host) hold(p *packet) bool {
-	if p.held {
-		return true
-	}
-	if h.rxUsed >= h.rxLimit {
-		h.drop(p, RxMemLimit)
-		return false
-	}
-	h.rxUsed++
-	h.pool.Move(p.f, umem.RX, umem.Held)
-	p.held = true
-	return true
-}
-
-// release frees one frame held for received data.
-func (h *Host) release(f umem.Frame) {
-	h.rxUsed--
-	h.pool.Put(f, umem.Held)
-}
-
-func (h *Host) releaseChain(f umem.Frame) {
-	for f != umem.None {
-		next := h.pool.Buf(f).Next
-		h.release(f)
-		f = next
-	}
-}
-
-// allocTX takes a frame to send, with Buf.Off at umem.Headroom and no payload. None: the limit is reached; the caller
-// counts what it gives up.
-func (h *Host) allocTX() umem.Frame {
-	if h.txUsed >= h.txLimit {
-		return umem.None
-	}
-	f := h.pool.Get(umem.Held)
-	if f == umem.None {
-		return f
-	}
-	h.txUsed++
-	*h.pool.Buf(f) = umem.Buf{Next: umem.None, Off: umem.Headroom}
-	return f
-}
-
-// freeTX frees a frame that was to be sent.
-func (h *Host) freeTX(f umem.Frame, from umem.Owner) {
-	if h.pool.Buf(f).Flags&bufTell != 0 {
-		h.tells.free(f)
-	}
-	h.txUsed--
-	h.pool.Put(f, from)
 }
 
 // txRoom is how many frames the output queue still takes.

@@ -162,6 +162,9 @@ func (h *Host) UDPSendLent(s Handle, f umem.Frame, off, n int, dst netip.AddrPor
 		return EAGAIN
 	}
 	h.udpFinish(f, k, hop)
+	if u.tellSent {
+		h.notify(s, happenedOut)
+	}
 	return 0
 }
 

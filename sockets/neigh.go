@@ -140,7 +140,9 @@ func (h *Host) transmit(f umem.Frame, off, n int, hop proto.Addr) bool {
 			return false
 		}
 		e.state = neighIncomplete
+		waits := h.neighWait(e, f, off, n)
 		h.neighAsk(e)
+		return waits
 	}
 	if e.state == neighIncomplete {
 		return h.neighWait(e, f, off, n)
@@ -161,8 +163,10 @@ func (h *Host) emit(f umem.Frame, off, n int, dst proto.MAC, etherType uint16) b
 
 func (h *Host) neighWait(e *neighbour, f umem.Frame, off, n int) bool {
 	b := h.pool.Buf(f)
-	// A frame of a TCP send queue is linked there already; the retransmission timer brings it again.
-	if b.Flags&bufKept != 0 || e.waiting >= neighQueueMax || h.neigh.waiting >= min(neighWaitMax, h.txLimit/4) {
+	// A frame of a TCP send queue is linked there already; the retransmission timer brings it again. In the last free frame
+	// nothing waits: it is for the request.
+	if b.Flags&bufKept != 0 || h.txFree() == 0 || e.waiting >= neighQueueMax ||
+		h.neigh.waiting >= min(neighWaitMax, h.txLimit/4) {
 		h.counters.Drops[NeighQueueFull]++
 		return false
 	}

@@ -348,10 +348,11 @@ func (n *simNode) programs() {
 		if s == nil {
 			n.w.fail("node %d has an event %+v for nobody", n.id, e)
 		}
-		if e.Ready&(In|RdHup|Hup|Err) != 0 {
+		ready := n.h.Ready(e.Sock)
+		if ready&(In|RdHup|Hup|Err) != 0 {
 			s.noRead = false
 		}
-		if e.Ready&(Out|Hup|Err) != 0 {
+		if ready&(Out|Hup|Err) != 0 {
 			s.noWrite = false
 		}
 	}
@@ -655,6 +656,9 @@ func (c *simConn) watch() {
 		if d.Drops[TCPBacklogFull] > 0 || d.Stats[TCPCookies] > 0 && lost > 0 || lost >= synRetries {
 			c.forgive("the last ACK of the handshake never came")
 		}
+	}
+	if a, b := c.side[0], c.side[1]; a.over && !a.open && !b.over && !c.known(a.n) && !c.known(b.n) && a.gaveUp() == "" {
+		c.forgive("given up before the handshake was done on the other side")
 	}
 	long := w.now - c.moved
 	for i, s := range c.side {

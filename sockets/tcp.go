@@ -38,15 +38,15 @@ type tcb struct {
 
 	state     tcpState
 	used      bool
-	marked    bool // an event is queued
-	blocked   bool // its writer waits in Host.noTxData
-	later     bool // waits in Host.noTxFrame for tcpOutput
-	dirty     bool // waits in tcpTable.dirty for tcpOutput
-	orphan    bool // the owner closed its handle
-	embryo    bool // not accepted yet
-	opened    bool // the handshake was done
-	wantFIN   bool // FIN behind the data
-	finQueued bool // the last frame of the send queue carries it
+	happened  uint8 // packReady of what happened, an event is queued; and noSpace
+	blocked   bool  // its writer waits in Host.noTxData
+	later     bool  // waits in Host.noTxFrame for tcpOutput
+	dirty     bool  // waits in tcpTable.dirty for tcpOutput
+	orphan    bool  // the owner closed its handle
+	embryo    bool  // not accepted yet
+	opened    bool  // the handshake was done
+	wantFIN   bool  // FIN behind the data
+	finQueued bool  // the last frame of the send queue carries it
 	rcvFIN    bool
 	rcvShut   bool // the owner reads no more
 	ackNow    bool
@@ -249,7 +249,7 @@ func (h *Host) tcpFree(i uint32, c *tcb) {
 		h.connCount(-1)
 	}
 	if !c.orphan {
-		h.notify(t.handle(i))
+		h.notify(t.handle(i), happenedState)
 		return
 	}
 	h.releaseChain(c.rcvHead)
@@ -288,12 +288,13 @@ func (h *Host) tcpFail(i uint32, c *tcb, err Errno) {
 	h.tcpFree(i, c)
 }
 
-// tcpAbort resets and frees a connection.
+// tcpAbort resets and frees a connection. The RST comes second: the frame for it may be one that the connection held.
 func (h *Host) tcpAbort(i uint32, c *tcb) {
-	switch c.state {
+	state, k, seq, ack := c.state, c.key, c.sndNxt, c.rcvNxt
+	h.tcpFree(i, c)
+	switch state {
 	case tcpClosed, tcpTimeWait, tcpSynSent:
 	default:
-		h.sendRST(c.key, c.sndNxt, c.rcvNxt, rstAck)
+		h.sendRST(k, seq, ack, rstAck)
 	}
-	h.tcpFree(i, c)
 }

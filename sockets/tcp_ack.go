@@ -59,10 +59,11 @@ func (h *Host) tcpWindow(i uint32, c *tcb, s *segment, wnd uint32, acked bool) {
 	if wnd != c.sndWnd {
 		h.tcpMark(i, c)
 	}
-	if c.probing || wnd == 0 {
+	patient := !c.orphan && !h.pressed()
+	if c.probing || wnd == 0 && patient {
 		c.retries = 0 // it hears us, and says that it has no room
 	}
-	if c.probing && wnd > c.sndWnd { // it takes data again: what backing off added goes
+	if c.probing && wnd > c.sndWnd && (patient || h.helps(c, wnd)) { // it takes data again: what backing off added goes
 		c.probes, c.rtxAt = 0, 0 // Flush sends, or begins to probe anew
 		c.setRTO()
 	}
@@ -70,9 +71,14 @@ func (h *Host) tcpWindow(i uint32, c *tcb, s *segment, wnd uint32, acked bool) {
 	c.maxWnd = max(c.maxWnd, wnd)
 }
 
+// helps reports whether something can be sent into a window that was shut: to open it by a byte costs a peer nothing.
+func (h *Host) helps(c *tcb, wnd uint32) bool {
+	return c.sndNext != umem.None && wnd >= min(uint32(h.pool.Buf(c.sndNext).Len), uint32(c.mss), max(c.maxWnd/2, 1))
+}
+
 // tcpAcked is tcp_ack: scoreboard, loss detection, recovery, congestion control, timers, in this order.
 func (h *Host) tcpAcked(i uint32, c *tcb, x *active, s *segment, r *ackResult, dup bool) {
-	flight, roomy, cwnd := c.sndNxt-c.sndUna, h.sndRoomy(c), c.cwnd
+	flight, cwnd := c.sndNxt-c.sndUna, c.cwnd
 	if r.bytes > 0 {
 		sacked := x.sacked
 		h.sndAcked(c, x, s.tcp.Ack, r)
@@ -108,13 +114,17 @@ func (h *Host) tcpAcked(i uint32, c *tcb, x *active, s *segment, r *ackResult, d
 			c.rtxAt = 0
 		}
 		x.tlpNext, x.reoAt = false, 0
+	} else if h.reneged(c) {
+		if r.bytes > 0 {
+			x.tlpNext, c.rtxAt = false, min(c.rtxAt, h.now+int64(max(x.minRTT/2, renegeUS))*1000)
+		}
 	} else if r.bytes > 0 || r.sackedNew {
 		h.armLoss(c, x, true) // RFC 6298 5.3, RFC 8985 7.2
 	}
 	if r.bytes > 0 || r.delivered > 0 || x.toSend > 0 || x.reoAt != 0 || c.cwnd > cwnd {
 		h.tcpMark(i, c)
 	}
-	h.tellRoom(i, c, roomy)
+	h.tellRoom(i, c)
 	if r.bytes > 0 && c.finQueued && c.sndHead == umem.None {
 		h.tcpFinAcked(i, c)
 	}
@@ -295,16 +305,18 @@ func (h *Host) minRTT(c *tcb, x *active, r *ackResult) {
 // nowUS is the time of the call in progress for frames and loss detection; it wraps after 71 minutes.
 func (h *Host) nowUS() uint32 { return uint32(h.now / 1000) }
 
-// tcpFinAcked moves on after our FIN was acknowledged.
+// tcpFinAcked moves on after our FIN was acknowledged. Each of these steps is a change of state that Linux tells of.
 func (h *Host) tcpFinAcked(i uint32, c *tcb) {
 	switch c.state {
 	case tcpFinWait1:
 		c.state = tcpFinWait2
+		h.notify(h.tcp.handle(i), happenedState)
 		if c.orphan {
 			h.tcpLinger(i, c, finWait2NS)
 		}
 	case tcpClosing:
 		h.enterTimeWait(i, c)
+		h.notify(h.tcp.handle(i), happenedState)
 	case tcpLastAck:
 		h.tcpFree(i, c)
 	}

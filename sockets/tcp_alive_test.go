@@ -117,3 +117,60 @@ func TestTCPSettings(t *testing.T) {
 	}
 	k.sent()
 }
+
+// TestTCPUserTimeoutLongest: the longest user timeout is none that is over at once.
+func TestTCPUserTimeoutLongest(t *testing.T) {
+	k, c := established(t)
+	const longest = (1<<31 - 1) * ms
+	for _, ns := range []int64{longest + 1, longest + ms, 1 << 62} {
+		if err := k.h.TCPSetUserTimeout(c.h, ns); err != EINVAL {
+			t.Errorf("user timeout of %d ns: %v, want EINVAL", ns, err)
+		}
+	}
+	if err := k.h.TCPSetUserTimeout(c.h, longest); err != 0 {
+		t.Fatal(err)
+	}
+	c.write(pattern(100))
+	c.got()
+	k.sleep(60 * second)
+	if n := c.tcb().retransmits; n < 5 || n > 10 {
+		t.Errorf("%d retransmissions in a minute", n)
+	}
+	c.reset()
+}
+
+// TestTCPUserTimeoutMeasures: a user timeout shorter than the timer of the SYN does not count into the round trip.
+func TestTCPUserTimeoutMeasures(t *testing.T) {
+	k := newKit(t)
+	s, _ := k.h.TCPDial(0, 0, peerIP, 80, k.now)
+	if err := k.h.TCPSetUserTimeout(s, 100*ms); err != 0 {
+		t.Fatal(err)
+	}
+	sent := k.one().tcp
+	k.sleep(10 * ms)
+	p := &tpeer{k: k, sport: 80, dport: sent.sport, seq: 5000, ack: sent.seq + 1, wnd: 65535}
+	p.send(syn|ack, nil)
+	p.sent()
+	if rtt := info(t, k, s).RTT; rtt < 9*ms || rtt > 11*ms {
+		t.Errorf("a round trip of %d ns, want 10 ms", rtt)
+	}
+	p.reset()
+}
+
+// TestTCPUserTimeoutICMP: an ICMP error about the SYN does not have the user timeout over.
+func TestTCPUserTimeoutICMP(t *testing.T) {
+	k := newKit(t)
+	s, _ := k.h.TCPDial(0, 0, peerIP, 80, k.now)
+	if err := k.h.TCPSetUserTimeout(s, 10*second); err != 0 {
+		t.Fatal(err)
+	}
+	sent := k.one().tcp
+	quote := ipPacket{src: usIP, dst: peerIP, proto: 6, body: append(sent.bytes(usIP, peerIP), make([]byte, 1000)...)}.bytes()
+	k.inject(icmpFrame(3, 4, 600, quote))
+	k.sleep(2 * second)
+	if err := k.h.TCPError(s); err != 0 {
+		t.Errorf("after 2 of 10 s: %v", err)
+	}
+	k.h.TCPAbort(s, k.now)
+	k.sent()
+}

@@ -39,6 +39,8 @@ func (h *Host) tcpReady(c *tcb) Ready {
 	// Writable only when a third of the buffer is free, or the writer would be woken for every segment acknowledged.
 	if c.state == tcpClosed || c.wantFIN || !c.blocked && h.sndRoomy(c) {
 		r |= Out
+	} else {
+		c.happened |= noSpace
 	}
 	return r
 }
@@ -144,6 +146,7 @@ func (h *Host) TCPWrite(s Handle, p []byte, now int64) (n int, err Errno) {
 // writerWaits notes that the writer must hear of room. What keeps it from writing is its own queue, whose
 // acknowledgements tell it, or the want of frames.
 func (h *Host) writerWaits(s Handle, c *tcb) {
+	c.happened |= noSpace
 	if h.sndRoomy(c) {
 		h.awaitData(s, c)
 	}
@@ -157,17 +160,27 @@ func (h *Host) awaitData(s Handle, c *tcb) {
 	}
 }
 
-// TCPShutdown closes our direction: FIN follows what is queued. Errors: EBADF, ENOTCONN.
-func (h *Host) TCPShutdown(s Handle, now int64) Errno {
-	h.now = now
+// shuttable finds the connection of a shutdown. Errors: EBADF, ENOTCONN.
+func (h *Host) shuttable(s Handle) (*tcb, Errno) {
 	c := h.tcp.get(s)
 	switch {
 	case c == nil:
-		return EBADF
+		return nil, EBADF
 	case c.state == tcpClosed || c.state == tcpSynSent:
-		return ENOTCONN
+		return nil, ENOTCONN
+	}
+	return c, 0
+}
+
+// TCPShutdown closes our direction: FIN follows what is queued. Errors: EBADF, ENOTCONN.
+func (h *Host) TCPShutdown(s Handle, now int64) Errno {
+	h.now = now
+	c, err := h.shuttable(s)
+	if c == nil {
+		return err
 	}
 	h.tcpFinish(s.index(), c)
+	h.notify(s, happenedState)
 	return 0
 }
 
@@ -175,19 +188,16 @@ func (h *Host) TCPShutdown(s Handle, now int64) Errno {
 // and forgotten, as in BSD; Linux goes on queueing it for whoever reads all the same. Errors: EBADF, ENOTCONN.
 func (h *Host) TCPShutdownRead(s Handle, now int64) Errno {
 	h.now = now
-	c := h.tcp.get(s)
-	switch {
-	case c == nil:
-		return EBADF
-	case c.state == tcpClosed || c.state == tcpSynSent:
-		return ENOTCONN
+	c, err := h.shuttable(s)
+	if c == nil {
+		return err
 	}
 	c.rcvShut = true
 	n := int(c.rcvBytes)
 	h.releaseChain(c.rcvHead)
 	c.rcvHead, c.rcvBytes = umem.None, 0
 	h.rcvTaken(s.index(), c, n)
-	h.notify(s)
+	h.notify(s, happenedState)
 	return 0
 }
 

@@ -275,3 +275,75 @@ func TestTCPCookieEcho(t *testing.T) {
 		t.Fatalf("accept: %v", err)
 	}
 }
+
+// TestTCPCookieThenHalfOpen: a SYN was answered with a cookie, and the same SYN again, when there was room, with a number
+// of its own. The peer took the cookie. Its second segment without the first (here a FIN whose data is lost), and what it
+// says to the second SYN-ACK, are no reason to reset it: its data comes again. What cannot be of a cookie is reset.
+func TestTCPCookieThenHalfOpen(t *testing.T) {
+	k, l := cookieKit(t)
+	p := newPeer(k, svc, 1000)
+	cookie := synSent(k, p, nil)
+	other := newPeer(k, svc, 9)
+	other.seq++
+	other.reset() // room for one
+	again := newPeer(k, svc, 1000)
+	again.send(syn, nil)
+	if sa := p.one(); sa.flags != syn|ack || sa.seq == cookie.seq || k.h.tcp.half.n != 1 {
+		t.Fatalf("the SYN again: answer %+v and %d half-open, want a SYN-ACK with another number, and 1", sa, k.h.tcp.half.n)
+	}
+	late := p.seg(fin|ack, nil)
+	late.seq += 5
+	p.inject(late)
+	late.flags, late.seq = ack, late.seq+1
+	p.inject(late)
+	p.none()
+	old := late
+	old.ack += 16 << 27 // as if the cookie were half an hour old
+	p.inject(old)
+	wantSeg(t, p.one(), rst, old.ack, 0, nil)
+	p.send(ack, []byte("hello"))
+	h, err := k.h.TCPAccept(l)
+	if err != 0 {
+		t.Fatalf("accept: %v", err)
+	}
+	c := conn{tpeer: p, h: h, l: l}
+	c.wantRead([]byte("hello"))
+	p.send(fin|ack, nil)
+	c.wantEOF(0)
+	c.write([]byte("world"))
+	for _, s := range p.got() {
+		if s.flags&rst != 0 {
+			t.Errorf("reset: %+v", s)
+		}
+	}
+	if p.ack != cookie.seq+6 {
+		t.Error("what is sent does not begin behind the cookie")
+	}
+}
+
+// TestTCPCookieOfClosedListener: a cookie is of the listener that sent it. The next one on the port resets who comes with
+// it, whether it has sent cookies of its own meanwhile or not: what was reset must not be accepted a moment later.
+func TestTCPCookieOfClosedListener(t *testing.T) {
+	k, l := cookieKit(t)
+	late := 0
+	for sport := uint16(1000); sport < 1100; sport++ {
+		p := newPeer(k, svc, sport)
+		synSent(k, p, nil)
+		k.h.Close(l, k.now)
+		l, _ = k.h.TCPListen(0, svc)
+		k.sent()
+		p.ackAll()
+		wantSeg(t, p.one(), rst, p.ack, 0, nil)
+		newPeer(k, svc, 9).send(syn, nil)
+		k.sent()
+		cookieAgain(k)
+		p.ackAll()
+		late += len(p.got())
+		if _, err := k.h.TCPAccept(l); err != EAGAIN {
+			t.Fatalf("port %d: accept: %v", sport, err)
+		}
+	}
+	if late < 70 { // by chance one in ten looks like a cookie
+		t.Errorf("%d of 100 were reset", late)
+	}
+}

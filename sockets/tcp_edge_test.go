@@ -1,6 +1,10 @@
 package sockets
 
-import "testing"
+import (
+	"testing"
+
+	"xdpd/umem"
+)
 
 // timedOut is a connection of which the peer has all the data but no ACK came: the engine has gone back to the start.
 func timedOut(t *testing.T) (*kit, conn) {
@@ -165,5 +169,28 @@ func TestTCPWindowTakenBack(t *testing.T) {
 		if k.h.Ready(c.h)&(Err|Hup) != 0 || c.tcb().sndBytes != 0 {
 			t.Errorf("ready for %#x with %d bytes to send after all was acknowledged", k.h.Ready(c.h), c.tcb().sndBytes)
 		}
+	}
+}
+
+// TestTCPRSTWithoutFrames: a connection that is given up because it holds the frames that others need, or that its owner
+// aborts then, tells its peer so, with a frame of its own: who waits for data that will never come sends nothing that a
+// later RST could answer.
+func TestTCPRSTWithoutFrames(t *testing.T) {
+	for _, abort := range []bool{false, true} {
+		k, c := established(t)
+		c.wnd = 0
+		c.ackAll()
+		c.write(pattern(1000))
+		k.sent()
+		for f := k.h.allocTX(); f != umem.None; f = k.h.allocTX() {
+			defer k.h.freeTX(f, umem.Held)
+		}
+		if abort {
+			k.h.TCPAbort(c.h, k.now)
+		} else {
+			k.sleep(7 * second)
+			c.wantEOF(ETIMEDOUT)
+		}
+		wantSeg(t, c.one(), rst|ack, c.irs+1, c.seq, nil)
 	}
 }

@@ -206,12 +206,15 @@ func (h *Host) halfInput(i uint32, s *segment) {
 		h.drop(s.packet, TCPNoACK)
 		return
 	case s.tcp.Ack != r.iss+1:
-		if k, li := r.key, r.listener; h.cookieValid(li, k, s) { // its first SYN was answered with a cookie
+		k, li := r.key, r.listener
+		if h.cookieValid(li, k, s) { // its first SYN was answered with a cookie
 			h.halfFree(i)
 			h.cookieOpen(li, k, s)
 			return
 		}
-		h.sendRST(r.key, s.tcp.Ack, 0, proto.RST)
+		if !h.cookieLikely(li, k, s) { // as in LISTEN
+			h.sendRST(k, s.tcp.Ack, 0, proto.RST)
+		}
 		h.drop(s.packet, TCPOutOfWindow)
 		return
 	}
@@ -254,7 +257,7 @@ func (h *Host) tcpOpen(r *halfOpen, s *segment) {
 	c.afterSYN(r.retries)
 	l := &h.tcp.listeners[r.listener]
 	h.acceptPush(l, i)
-	h.notify(makeHandle(kindListener, l.gen, r.listener))
+	h.notify(makeHandle(kindListener, l.gen, r.listener), happenedIn)
 	h.tcpSegment(i, c, s)
 }
 
@@ -324,6 +327,12 @@ const (
 	cookieNoTS   = 1 << cookieBits
 )
 
+// cookieBase is of one listener: a cookie goes with it, as what is half open does. Another on the same port may have reset
+// the flow before it sends cookies itself, and must not open it then.
+func (h *Host) cookieBase(li uint32, k flowKey) uint32 {
+	return h.sec.cookieBase(k, li, h.tcp.listeners[li].gen)
+}
+
 func (h *Host) sendCookie(r *halfOpen) {
 	idx := uint32(0)
 	for int(idx) < len(cookieMSS)-1 && cookieMSS[idx+1] <= r.mss {
@@ -341,7 +350,7 @@ func (h *Host) sendCookie(r *halfOpen) {
 		r.sndScale, r.flags = noScale, 0
 	}
 	hash := h.sec.cookie(r.key, r.irs, at<<10|idx<<7|low)
-	r.iss = h.sec.cookieBase(r.key) + (at<<27 | idx<<24 | hash)
+	r.iss = h.cookieBase(r.listener, r.key) + (at<<27 | idx<<24 | hash)
 	h.sendSYNACK(r, ts)
 }
 
@@ -355,7 +364,7 @@ func (h *Host) cookieLikely(li uint32, k flowKey, s *segment) bool {
 	if at == 0 || h.now-at > (cookieUnits+1)*cookieUnitNS {
 		return false // none is out
 	}
-	return (uint32(h.now/cookieUnitNS)-(s.tcp.Ack-1-h.sec.cookieBase(k))>>27)&31 <= cookieUnits
+	return (uint32(h.now/cookieUnitNS)-(s.tcp.Ack-1-h.cookieBase(li, k))>>27)&31 <= cookieUnits
 }
 
 // cookieValid reports whether s acknowledges a cookie of ours, with the number behind its SYN's, and echoes the timestamp
@@ -364,7 +373,7 @@ func (h *Host) cookieValid(li uint32, k flowKey, s *segment) bool {
 	if !h.cookieLikely(li, k, s) {
 		return false
 	}
-	v, now := s.tcp.Ack-1-h.sec.cookieBase(k), uint32(h.now/cookieUnitNS)
+	v, now := s.tcp.Ack-1-h.cookieBase(li, k), uint32(h.now/cookieUnitNS)
 	at := now - (now-v>>27)&31 // the hash knows all of the time, or a cookie would be good again when five bits come around
 	low := uint32(cookieNoTS)
 	if s.opt.HasTS {
@@ -378,7 +387,7 @@ func (h *Host) cookieOpen(li uint32, k flowKey, s *segment) bool {
 	if !h.cookieValid(li, k, s) {
 		return false
 	}
-	idx := (s.tcp.Ack - 1 - h.sec.cookieBase(k)) >> 24 & 7
+	idx := (s.tcp.Ack - 1 - h.cookieBase(li, k)) >> 24 & 7
 	r := halfOpen{key: k, irs: s.seq - 1, iss: s.tcp.Ack - 1, listener: li, mss: cookieMSS[idx], sndScale: noScale, wnd: s.tcp.Window}
 	if s.opt.HasTS {
 		low := s.opt.TSEcr & (1<<cookieBits - 1)

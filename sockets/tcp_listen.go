@@ -11,10 +11,11 @@ type tcpListener struct {
 	key      flowKey
 	gen      uint32
 	used     bool
-	open     bool // listens to the wire
-	marked   bool
-	half     int   // half-open connections
-	cookieAt int64 // when a SYN cookie was last sent
+	open     bool   // listens to the wire
+	happened uint8  // packReady of what happened; not 0: an event is queued
+	times    uint32 // connections that came since
+	half     int    // half-open connections
+	cookieAt int64  // when a SYN cookie was last sent
 	ready    connQueue
 	behind   bool                     // for what other Hosts pass on
 	spread   func(netip.AddrPort) int // chooses the Host of a connection; nil: this one
@@ -76,7 +77,7 @@ func (h *Host) TCPBind(local proto.Addr, port uint16) (Handle, Errno) {
 	t := &h.tcp
 	if port == 0 {
 		free := func(p uint16) bool { return !h.tcpPortUsed(0, p) && !h.portElsewhere(proto.ProtoTCP, local, p) }
-		if port = h.ephemeral(free); port == 0 {
+		if port = h.ephemeral(proto.ProtoTCP, flowKey{Local: local}, free); port == 0 {
 			return 0, EADDRINUSE
 		}
 	}

@@ -5,6 +5,7 @@ import "xdpd/umem"
 const (
 	dupThresh  = 3
 	tlpDelayUS = 200_000 // WCDelAckT: what a receiver may hold back the ACK of a lone segment
+	renegeUS   = 10_000  // least time that an ACK is waited for which shows that nothing was thrown away
 )
 
 // markLost has a frame sent again.
@@ -231,7 +232,7 @@ func (h *Host) enterLoss(c *tcb, x *active) {
 	if c.sndHead == umem.None {
 		return
 	}
-	if head := h.pool.Buf(c.sndHead); head.Flags&bufSacked != 0 {
+	if h.reneged(c) {
 		h.renege(c, x)
 	}
 	wnd := h.reoWindow(c, x)
@@ -243,6 +244,12 @@ func (h *Host) enterLoss(c *tcb, x *active) {
 		}
 	}
 	c.cwnd = c.pipe(x) + uint32(c.mss)
+}
+
+// reneged reports whether the peer SACKed what it has not acknowledged although nothing is missing before it: it threw it
+// away, or its better ACK was overtaken. Half a round trip tells (tcp_check_sack_reneging); a timeout may be far.
+func (h *Host) reneged(c *tcb) bool {
+	return c.sndHead != umem.None && h.pool.Buf(c.sndHead).Flags&bufSacked != 0
 }
 
 // renege forgets what the peer SACKed: it threw it away again, as RFC 2018 section 8 lets it.

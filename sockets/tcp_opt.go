@@ -64,7 +64,7 @@ func (h *Host) TCPSetUserTimeout(s Handle, ns int64) Errno {
 	switch {
 	case c == nil:
 		return EBADF
-	case ns < 0 || ns > 1<<31*1_000_000:
+	case ns < 0 || ns > (1<<31-1)*1_000_000: // more than the timer's difference of milliseconds can say
 		return EINVAL
 	}
 	set := h.tcp.settings[c.setting]

@@ -142,10 +142,10 @@ func (h *Host) tcpOutput(i uint32, c *tcb) {
 		h.queueFIN(i, c)
 	}
 	if c.sndHead != umem.None {
-		x, roomy := h.moving(i, c), h.sndRoomy(c)
+		x := h.moving(i, c)
 		h.sendLost(i, c, x)
 		h.sendNew(i, c, x)
-		h.tellRoom(i, c, roomy)
+		h.tellRoom(i, c)
 	}
 	if c.ackNow {
 		h.sendACK(c)
@@ -159,10 +159,11 @@ func (h *Host) tcpOutput(i uint32, c *tcb) {
 	h.tcpArm(i, c)
 }
 
-// tellRoom wakes the writer when the send queue was too full to be worth it before, and is not any more.
-func (h *Host) tellRoom(i uint32, c *tcb, roomy bool) {
-	if !roomy && !c.blocked && h.sndRoomy(c) {
-		h.notify(h.tcp.handle(i))
+// tellRoom is tcp_check_space: it wakes who was told that the send queue is too full, once it is worth it.
+func (h *Host) tellRoom(i uint32, c *tcb) {
+	if c.happened&noSpace != 0 && !c.blocked && h.sndRoomy(c) {
+		c.happened &^= noSpace
+		h.notify(h.tcp.handle(i), happenedOut)
 	}
 }
 

@@ -84,10 +84,12 @@ func (h *Host) tcpData(i uint32, c *tcb, s *segment) {
 	// More than a segment, not two: behind a full one and a last short one nothing may follow, and a sender's loss probe comes
 	// sooner than a delayed ACK (as __tcp_ack_snd_check).
 	h.tcpAckSoon(i, c, fin || c.quick > 0 || c.rcvNxt-c.lastAck > uint32(c.rcvMSS))
+	what := happenedIn
 	if fin {
+		what = happenedState
 		h.tcpPeerFIN(i, c)
 	}
-	h.notify(h.tcp.handle(i))
+	h.notify(h.tcp.handle(i), what)
 }
 
 // tcpPeerFIN is the eighth step of RFC 9293 3.10.7.4.

@@ -1,5 +1,7 @@
 package sockets
 
+import "xdpd/umem"
+
 // KeepAlive says when a silent connection is probed (RFC 9293 3.8.4): after Idle, then every Interval, Count times
 // without an answer before it is given up. Times in ns; Idle 0: never.
 type KeepAlive struct {
@@ -111,8 +113,8 @@ func (h *Host) idleTimer(i uint32, c *tcb) bool {
 		return true
 	}
 	if int(c.probes) >= k.Count {
-		h.sendRST(c.key, c.sndNxt, c.rcvNxt, rstAck)
-		h.tcpFail(i, c, ETIMEDOUT)
+		c.err = uint8(ETIMEDOUT)
+		h.tcpAbort(i, c)
 		return false
 	}
 	c.probes++
@@ -136,10 +138,12 @@ func (h *Host) keepAliveArm(i uint32, c *tcb) {
 // connection was given up.
 func (h *Host) tcpTimeout(i uint32, c *tcb, x *active) bool {
 	if h.givenUp(c) {
-		if c.probing { // it may be there, and would keep its half for ever
-			h.sendRST(c.key, c.sndNxt, c.rcvNxt, rstAck)
+		c.err = uint8(ETIMEDOUT)
+		if c.probing || h.shut(c) { // it may be there, and would keep its half for ever
+			h.tcpAbort(i, c)
+		} else {
+			h.tcpFree(i, c)
 		}
-		h.tcpFail(i, c, ETIMEDOUT)
 		return false
 	}
 	c.retries++
@@ -190,7 +194,7 @@ func (h *Host) givenUp(c *tcb) bool {
 	case c.probing && c.orphan && c.probes >= orphanTries:
 		h.count(TCPPressure)
 		return true
-	case c.probing && c.probes >= pressedTries && h.txUsed >= h.txLimit-h.txReserve():
+	case h.pressed() && (c.probing && c.probes >= pressedTries || h.shut(c) && c.retries >= pressedTries):
 		// Peers that take nothing hold all the frames there are: nobody else can send. However politely they answer, they go.
 		h.count(TCPPressure)
 		return true
@@ -205,13 +209,21 @@ func (h *Host) givenUp(c *tcb) bool {
 	return c.retries >= limit
 }
 
+// pressed reports that not a frame is left for anybody's data.
+func (h *Host) pressed() bool { return h.txUsed >= h.txLimit-h.txReserve() }
+
+// shut reports whether the window does not take what is to be acknowledged next: it was open when that was sent.
+func (h *Host) shut(c *tcb) bool {
+	return c.sndHead != umem.None && !h.inWindow(c, h.pool.Buf(c.sndHead))
+}
+
 // stalledMS is how long the oldest data, or the SYN, has waited for an ACK.
 func (h *Host) stalledMS(c *tcb) uint32 {
-	if x := h.activeOf(c); x != nil {
-		return h.nowMS() - x.stalledAt
-	}
 	if c.state == tcpSynSent || c.state == tcpSynRcvd {
 		return h.nowMS() - c.sentAt // since the record was made
+	}
+	if x := h.activeOf(c); x != nil {
+		return h.nowMS() - x.stalledAt
 	}
 	return 0
 }

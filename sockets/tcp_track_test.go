@@ -131,7 +131,8 @@ func TestTCPExpect(t *testing.T) {
 	const rport = 7000
 	start := func(t *testing.T) (dialler, other *kit, d, o Handle, syn tcpSeg) {
 		t.Helper()
-		dialler, other = newKit(t), newKit(t)
+		g := newGroup(t)
+		dialler, other = g.a, g.b
 		other.sleep(3 * ms) // its clock is a little ahead, as clocks of others are
 		at := dialler.now
 		o, err := other.h.TCPExpect(0, 0, peerIP, rport, at, other.now)
@@ -142,8 +143,15 @@ func TestTCPExpect(t *testing.T) {
 		if local.Addr() != usIP.Netip() || remote != port(peerIP, rport) {
 			t.Fatalf("TCPExpect for %v-%v", local, remote)
 		}
-		if d, err = dialler.h.TCPDial(usIP, local.Port(), peerIP, rport, at); err != 0 {
-			t.Fatalf("TCPDial: %v", err)
+		if d, err = dialler.h.TCPExpect(usIP, local.Port(), peerIP, rport, at, at); err != 0 {
+			t.Fatalf("TCPExpect with a port: %v", err)
+		}
+		dialler.none()
+		if err := dialler.h.TCPLaunch(d, at); err != 0 {
+			t.Fatalf("TCPLaunch: %v", err)
+		}
+		if err := dialler.h.TCPLaunch(d, at); err != EINVAL {
+			t.Fatalf("TCPLaunch again: %v", err)
 		}
 		return dialler, other, d, o, dialler.one().tcp
 	}

@@ -18,9 +18,11 @@ type udpSock struct {
 	gen        uint32
 	used       bool
 	connected  bool
-	marked     bool // an event is queued
-	blocked    bool // waits in Host.noTxFrame
-	need       int  // while blocked: frames for the datagram that was refused
+	tellSent   bool   // UDPTellSent
+	happened   uint8  // packReady of what happened; not 0: an event is queued
+	times      uint32 // how often
+	blocked    bool   // waits in Host.noTxFrame
+	need       int    // while blocked: frames for the datagram that was refused
 	err        Errno
 	head, tail umem.Frame
 	datagrams  int
@@ -68,12 +70,6 @@ func (t *udpTable) lookup(k flowKey) (uint32, bool) {
 	return t.flows.get(k)
 }
 
-// Ports for sockets that did not choose one (net.ipv4.ip_local_port_range).
-const (
-	ephemeralFirst = 32768
-	ephemeralCount = 28232
-)
-
 // UDPBind opens a UDP socket on an address of ours, or on all of them (zero), and a port, or a free one (zero). Errors:
 // EADDRNOTAVAIL, EADDRINUSE.
 func (h *Host) UDPBind(local proto.Addr, port uint16) (Handle, Errno) {
@@ -82,8 +78,7 @@ func (h *Host) UDPBind(local proto.Addr, port uint16) (Handle, Errno) {
 	}
 	t := &h.udp
 	if port == 0 {
-		free := func(p uint16) bool { return t.ports[p] == 0 && !h.portElsewhere(proto.ProtoUDP, local, p) }
-		if port = h.ephemeral(free); port == 0 {
+		if port = h.udpPort(flowKey{Local: local}); port == 0 {
 			return 0, EADDRINUSE
 		}
 	}
@@ -115,18 +110,6 @@ func (t *udpTable) inUse(local proto.Addr, port uint16) bool {
 		}
 	}
 	return false
-}
-
-// ephemeral picks a port at random (RFC 6056 algorithm 1: random start, then upwards) for which free says yes; 0 if
-// there is none.
-func (h *Host) ephemeral(free func(uint16) bool) uint16 {
-	start := int(h.sec.next() % ephemeralCount)
-	for i := range ephemeralCount {
-		if p := uint16(ephemeralFirst + (start+i)%ephemeralCount); free(p) {
-			return p
-		}
-	}
-	return 0
 }
 
 // UDPConnect sets the only peer the socket talks to. Errors: EBADF, EISCONN, ENETUNREACH, EADDRINUSE.
@@ -214,13 +197,14 @@ func (h *Host) UDPSockets() []UDPInfo {
 	return out
 }
 
+// udpReady is udp_poll.
 func (h *Host) udpReady(u *udpSock) Ready {
 	var r Ready
 	if u.datagrams > 0 {
 		r |= In
 	}
 	if u.err != 0 {
-		r |= In | Out | Err
+		r |= Err
 	}
 	if !u.blocked {
 		r |= Out
@@ -242,7 +226,7 @@ func (h *Host) udpInput(p *packet) {
 	}
 	k := flowKey{Local: p.ip.Dst, Remote: p.ip.Src, LPort: u.DstPort, RPort: u.SrcPort}
 	i, ok := h.udp.lookup(k)
-	if !ok && !p.handed {
+	if !ok && p.hops == 0 {
 		if to, found := h.udpElsewhere(k); found {
 			h.handOver(p, to, nil)
 			return
@@ -266,7 +250,7 @@ func (h *Host) udpInput(p *packet) {
 	}
 	h.udpPush(s, p, &u, size)
 	h.count(RxDelivered)
-	h.notify(h.udp.handle(s, i))
+	h.notify(h.udp.handle(s, i), happenedIn)
 }
 
 // trim cuts a packet's payload to n bytes, freeing frames that hold none of them.
@@ -400,6 +384,6 @@ func (h *Host) udpError(k flowKey, err Errno) bool {
 	}
 	u := &h.udp.socks[i]
 	u.err = err
-	h.notify(h.udp.handle(u, i))
+	h.notify(h.udp.handle(u, i), happenedErr)
 	return true
 }

@@ -16,10 +16,21 @@ func (h *Host) UDPSend(s Handle, payload []byte, dst netip.AddrPort, now int64) 
 	if err != 0 {
 		return err
 	}
-	if err = h.udpOutput(payload, k, hop); err == EAGAIN {
+	switch err = h.udpOutput(payload, k, hop); {
+	case err == EAGAIN:
 		h.udpWait(s, u, len(payload))
+	case err == 0 && u.tellSent:
+		h.notify(s, happenedOut)
 	}
 	return err
+}
+
+// UDPTellSent has every datagram that s sends make an event Out, as sock_wfree does: for who waits for edges of it. To all
+// others it would be news of nothing, so it is not done by itself. It lasts until s is closed.
+func (h *Host) UDPTellSent(s Handle) {
+	if u := h.udp.get(s); u != nil {
+		u.tellSent = true
+	}
 }
 
 // udpRoute finds from whom to whom a datagram of n bytes goes, and by which neighbour. Errors as UDPSend, without EAGAIN.

@@ -57,6 +57,9 @@ func newFileServer(spec *serviceSpec) (*fileServer, error) {
 	s.srv = http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			s.n.requests.Add(1)
+			if r.Body != http.NoBody { // package http itself reads what no handler does, and would wait for it for ever
+				_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(httpStallTime)) // fails on what is closed
+			}
 			mux.ServeHTTP(w, r)
 		}),
 		ReadHeaderTimeout: httpHeaderTime, IdleTimeout: httpIdleTime, MaxHeaderBytes: 64 << 10,

@@ -330,6 +330,8 @@ func TestFilesStalled(t *testing.T) {
 			{"GET /big HTTP/1.1\r\nHost: x\r\n\r\n", "HTTP/1.1 200"},
 			{"PUT /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf", "HTTP/1.1 400"},
 			{"GET /big HTTP/1.1\r\n", ""},
+			{"GET /hello.txt HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf", ""}, // package http reads it to its end
+			{"POST /hello.txt HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nhalf", ""},
 		} {
 			c, err := l.DialContext(t.Context(), "", "")
 			if err != nil {

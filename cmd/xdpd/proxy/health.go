@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -68,7 +69,7 @@ func (p *Proxy) check(ctx context.Context, b *backend) {
 	if v == fails {
 		b.n.badChecks.Add(1)
 	}
-	p.judge(b, v, reason(err))
+	p.judge(b, v, err)
 }
 
 // checkTCP connects.
@@ -114,8 +115,23 @@ func (p *Proxy) checkUDP(ctx context.Context, b *backend) (verdict, error) {
 	}
 }
 
-// judge counts a verdict, and takes the backend up or down at the thresholds.
-func (p *Proxy) judge(b *backend, v verdict, why string) {
+// ours knows the errors that a want of our own ports, descriptors or memory has: they say nothing about the backend, and a
+// crowd of clients must not take all backends down with them.
+func ours(err error) bool {
+	return isErrno(err, syscall.EADDRNOTAVAIL, syscall.EADDRINUSE, syscall.EAGAIN, syscall.ENOBUFS, syscall.ENOMEM, syscall.EMFILE,
+		syscall.ENFILE)
+}
+
+// isErrno reports whether err is, or wraps, one of these.
+func isErrno(err error, errnos ...syscall.Errno) bool {
+	return slices.ContainsFunc(errnos, func(e syscall.Errno) bool { return errors.Is(err, e) })
+}
+
+// judge counts a verdict, and takes the backend up or down at the thresholds. err is why it fails.
+func (p *Proxy) judge(b *backend, v verdict, err error) {
+	if ours(err) {
+		return
+	}
 	p.mu.Lock()
 	h := &b.health
 	switch {
@@ -136,7 +152,7 @@ func (p *Proxy) judge(b *backend, v verdict, why string) {
 	}
 	p.mu.Unlock()
 	if down {
-		p.takeDown(b, health{reason: why})
+		p.takeDown(b, health{reason: reason(err)})
 	}
 }
 
@@ -155,7 +171,7 @@ func (p *Proxy) takeDown(b *backend, h health) {
 // failed says that a backend did not take a real flow, which counts like a bad check.
 func (p *Proxy) failed(b *backend, err error) {
 	b.n.failed.Add(1)
-	p.judge(b, fails, reason(err))
+	p.judge(b, fails, err)
 }
 
 // reason is the errno's text where there is one: addresses and operations are known from where it is shown.

@@ -55,21 +55,21 @@ func TestCheckTCP(t *testing.T) {
 func TestCheckFlapping(t *testing.T) {
 	p := newProxy(t, Config{Network: "tcp", Backends: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1")}})
 	b := p.backends[0]
-	p.judge(b, answers, "")
+	p.judge(b, answers, nil)
 	for range 10 {
-		p.judge(b, fails, "x")
-		p.judge(b, fails, "x")
-		p.judge(b, answers, "")
+		p.judge(b, fails, errors.New("x"))
+		p.judge(b, fails, errors.New("x"))
+		p.judge(b, answers, nil)
 	}
 	if b.health.down {
 		t.Error("it was taken down without three in a row")
 	}
 	for range 3 {
-		p.judge(b, fails, "x")
+		p.judge(b, fails, errors.New("x"))
 	}
 	for range 10 {
-		p.judge(b, answers, "")
-		p.judge(b, fails, "x")
+		p.judge(b, answers, nil)
+		p.judge(b, fails, errors.New("x"))
 	}
 	if !b.health.down || b.n.downs.Load() != 1 {
 		t.Errorf("it was brought up without two in a row: %+v", b.health)
@@ -114,6 +114,34 @@ func TestRunChecks(t *testing.T) {
 		}
 		<-done
 	})
+}
+
+// TestLocalFailure: that we have no port, no memory or no descriptor left says nothing about a backend.
+func TestLocalFailure(t *testing.T) {
+	d := &pipes{}
+	p := newProxy(t, Config{
+		Network: "tcp", Backends: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1")}, Dialer: d,
+	})
+	b := p.backends[0]
+	p.judge(b, answers, nil)
+	for _, errno := range []syscall.Errno{
+		syscall.EADDRNOTAVAIL, syscall.EADDRINUSE, syscall.EAGAIN, syscall.ENOBUFS, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE,
+	} {
+		d.set(func() (net.Conn, error) { return nil, &net.OpError{Op: "dial", Err: errno} })
+		for range 5 {
+			p.check(t.Context(), b)
+			f := &tcpFlow{p: p, client: &net.TCPConn{}}
+			if picked, _ := f.dial(); picked != nil {
+				t.Fatalf("%v connects", errno)
+			}
+		}
+		if b.health.down || b.health.bad > 0 {
+			t.Errorf("%v: %+v", errno, b.health)
+		}
+	}
+	if n := b.n.failed.Load(); n != 35 || b.n.badChecks.Load() != 35 || b.open != 0 {
+		t.Errorf("%d connections and %d checks are counted as failed, %d open", n, b.n.badChecks.Load(), b.open)
+	}
 }
 
 // TestReason: a person is told the cause, not the call.

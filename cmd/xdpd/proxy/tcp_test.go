@@ -261,7 +261,7 @@ func TestTCPReset(t *testing.T) {
 func TestTCPRefused(t *testing.T) {
 	s := listenTCP(t, "127.0.0.1:0", echo)
 	p, at := serveTCP(t, Config{RoundRobin: true, Fall: 3}, unused(t), s.addr)
-	p.judge(p.backends[0], answers, "") // it was well before
+	p.judge(p.backends[0], answers, nil) // it was well before
 	for range 8 {
 		c := dial(t, at)
 		if got := exchange(t, c, []byte("hello")); string(got) != "hello" {

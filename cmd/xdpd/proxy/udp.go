@@ -46,14 +46,8 @@ func (p *Proxy) ServeUDP(l PacketConn) error {
 
 // unreachable knows the errors that ICMP tells a socket about one of its peers; the socket is as good as before.
 func unreachable(err error) bool {
-	for _, errno := range []syscall.Errno{
-		syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.EMSGSIZE, syscall.EPROTO, syscall.ENOPROTOOPT,
-	} {
-		if errors.Is(err, errno) {
-			return true
-		}
-	}
-	return false
+	return isErrno(err, syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.EMSGSIZE, syscall.EPROTO,
+		syscall.ENOPROTOOPT)
 }
 
 // udpTable finds flows by their clients. Proxy.flows bounds it.

@@ -173,7 +173,7 @@ func TestUDPFlowLimit(t *testing.T) {
 func TestUDPRefused(t *testing.T) {
 	dead, good := listenUDP(t, "127.0.0.1:0", "d"), listenUDP(t, "127.0.0.1:0", "g")
 	p, at := serveUDP(t, Config{Fall: 3}, dead.addr, good.addr)
-	p.judge(p.backends[0], answers, "")
+	p.judge(p.backends[0], answers, nil)
 	c := dialUDP(t, at)
 	if got := query(t, c, "x"); got != "dx" {
 		t.Fatalf("answered %q", got)
@@ -286,29 +286,63 @@ func TestUDPSilentStaysDown(t *testing.T) {
 	down := func() { p.takeDown(b, health{reason: "test", silent: true}) }
 	down()
 	for range 10 {
-		p.judge(b, silence, "")
+		p.judge(b, silence, nil)
 	}
 	if !b.health.down {
 		t.Error("silence brought it up")
 	}
-	p.judge(b, answers, "")
-	p.judge(b, answers, "")
+	p.judge(b, answers, nil)
+	p.judge(b, answers, nil)
 	if b.health.down {
 		t.Error("answers did not bring it up")
 	}
 	down()
 	b.health.since -= silentHold * time.Hour
-	p.judge(b, silence, "")
-	p.judge(b, silence, "")
+	p.judge(b, silence, nil)
+	p.judge(b, silence, nil)
 	if b.health.down {
 		t.Error("it is never tried again")
 	}
 	// One that was refused is well again with silence: nobody refuses any more.
 	p.takeDown(b, health{reason: "test"})
-	p.judge(b, silence, "")
-	p.judge(b, silence, "")
+	p.judge(b, silence, nil)
+	p.judge(b, silence, nil)
 	if b.health.down {
 		t.Error("a port that refused stays down")
+	}
+}
+
+// TestUDPSilentLastResort: any client can send what no backend answers, and have them all taken for silent; where there is
+// no other, a silent one is chosen all the same, and a flow stays with it.
+func TestUDPSilentLastResort(t *testing.T) {
+	a, b, refuses := listenUDP(t, "127.0.0.1:0", "a"), listenUDP(t, "127.0.0.1:0", "b"), unused(t)
+	p, at := serveUDP(t, Config{Check: time.Hour}, a.addr, b.addr, refuses)
+	p.takeDown(p.backends[0], health{reason: "test", silent: true})
+	p.takeDown(p.backends[2], health{reason: "test"})
+	c := dialUDP(t, at)
+	for range 3 {
+		if got := query(t, c, "x"); got != "bx" {
+			t.Errorf("answered %q, and b is up", got)
+		}
+	}
+	p.takeDown(p.backends[1], health{reason: "test", silent: true})
+	for range 3 {
+		if got := query(t, c, "x"); got != "bx" {
+			t.Errorf("answered %q, and the flow is b's", got)
+		}
+	}
+	for range 2 {
+		if got := query(t, dialUDP(t, at), "x"); got != "ax" && got != "bx" {
+			t.Errorf("another client is answered %q", got)
+		}
+	}
+	if n := counters(p).Flows; n != 3 {
+		t.Errorf("%d flows for three clients", n)
+	}
+	p.judge(p.backends[0], answers, nil)
+	p.judge(p.backends[0], answers, nil)
+	if got := query(t, c, "x"); got != "ax" {
+		t.Errorf("answered %q, and a is up", got)
 	}
 }
 

@@ -1,6 +1,6 @@
 //go:build race
 
-package reactor
+package seeds
 
 // RaceDetector says whether the race detector is on: such runs are shorter.
 const RaceDetector = true
