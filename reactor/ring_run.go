@@ -82,9 +82,9 @@ func (r *Reactor) ringDeadline() int64 {
 	return d
 }
 
-// ringsAsleep tells the applications whether the reactor sleeps. Once they are told that it does it looks at the rings
+// ringsNeedWakeup tells the applications whether the reactor sleeps. Once they are told that it does it looks at the rings
 // once more, and who submits after that look sees what was told.
-func (r *Reactor) ringsAsleep(on bool) {
+func (r *Reactor) ringsNeedWakeup(on bool) {
 	for _, q := range r.rings {
 		q.end.SQ.SetNeedWakeup(on)
 	}
