@@ -11,9 +11,9 @@ type tcpListener struct {
 	key      flowKey
 	gen      uint32
 	used     bool
-	open     bool   // listens to the wire
 	happened uint8  // packReady of what happened; not 0: an event is queued
 	times    uint32 // connections that came since
+	open     bool   // listens to the wire
 	half     int    // half-open connections
 	cookieAt int64  // when a SYN cookie was last sent
 	ready    connQueue
