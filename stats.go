@@ -22,6 +22,7 @@ type Stats struct {
 	MTU       int
 	Loops     int // goroutines that run the reactors (Stack.Resize)
 	Ports     int // share mode: ports that are steered to the engine
+	RSS       RSSStats
 	Verdicts  []xdpprog.Counter
 	Queues    []QueueStats
 }
@@ -45,6 +46,7 @@ type FrameStats struct {
 	RxLimit   int
 	Tx        int // held for data to send, or on its way
 	TxLimit   int
+	Away      int            // on their way to other queues' reactors, which give as many back
 	Exhausted uint64         // times that none was free
 	Owners    map[string]int // with the ledger on: all of the engine's frames by owner
 }
@@ -54,7 +56,7 @@ func (s *Stack) Stats() (Stats, error) {
 	st := Stats{
 		Interface: s.cfg.Interface, Driver: s.dev.driver, Native: s.program.Native(), ZeroCopy: s.queues[0].sock.ZeroCopy(),
 		HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(), MTU: s.dev.mtu,
-		Loops: s.group.Loops(),
+		Loops: s.group.Loops(), RSS: RSSStats{s.steer.rss != nil, s.dev.hash},
 	}
 	s.mu.Lock()
 	st.Ports = len(s.ports)
@@ -86,9 +88,10 @@ func (s *Stack) queueStats(q *queue) (QueueStats, error) {
 	if err != nil {
 		return QueueStats{}, err
 	}
+	away := q.reactor.Away() // first: it takes what came back
 	qs := QueueStats{
 		Queue: q.id, Kernel: kernel, Reactor: q.reactor.Counters(), Host: *h.Counters(), UDP: h.UDPSockets(), TCP: h.TCPSockets(),
-		Frames: FrameStats{Total: q.pool.Total(), Free: q.pool.Avail(), Exhausted: q.pool.Exhausted()},
+		Frames: FrameStats{Total: q.pool.Total(), Free: q.pool.Avail(), Away: away, Exhausted: q.pool.Exhausted()},
 	}
 	qs.Frames.Rx, qs.Frames.RxLimit, qs.Frames.Tx, qs.Frames.TxLimit = h.Held()
 	if s.ledger != nil {

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"xdpd/internal/netlab"
+	"xdpd/internal/seeds"
 	"xdpd/sockets"
 )
 
@@ -46,7 +47,7 @@ func testUDPEcho(t *testing.T, o netlab.Options) {
 	lab, stack := engine(t, o)
 	_, to := echo(t, lab, stack)
 	c := kernelUDP(t, lab.Peer, netip.AddrPort{}, to)
-	seed := rand.Uint64()
+	seed := seeds.One(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	sent := make([]byte, sockets.MaxUDP)
 	for i := range sent {

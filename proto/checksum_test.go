@@ -6,7 +6,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
-	"time"
+
+	"xdpd/internal/seeds"
 )
 
 // naiveSum is RFC 1071 section 4.1 in words: 16 bits at a time, big-endian, the carry put back at once.
@@ -23,13 +24,7 @@ func naiveSum(b []byte, acc uint16) uint16 {
 }
 
 func newRand(t testing.TB) *rand.Rand {
-	seed := uint64(time.Now().UnixNano())
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("seed %d", seed)
-		}
-	})
-	return rand.New(rand.NewPCG(seed, 0))
+	return rand.New(rand.NewPCG(seeds.One(t), 0))
 }
 
 func randomBytes(r *rand.Rand, n int) []byte {

@@ -87,6 +87,15 @@ func (r *Reactor) takeBack(p *peer) {
 	p.away -= int(n)
 }
 
+// Away is how many frames went to other reactors for which none came yet. The caller holds the lock (Enter).
+func (r *Reactor) Away() (n int) {
+	for i := range r.peers {
+		r.takeBack(&r.peers[i])
+		n += r.peers[i].away
+	}
+	return n
+}
+
 func (r *Reactor) pass(p *peer, m *sockets.Handed) bool {
 	out := r.outTo(p)
 	if p.away+m.Frames > min(laneFrames, r.pool.Total()/4) {

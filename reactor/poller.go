@@ -104,20 +104,17 @@ func (p *Poller) Add(s sockets.Handle, mask sockets.Ready, data uint64) error {
 	case p.r.sinks[s] != nil:
 		return ErrExists
 	}
-	i, w := t.findIn(s, p.id)
-	if w != nil {
+	if _, w := t.findIn(s, p.id); w != nil {
 		return ErrExists
 	}
+	i, w := refOf(s), t.slot(s)
 	if t.find(s) != nil {
 		var ok bool
 		if i, w, ok = t.add(s); !ok {
 			return ErrTooMany
 		}
-	} else {
-		i, w = refOf(s), t.slot(s)
-		if w.poller != 0 { // a closed socket's, of which the reactor has not been told yet
-			p.r.forget(t.handle(i))
-		}
+	} else if w.poller != 0 { // a closed socket's, of which the reactor has not been told yet
+		p.r.forget(t.handle(i))
 	}
 	_, gen, _ := split(s)
 	*w = watch{gen: gen, poller: p.id}

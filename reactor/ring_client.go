@@ -30,7 +30,7 @@ func (c *RingClient) SQE() *rings.SQE {
 // Submit hands the SQEs that were filled in to the engine and says how many they were. While the reactor is awake it
 // makes no system call; when it sleeps, the caller's thread does the work.
 func (c *RingClient) Submit() int {
-	n := c.app.SQ.Unsubmitted()
+	n := c.app.SQ.Reserved()
 	c.app.SQ.Submit(n)
 	if n > 0 {
 		c.kick()

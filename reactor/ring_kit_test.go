@@ -1,6 +1,8 @@
 package reactor
 
 import (
+	"errors"
+	"fmt"
 	"slices"
 	"testing"
 
@@ -77,22 +79,35 @@ func (g *ringRig) want(got []rings.CQE, want ...rings.CQE) {
 // idle checks that nothing is left in the ring.
 func (g *ringRig) idle() {
 	g.t.Helper()
-	q := g.q
-	if q.used != 0 || q.pending.head != 0 || len(q.timers.reqs)+len(q.counts.reqs) != 0 || q.startQ.head != 0 || q.held.head != 0 || q.backlog.n != 0 {
-		g.t.Fatalf("%d requests left; timers %d, counts %d, backlog %d", q.used, len(q.timers.reqs), len(q.counts.reqs), q.backlog.n)
-	}
-	for _, l := range q.byUser {
-		if l != (list{}) {
-			g.t.Fatal("a request is left in the table by user data")
-		}
-	}
-	if int(q.mail.room.Load()) != cap64(q) {
-		g.t.Fatalf("room for %d messages, want %d", q.mail.room.Load(), cap64(q))
+	if err := g.left(); err != nil {
+		g.t.Fatal(err)
 	}
 }
 
-// cap64 is how many messages may wait.
-func cap64(q *Ring) int { return len(q.backlog.ring) - 2*(q.limit+1) - 1 }
+// left says what is left in the ring.
+func (g *ringRig) left() error {
+	q := g.q
+	if q.used != 0 || q.pending.head != 0 || len(q.timers.reqs)+len(q.counts.reqs) != 0 || q.startQ.head != 0 || q.held.head != 0 || q.backlog.n != 0 {
+		return fmt.Errorf("%d requests left; timers %d, counts %d, backlog %d", q.used, len(q.timers.reqs), len(q.counts.reqs), q.backlog.n)
+	}
+	for _, l := range q.byUser {
+		if l != (list{}) {
+			return errors.New("a request is left in the table by user data")
+		}
+	}
+	for s := range q.socks.socks {
+		if q.socks.socks[s].queues != [waitPoll + 1]list{} {
+			return fmt.Errorf("a request is left at socket %d", s)
+		}
+	}
+	if n := int(q.mail.room.Load()); n != messages(q) {
+		return fmt.Errorf("room for %d messages, want %d", n, messages(q))
+	}
+	return nil
+}
+
+// messages is how many messages may wait.
+func messages(q *Ring) int { return len(q.backlog.ring) - 2*(q.limit+1) - 1 - len(q.lends.list) }
 
 func nop(user uint64, flags uint8) rings.SQE {
 	return rings.SQE{Opcode: rings.OpNop, Flags: flags, UserData: user}

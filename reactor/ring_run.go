@@ -1,10 +1,11 @@
 package reactor
 
-// What a reactor does for its rings. The lock is held, except in poke.
+// What a reactor does for its rings. The lock is held.
 
 // runRings takes what is submitted, serves sockets that became ready, and ends timeouts: in each turn, and in Leave
 // when the reactor sleeps.
 func (r *Reactor) runRings(now int64) (worked bool) {
+	r.tellFreed()
 	for _, q := range r.rings {
 		worked = q.run(now) || worked
 	}
@@ -13,6 +14,7 @@ func (r *Reactor) runRings(now int64) (worked bool) {
 
 func (q *Ring) run(now int64) bool {
 	q.now, q.steps = now, 0
+	q.flush()
 	worked := q.takeMail()
 	worked = q.serveReady() || worked
 	for left := budget; ; {
@@ -20,6 +22,7 @@ func (q *Ring) run(now int64) bool {
 		left -= n
 		worked = n > 0 || worked
 		worked = q.expire() || worked
+		q.notifyCopied()
 		if !q.serve(left) || left == 0 {
 			return worked
 		}
@@ -60,7 +63,9 @@ func (r *Reactor) publishRings() {
 // ringWork reports whether a ring has something that only a turn does.
 func (r *Reactor) ringWork() bool {
 	for _, q := range r.rings {
-		if q.readyQ.head != 0 || q.mail.n.Load() > 0 || q.mayConsume() && q.end.SQ.Avail() > 0 || q.staged > 0 ||
+		waiting := q.backlog.n > 0
+		if q.readyQ.head != 0 || q.mail.n.Load() > 0 || q.staged > 0 || waiting && q.end.CQ.Free() > 0 ||
+			!waiting && q.held.head == 0 && (!q.drain || q.used == 0) && q.end.SQ.Avail() > 0 ||
 			q.handler != nil && q.client.app.CQ.Avail() > 0 {
 			return true
 		}
@@ -79,7 +84,8 @@ func (r *Reactor) ringDeadline() int64 {
 	return d
 }
 
-// ringsNeedWakeup tells who submits whether the reactor looks by itself.
+// ringsNeedWakeup tells the applications whether the reactor sleeps. Once they are told that it does it looks at the rings
+// once more, and who submits after that look sees what was told.
 func (r *Reactor) ringsNeedWakeup(on bool) {
 	for _, q := range r.rings {
 		q.end.SQ.SetNeedWakeup(on)

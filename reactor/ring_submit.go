@@ -34,11 +34,12 @@ type operation struct {
 	// cancel undoes what issue began when it said held, and says whether the request can end now: 0, or EALREADY.
 	cancel func(q *Ring, i uint32) sockets.Errno
 
-	queue   waitKind // of its socket; what it is not first in is not issued
-	socket  bool     // FD names a socket, which issue finds in request.sock; else EBADF
-	buffers bool     // may be asked to select a buffer
-	ioprio  uint16   // flags that it knows
-	instant bool     // never in flight
+	queue    waitKind // of its socket; what it is not first in is not issued
+	socket   bool     // FD names a socket, which issue finds in request.sock; else EBADF
+	buffers  bool     // may be asked to select a buffer
+	ioprio   uint16   // flags that it knows
+	instant  bool     // never in flight
+	progress bool     // request.arg[0] is how many bytes were done before it had to wait: cancelled, it tells them
 }
 
 // maxSteps bounds the search for requests in a turn.
@@ -66,10 +67,10 @@ func (q *Ring) consume(limit int) (n int) {
 		}
 		taken := uint32(0)
 		for taken < got && q.steps < maxSteps && q.mayConsume() {
-			s := q.end.SQ.Read(idx + taken)
+			q.taken = q.end.SQ.Read(idx + taken)
 			taken++
 			q.counters.Submitted++
-			q.take(&s)
+			q.take(&q.taken)
 			q.settle()
 		}
 		q.end.SQ.Release(taken)
@@ -85,7 +86,7 @@ func (q *Ring) mayConsume() bool {
 	return !q.drain && q.held.head == 0 && (q.backlog.n == 0 || q.flush())
 }
 
-// take makes a request of an SQE and starts the chain that it ends. The SQE is a copy.
+// take makes a request of an SQE, a copy that nobody else writes to, and starts the chain that it ends.
 func (q *Ring) take(s *rings.SQE) {
 	linked := s.Flags&(rings.SQELink|rings.SQEHardLink) != 0
 	if q.chain.broken {
@@ -162,7 +163,7 @@ func (q *Ring) settle() {
 		} else if q.held.head != 0 && q.used == q.held.n+q.chain.n {
 			i, q.held, q.drain = q.held.head, chain{}, true
 			q.start(i)
-		} else if !q.satisfyCounts() {
+		} else if !q.satisfyCount() {
 			return
 		}
 	}

@@ -134,18 +134,18 @@ func issueTimeout(q *Ring, i uint32) verdict {
 	return held
 }
 
-// satisfyCounts ends the timeouts that waited for as many completions as there were, and reports whether there were any.
-func (q *Ring) satisfyCounts() (any bool) {
-	for len(q.counts.reqs) > 0 {
-		i := q.counts.reqs[0]
-		if q.at(i).count > q.counted {
-			break
-		}
-		q.at(i).res = 0
-		q.complete(i)
-		any = true
+// satisfyCount ends one timeout that waited for as many completions as there were, and reports whether there was one.
+func (q *Ring) satisfyCount() bool {
+	if len(q.counts.reqs) == 0 {
+		return false
 	}
-	return any
+	i := q.counts.reqs[0]
+	if q.at(i).count > q.counted {
+		return false
+	}
+	q.at(i).res = 0
+	q.complete(i)
+	return true
 }
 
 // expire ends the timeouts whose time has come. now is the turn's: one that is set anew comes in a later one.

@@ -181,6 +181,16 @@ func (m *tcpModel) vanishAll() {
 	}
 }
 
+// keepAlive has everybody ask who has nothing to send, and so would never hear that the engine has forgotten him when the
+// reset was lost (RFC 9293 3.8.4). Who is answered with a reset is judged, who is answered with an ACK still has a connection.
+func (m *tcpModel) keepAlive() {
+	for _, k := range m.all {
+		if k.state == open && k.rtxAt == 0 {
+			k.send(proto.ACK, k.max-1, 0, &proto.TCPOptions{})
+		}
+	}
+}
+
 // silent stops all timers.
 func (k *client) silent(s clientState) {
 	k.state, k.rtxAt, k.ackAt, k.readAt = s, 0, 0, 0

@@ -1,15 +1,12 @@
 package reactor_test
 
 import (
-	"flag"
 	"fmt"
-	"hash/fnv"
 	"math/rand/v2"
-	"os"
 	"runtime/debug"
-	"strconv"
 	"testing"
 
+	"xdpd/internal/seeds"
 	"xdpd/internal/simnet"
 	"xdpd/proto"
 	"xdpd/sockets"
@@ -19,62 +16,25 @@ import (
 // from the RFCs. One seed decides everything, time is virtual, and after every turn the books must balance. A failure
 // prints XDPD_SEED=<n>; with that in the environment exactly that run is repeated.
 
-var simSeeds = flag.Int("seeds", 0, "number of simulation seeds (default 1500; fewer with -short or -race)")
-
-// seedRange reads the environment. XDPD_SEED with a number means that seed alone; with anything else, such as a commit's
-// hash, it chooses where to begin, as does the number in XDPD_SEED_BASE.
-func seedRange(t *testing.T) (first uint64, n int) {
-	switch n = *simSeeds; {
-	case n > 0:
-	case raceDetector:
-		n = 150
-	case testing.Short():
-		n = 200
-	default:
-		n = 1500
-	}
-	if s := os.Getenv("XDPD_SEED"); s != "" {
-		if one, err := strconv.ParseUint(s, 10, 64); err == nil {
-			return one, 1
-		}
-		h := fnv.New64a()
-		h.Write([]byte(s))
-		return h.Sum64() >> 16, n // short numbers are easier to pass on
-	}
-	if s := os.Getenv("XDPD_SEED_BASE"); s != "" {
-		base, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			t.Fatalf("XDPD_SEED_BASE: %v", err)
-		}
-		return base, n
-	}
-	return 1, n
-}
-
 func TestSimulation(t *testing.T) {
-	first, n := seedRange(t)
+	first, n := seeds.Range(t, 1500)
 	var total simTotals
-	failed := 0
-	for i := range n {
-		w, err := simulate(first + uint64(i))
-		if err != nil {
-			t.Errorf("XDPD_SEED=%d: %v", first+uint64(i), err)
-			if failed++; failed == 3 {
-				break
-			}
-			continue
+	ok := seeds.Each(t, first, n, func(seed uint64) error {
+		w, err := simulate(seed)
+		if err == nil {
+			total.add(w)
 		}
-		total.add(w)
-	}
+		return err
+	})
 	t.Logf("%d seeds from %d: %v", n, first, &total)
-	if n >= 100 && failed == 0 {
+	if n >= 100 && ok {
 		total.check(t)
 	}
 }
 
 // TestSimulationRepeats shows that a seed is all that a run depends on: the same frames at the same times.
 func TestSimulationRepeats(t *testing.T) {
-	first, _ := seedRange(t)
+	first, _ := seeds.Range(t, 1500)
 	for i := range uint64(5) {
 		a, errA := simulate(first + i)
 		b, errB := simulate(first + i)

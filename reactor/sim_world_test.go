@@ -160,6 +160,8 @@ func (w *world) run() {
 	}
 	w.calmDown()
 	w.settle(w.clock.Now() + 2*3600*simSecond)
+	w.tcp.keepAlive()
+	w.settle(w.clock.Now() + 60*simSecond)
 	w.checkLive()
 	w.app.closeAll()
 	w.tcp.vanishAll()

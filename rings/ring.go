@@ -105,9 +105,6 @@ func (p *Producer[T]) Cancel(n uint32) {
 	p.head -= n
 }
 
-// Unsubmitted is how many slots are reserved.
-func (p *Producer[T]) Unsubmitted() uint32 { return p.head - p.tail }
-
 // Free is how many slots Reserve would give now.
 func (p *Producer[T]) Free() uint32 {
 	if p.head != p.peer && !p.look() {

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"testing"
 
+	"xdpd/internal/seeds"
 	"xdpd/rings"
 )
 
@@ -158,7 +159,7 @@ type summed struct {
 func TestRingTwoGoroutines(t *testing.T) {
 	const entries = 100_000
 	for _, size := range []uint32{1, 8, 256} {
-		seed := rand.Uint64()
+		seed := seeds.One(t)
 		r := rings.NewPlainAt[summed](size, 1<<32-entries/2)
 		p, c := r.Producer(), r.Consumer()
 		go func() {

@@ -7,6 +7,14 @@ import (
 	"xdpd/proto"
 )
 
+// flows counts the entries.
+func (d *Directory) flows() (n int) {
+	for i := range d.parts {
+		n += d.parts[i].n
+	}
+	return n
+}
+
 // TestDirectoryWalk does random things to a Directory and to a map, which must agree.
 func TestDirectoryWalk(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -37,11 +45,7 @@ func TestDirectoryWalk(t *testing.T) {
 			t.Fatalf("get: %d, %v; want %d, %v", got, found, want, ok)
 		}
 	}
-	n := 0
-	for i := range d.parts {
-		n += d.parts[i].n
-	}
-	if n != len(model) {
+	if n := d.flows(); n != len(model) {
 		t.Errorf("%d entries, want %d", n, len(model))
 	}
 	for hash, host := range model {

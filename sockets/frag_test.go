@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"xdpd/internal/seeds"
 	"xdpd/proto"
 )
 
@@ -58,7 +59,7 @@ func TestFragOrders(t *testing.T) {
 			for i := range frames {
 				orders["reverse"] = append(orders["reverse"], frames[len(frames)-1-i])
 			}
-			seed := rand.Uint64()
+			seed := seeds.One(t)
 			r := rand.New(rand.NewPCG(seed, 0))
 			for range 3 {
 				mixed := append([][]byte(nil), frames...)

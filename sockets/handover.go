@@ -20,6 +20,7 @@ type Handed struct {
 const (
 	handedMax    = 1024 // packets that one turn hands over
 	handedFrames = 64   // of one datagram
+	maxHops      = 3    // to the listener's Host and after its connection, which has just left
 )
 
 // elsewhere finds the Host that has a TCP flow which this one has not.
@@ -60,12 +61,12 @@ func (h *Host) udpElsewhere(k flowKey) (to int, ok bool) {
 
 // tcpPassOver hands a segment to the Host that has its connection, or with none a listener for it. false: it stays.
 func (h *Host) tcpPassOver(k flowKey, p *packet) bool {
-	// A connection that was passed on while the segment was on its way here is where the directory says it is.
 	to, ok := h.elsewhere(k)
-	if !ok && p.handed {
-		return false
+	if ok && p.hops >= maxHops {
+		h.drop(p, HandoverFull)
+		return true
 	}
-	if !ok {
+	if !ok && p.hops == 0 { // whom a listener's Host gave it to finds it there, or nowhere
 		if _, here := h.tcp.listening(k); here {
 			return false
 		}
@@ -79,7 +80,7 @@ func (h *Host) tcpPassOver(k flowKey, p *packet) bool {
 
 // early reports a segment that came by hand before the connection that is to be ours: it comes again.
 func (h *Host) early(k flowKey, p *packet) bool {
-	if !p.handed || h.cfg.Directory == nil {
+	if p.hops == 0 || h.cfg.Directory == nil {
 		return false
 	}
 	to, ok := h.cfg.Directory.get(h.sec.flow(k))
@@ -165,7 +166,7 @@ func (h *Host) FrameBack(f umem.Frame) { h.pool.Take(f, umem.Free) }
 func (h *Host) InputHanded(m *Handed, now int64) (back []umem.Frame) {
 	h.now = now
 	p := m.p
-	p.handed = true
+	p.hops++
 	h.count(HandedIn)
 	if m.open { // from here on it counts by itself, if it becomes a connection
 		defer h.cfg.Directory.conns[h.cfg.Self].Add(-1)

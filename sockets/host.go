@@ -32,6 +32,11 @@ type Config struct {
 	// is theirs as well (PopHeard, Heard).
 	Siblings bool
 
+	// RSS is how the interface spreads what it receives over its queues, nil if nobody knows, and Queue is the number of
+	// this Host's: the ports it chooses for connections of its own bring the answers there (RFC 6056 among those).
+	RSS   *proto.RSS
+	Queue int
+
 	// AcceptPartial takes UDP and TCP checksums that hold only the pseudo-header's sum, as a kernel sender on veth and
 	// its like leaves them.
 	AcceptPartial bool
@@ -83,7 +88,8 @@ type Host struct {
 	events []Handle
 	closed []Handle  // since the last PopClosed
 	gone   []flowKey // since the last PopGone
-	handed []Handed  // since the last TakeHanded
+	tells  tells
+	handed []Handed // since the last TakeHanded
 	back   [handedFrames]umem.Frame
 
 	udp udpTable
@@ -108,6 +114,8 @@ const (
 	bufEver               // was sent more than once: no good for measuring (Karn)
 	bufProbe              // larger than the path is known to take (RFC 4821)
 	bufPart               // only its first part was sent: no frame to cut it with
+	bufToSend             // lent, and counts as data to send; without it as received data
+	bufTell               // whoever sent it is told when it is free (TakeFreed)
 )
 
 const (
@@ -220,7 +228,7 @@ func (h *Host) isLocal(a proto.Addr) bool {
 type packet struct {
 	f      umem.Frame // the first frame; while held, more follow by Buf.Next
 	held   bool       // charged and owned as umem.Held; else owned as umem.RX
-	handed bool       // by another Host of the group, which has verified it
+	hops   uint8      // Hosts of the group that it was at before; the first has verified it
 	n      int        // bytes of IP payload in all frames
 	ipOff  uint16     // of the IP header in the first frame's chunk
 	ip     proto.IPv4
@@ -301,57 +309,6 @@ func (h *Host) discard(p *packet) {
 	h.releaseChain(p.f)
 }
 
-// hold charges the packet to the received frames, so that it may be queued. false: the limit is reached and the packet
-// was dropped.
-func (h *Host) hold(p *packet) bool {
-	if p.held {
-		return true
-	}
-	if h.rxUsed >= h.rxLimit {
-		h.drop(p, RxMemLimit)
-		return false
-	}
-	h.rxUsed++
-	h.pool.Move(p.f, umem.RX, umem.Held)
-	p.held = true
-	return true
-}
-
-// release frees one frame held for received data.
-func (h *Host) release(f umem.Frame) {
-	h.rxUsed--
-	h.pool.Put(f, umem.Held)
-}
-
-func (h *Host) releaseChain(f umem.Frame) {
-	for f != umem.None {
-		next := h.pool.Buf(f).Next
-		h.release(f)
-		f = next
-	}
-}
-
-// allocTX takes a frame to send, with Buf.Off at umem.Headroom and no payload. None: the limit is reached; the caller
-// counts what it gives up.
-func (h *Host) allocTX() umem.Frame {
-	if h.txUsed >= h.txLimit {
-		return umem.None
-	}
-	f := h.pool.Get(umem.Held)
-	if f == umem.None {
-		return f
-	}
-	h.txUsed++
-	*h.pool.Buf(f) = umem.Buf{Next: umem.None, Off: umem.Headroom}
-	return f
-}
-
-// freeTX frees a frame that was to be sent.
-func (h *Host) freeTX(f umem.Frame, from umem.Owner) {
-	h.txUsed--
-	h.pool.Put(f, from)
-}
-
 // txRoom is how many frames the output queue still takes.
 func (h *Host) txRoom() int { return len(h.txq) - int(h.txTail-h.txHead) }
 
@@ -404,10 +361,11 @@ func (h *Host) txFree() int {
 	return min(h.txLimit-h.txUsed, h.txRoom(), h.pool.Avail())
 }
 
-// Busy reports whether there is output that Flush and PopTX would give, something for TakeEvents or PopGone, or for
-// EndTurn to tell the group.
+// Busy reports whether there is output that Flush and PopTX would give, something for TakeEvents, PopGone or TakeFreed, or
+// for EndTurn to tell the group.
 func (h *Host) Busy() bool {
-	return len(h.tcp.dirty) > 0 || h.TxPending() > 0 || len(h.events) > 0 || len(h.gone) > 0 || len(h.tcp.flows.leaving) > 0
+	return len(h.tcp.dirty) > 0 || h.TxPending() > 0 || len(h.events) > 0 || len(h.gone) > 0 || len(h.tells.freed) > 0 ||
+		len(h.tcp.flows.leaving) > 0
 }
 
 // Blocked reports whether a socket waits for frames to send with.

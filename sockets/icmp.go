@@ -100,7 +100,7 @@ func (h *Host) icmpInput(p *packet) {
 		switch {
 		case ok && h.socketError(&q, icmpErrno(data[0], data[1]), int(binary.BigEndian.Uint16(data[6:]))):
 			h.discard(p)
-		case ok && !p.handed && h.quotePassOver(&q, p):
+		case ok && p.hops == 0 && h.quotePassOver(&q, p):
 		default:
 			h.drop(p, ICMPIgnored)
 		}

@@ -11,8 +11,12 @@ func (k *kit) check() {
 		k.t.Errorf("held %d of %d and %d of %d", rx, rxLimit, tx, txLimit)
 	}
 	got := k.pool.Ledger().Counts()
-	want := [umem.NOwners]int{umem.Free: k.pool.Avail(), umem.Fill: len(k.fill), umem.TX: len(k.device),
-		umem.Held: rx + tx - len(k.device)}
+	want := k.owned()
+	if k.others != nil {
+		for o, n := range k.others() {
+			want[o] += n
+		}
+	}
 	if got != want {
 		k.t.Errorf("ledger %v, want %v (by owner: free, fill, rx, held, lent, tx, comp)", got, want)
 	}

@@ -86,7 +86,7 @@ func (h *Host) sum(p *packet, acc uint64) uint64 {
 
 // checkL4 verifies the checksum of a UDP or TCP packet, whose header holds field.
 func (h *Host) checkL4(p *packet, field uint16) bool {
-	if p.handed {
+	if p.hops > 0 {
 		return true
 	}
 	pseudo := proto.PseudoSum(p.ip.Src, p.ip.Dst, p.ip.Proto, p.n)

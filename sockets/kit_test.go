@@ -43,6 +43,7 @@ type kit struct {
 	out     [][]byte     // sent frames nobody looked at yet
 	arped   []proto.MAC  // targets of ARP requests that pump answered
 	answers map[proto.Addr]proto.MAC
+	others  func() [umem.NOwners]int // frames of other kits in the same ledger
 }
 
 // newKit makes a Host that knows its neighbours as the kernel does (share mode), so that no ARP disturbs: what a test

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"xdpd/internal/seeds"
 	"xdpd/proto"
 )
 
@@ -13,25 +14,20 @@ import (
 // options, flags and bytes, under right checksums. So the lies come in the midst of conversations that make sense. Of
 // what the programs see nothing can be said, but both Hosts must keep their books, and end everything.
 func TestLyingPeer(t *testing.T) {
-	first, n := simSeedRange(t)
+	first, n := seeds.Range(t, simSeeds)
 	n = (n + 1) / 2
 	var total simTotals
 	var lies uint64
-	failed := 0
-	for i := range n {
-		w, err := simLied(first + uint64(i))
-		if err != nil {
-			t.Errorf("XDPD_SEED=%d: %v", first+uint64(i), err)
-			if failed++; failed == 3 {
-				break
-			}
-			continue
+	ok := seeds.Each(t, first, n, func(seed uint64) error {
+		w, err := simLied(seed)
+		if err == nil {
+			total.add(w)
+			lies += w.lies
 		}
-		total.add(w)
-		lies += w.lies
-	}
+		return err
+	})
 	t.Logf("%d seeds from %d: %d lies, %+v", n, first, lies, total)
-	if n >= 100 && failed == 0 && (lies < uint64(n) || total.Bytes == 0) {
+	if n >= 100 && ok && (lies < uint64(n) || total.Bytes == 0) {
 		t.Errorf("the liar does not get far enough to do harm")
 	}
 }

@@ -1,14 +1,13 @@
 package sockets
 
 import (
-	"flag"
 	"fmt"
-	"hash/fnv"
 	"math/rand/v2"
 	"os"
 	"runtime/debug"
-	"strconv"
 	"testing"
+
+	"xdpd/internal/seeds"
 )
 
 // The simulation of TCP: two Hosts joined by a path that loses, doubles, delays, reorders, damages, marks, cuts off and
@@ -17,62 +16,27 @@ import (
 // it must be, and after every step the books of both Hosts must balance. A failure prints XDPD_SEED=<n>; with that in
 // the environment exactly that world is made again, and XDPD_TRACE=1 prints every segment of it.
 
-var simSeeds = flag.Int("seeds", 0, "number of simulation seeds (default 2000; fewer with -short or -race)")
-
-// simSeedRange reads the environment. XDPD_SEED with a number means that seed alone; with anything else, such as a
-// commit's hash, it chooses where to begin, as does the number in XDPD_SEED_BASE.
-func simSeedRange(t *testing.T) (first uint64, n int) {
-	switch n = *simSeeds; {
-	case n > 0:
-	case raceDetector:
-		n = 150
-	case testing.Short():
-		n = 200
-	default:
-		n = 2000
-	}
-	if s := os.Getenv("XDPD_SEED"); s != "" {
-		if one, err := strconv.ParseUint(s, 10, 64); err == nil {
-			return one, 1
-		}
-		h := fnv.New64a()
-		h.Write([]byte(s))
-		return h.Sum64() >> 16, n // short numbers are easier to pass on
-	}
-	if s := os.Getenv("XDPD_SEED_BASE"); s != "" {
-		base, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			t.Fatalf("XDPD_SEED_BASE: %v", err)
-		}
-		return base, n
-	}
-	return 1, n
-}
+const simSeeds = 2000
 
 func TestSimulation(t *testing.T) {
-	first, n := simSeedRange(t)
+	first, n := seeds.Range(t, simSeeds)
 	var total simTotals
-	failed := 0
-	for i := range n {
-		w, err := simulate(first + uint64(i))
-		if err != nil {
-			t.Errorf("XDPD_SEED=%d: %v", first+uint64(i), err)
-			if failed++; failed == 3 {
-				break
-			}
-			continue
+	ok := seeds.Each(t, first, n, func(seed uint64) error {
+		w, err := simulate(seed)
+		if err == nil {
+			total.add(w)
 		}
-		total.add(w)
-	}
+		return err
+	})
 	t.Logf("%d seeds from %d: %+v", n, first, total)
-	if n >= 100 && failed == 0 {
+	if n >= 100 && ok {
 		total.check(t)
 	}
 }
 
 // TestSimulationRepeats shows that a seed is all that a world depends on.
 func TestSimulationRepeats(t *testing.T) {
-	first, _ := simSeedRange(t)
+	first, _ := seeds.Range(t, simSeeds)
 	for i := range uint64(5) {
 		a, errA := simulate(first + i)
 		b, errB := simulate(first + i)
@@ -168,6 +132,7 @@ type simHost struct {
 	frames, fill, rcvBuf, sndBuf, backlog, maxConns, mtu int
 	compNS, turnNS, slackNS                              int64 // device, coalescing, late timers
 	ring                                                 int   // frames that wait for a turn
+	queues                                               int   // with 2, a Host for each
 	reno, noECN                                          bool
 	listenGap                                            bool  // the listener comes and goes
 	acceptGap                                            int64 // between two Accepts
@@ -268,6 +233,9 @@ func simChoose(rng *rand.Rand) simParams {
 			l.silent = rng.IntN(4) == 0
 		}
 	}
+	for i := range p.host {
+		p.host[i].queues = 1 + rng.IntN(3)/2
+	}
 	switch {
 	case p.clean:
 	case rng.IntN(12) == 0: // long enough for every time-out
@@ -282,7 +250,7 @@ func simChoose(rng *rand.Rand) simParams {
 type simTotals struct {
 	Worlds, Clean, Steps, Segments, Dials, Accepted, Finished, Excused, Refused, TimedOut, Reset, Bytes    uint64
 	Lost, Corrupted, Fragments, TooBig, Marked, Retransmits, Timeouts, NoFrame, NoMemory, Backlog, Outages uint64
-	HalfClosed, Together, Lent, Taken, Wrapped                                                             uint64
+	HalfClosed, Together, Lent, Taken, Wrapped, Handed                                                     uint64
 }
 
 func (s *simTotals) add(w *simWorld) {
@@ -300,7 +268,7 @@ func (s *simTotals) add(w *simWorld) {
 		{&s.Excused, t.Excused}, {&s.Refused, t.Refused}, {&s.TimedOut, t.TimedOut}, {&s.Reset, t.Reset},
 		{&s.Bytes, t.Bytes}, {&s.Lost, t.Lost}, {&s.Corrupted, t.Corrupted}, {&s.Fragments, t.Fragments},
 		{&s.TooBig, t.TooBig}, {&s.Marked, t.Marked}, {&s.Outages, t.Outages}, {&s.HalfClosed, t.HalfClosed},
-		{&s.Together, t.Together}, {&s.Lent, t.Lent}, {&s.Taken, t.Taken}, {&s.Wrapped, t.Wrapped},
+		{&s.Together, t.Together}, {&s.Lent, t.Lent}, {&s.Taken, t.Taken}, {&s.Wrapped, t.Wrapped}, {&s.Handed, t.Handed},
 	} {
 		*d.to += d.n
 	}
@@ -329,6 +297,7 @@ func (s *simTotals) check(t *testing.T) {
 		{"Hosts without memory for a segment", s.NoMemory, 50}, {"full backlogs", s.Backlog, 50},
 		{"outages", s.Outages, 10}, {"half-closed conversations", s.HalfClosed, 5}, {"wrapped sequence numbers", s.Wrapped, 20},
 		{"simultaneous opens", s.Together, 20}, {"lent frames written", s.Lent, 5}, {"lent frames read", s.Taken, 5},
+		{"packets handed over", s.Handed, 1},
 	} {
 		// Of what should happen a handful of times chance may make none.
 		if least := s.Worlds / c.per; least >= 20 && c.n < least {

@@ -215,6 +215,10 @@ func (w *simWorld) segment(n *simNode, s *simSegment, bad func(string, ...any)) 
 		bad("no ACK")
 	}
 	mine, their := f.stream(n.id, s.tcp.Seq), f.stream(1-n.id, s.tcp.Ack)
+	if c := n.tcbOf(s.key); mine == nil && c != nil && c.state == tcpSynRcvd && s.tcp.Seq == c.sndNxt &&
+		n.h.counters.Drops[NeighFailed] > 0 {
+		return // its SYN got no further than the queue of a neighbour that did not answer
+	}
 	if mine == nil || their == nil {
 		bad("numbers of no connection")
 	}

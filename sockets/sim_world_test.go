@@ -77,6 +77,10 @@ func newSimWorld(rng *rand.Rand, p simParams) *simWorld {
 		if p.share {
 			n.h.SetNeighbour(n.peer().ip, n.peer().mac, true, n.now)
 			n.h.SetNeighbour(simRouter, n.peer().mac, true, n.now)
+			if n.front.kit != nil {
+				n.front.h.SetNeighbour(n.peer().ip, n.peer().mac, true, n.now)
+				n.front.h.SetNeighbour(simRouter, n.peer().mac, true, n.now)
+			}
 		}
 	}
 	w.start = w.node[0].now
@@ -133,7 +137,8 @@ func (w *simWorld) done() bool {
 // silent tells whether nothing will happen any more but what neighbours and listeners do.
 func (w *simWorld) silent() bool {
 	for _, n := range w.node {
-		if n.h.tcp.conns > 0 || n.h.timers.n > 0 || len(n.device) > 0 || n.h.Busy() || len(n.rx) > 0 {
+		if n.h.tcp.conns > 0 || n.h.timers.n > 0 || len(n.device) > 0 || n.h.Busy() || len(n.rx) > 0 || n.frontBusy() ||
+			n.front.kit != nil && n.front.h.timers.n > 0 {
 			return false
 		}
 	}
@@ -239,6 +244,16 @@ func (w *simWorld) finish() {
 		}
 		n.check()
 		n.kit.finish()
+		if n.front.kit != nil {
+			n.front.check()
+			n.front.kit.finish()
+			if d := n.h.cfg.Directory; d.flows() != 0 || len(d.binds) != 0 || d.Conns(0) != 0 {
+				w.fail("node %d: the directory has %d flows, %d sockets, %d connections at the end", n.id, d.flows(), len(d.binds), d.Conns(0))
+			}
+			if over, in := n.front.h.counters.Stats[HandedOver], n.h.counters.Stats[HandedIn]+n.front.h.counters.Drops[HandoverFull]; over != in {
+				w.fail("node %d: %d packets handed over, %d taken or dropped", n.id, over, in)
+			}
+		}
 	}
 	if w.wrong {
 		w.checkLies()
@@ -289,6 +304,7 @@ type simNode struct {
 	sides    []*simSide // in the order of their beginning
 	lent     []simLent
 	events   []Event
+	front    simFront
 }
 
 func newSimNode(w *simWorld, id int) *simNode {
@@ -297,17 +313,24 @@ func newSimNode(w *simWorld, id int) *simNode {
 		w: w, id: id, p: p, ip: usIP + proto.Addr(id), mac: usMAC, turnAt: simNever, socks: map[Handle]*simSide{},
 	}
 	n.mac[5] += byte(id)
-	n.kit = newKitOf(simTB{}, p.frames, 2048, func(c *Config) {
+	seed := [32]byte{}
+	for i := range seed {
+		seed[i] = byte(w.rng.Uint32())
+	}
+	set := func(c *Config) {
 		c.MAC, c.Addrs, c.MTU, c.KernelNeighbours = n.mac, []Prefix{{n.ip, 24}}, p.mtu, w.p.share
 		c.FillFrames, c.RcvBuf, c.SndBuf, c.Backlog, c.MaxConns = p.fill, p.rcvBuf, p.sndBuf, p.backlog, p.maxConns
 		c.NoECN = p.noECN
 		if p.reno {
 			c.Congestion = "reno"
 		}
-		for i := range c.Seed {
-			c.Seed[i] = byte(w.rng.Uint32())
-		}
-	})
+		c.Seed = seed
+	}
+	if p.queues == 2 {
+		n.grouped(NewDirectory(), set)
+	} else {
+		n.kit = newKitOf(simTB{}, p.frames, 2048, set)
+	}
 	n.late = p.compNS > 0
 	return n
 }
@@ -320,7 +343,7 @@ func (n *simNode) due() int64 {
 	if at != simNever {
 		at += n.slack
 	}
-	return min(at, n.turnAt)
+	return min(at, n.turnAt, n.frontDue())
 }
 
 func (n *simNode) wakeAt(at int64) { n.turnAt = min(n.turnAt, max(at, n.w.now)) }
@@ -355,6 +378,10 @@ func (n *simNode) turn() {
 	for range min(len(n.rx), 64) {
 		f := n.rx[0]
 		n.rx = n.rx[1:]
+		if n.takesFront(f.b) {
+			n.receiveFront(f)
+			continue
+		}
 		if n.refill(); len(n.fill) == 0 {
 			w.lose(f.b)
 			continue
@@ -363,6 +390,7 @@ func (n *simNode) turn() {
 		n.input(f.b)
 	}
 	n.h.Tick(now)
+	n.runFront()
 	n.programs()
 	before := len(n.device)
 	n.pump()
@@ -381,7 +409,7 @@ func (n *simNode) turn() {
 		n.link.send(b)
 	}
 	n.out = n.out[:0]
-	if n.h.Busy() || len(n.rx) > 0 {
+	if n.h.Busy() || len(n.rx) > 0 || n.frontBusy() {
 		n.wake()
 	}
 	n.inspect()
@@ -392,11 +420,16 @@ func (n *simNode) inspect() {
 	h := n.h
 	rx, rxLimit, tx, txLimit := h.Held()
 	c := n.pool.Ledger().Counts()
+	if n.others != nil {
+		for o, k := range n.others() {
+			c[o] -= k
+		}
+	}
 	if rx < 0 || rx > rxLimit || tx < 0 || tx > txLimit {
 		n.w.fail("node %d holds %d of %d frames for receiving, %d of %d for sending", n.id, rx, rxLimit, tx, txLimit)
 	}
 	if c[umem.Free] != n.pool.Avail() || c[umem.Fill] != len(n.fill) || c[umem.TX] != len(n.device) ||
-		c[umem.RX]+c[umem.Comp] != 0 || c[umem.Held]+c[umem.TX]+c[umem.Lent] != rx+tx || c[umem.Lent] != n.lentFrames() {
+		c[umem.RX]+c[umem.Comp]+c[umem.Handed] != 0 || c[umem.Held]+c[umem.TX]+c[umem.Lent] != rx+tx || c[umem.Lent] != n.lentFrames() {
 		n.w.fail("node %d: ledger %v; %d free, %d fill, %d in the device, %d held for receiving, %d for sending, %d lent",
 			n.id, c, n.pool.Avail(), len(n.fill), len(n.device), rx, tx, n.lentFrames())
 	}

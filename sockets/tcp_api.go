@@ -72,8 +72,8 @@ func (h *Host) TCPConnected(s Handle) bool {
 	return c != nil && c.opened
 }
 
-// readable finds the connection of a reading call. Errors: EBADF, EAGAIN, ECONNRESET or ETIMEDOUT once. c is nil at the
-// end of the stream.
+// readable finds the connection of a reading call. Errors: EBADF, EAGAIN, and, unless the peer's FIN was here before,
+// ECONNRESET or ETIMEDOUT once. c is nil at the end of the stream.
 func (h *Host) readable(s Handle) (c *tcb, err Errno) {
 	c = h.tcp.get(s)
 	switch {
@@ -81,9 +81,11 @@ func (h *Host) readable(s Handle) (c *tcb, err Errno) {
 		return nil, EBADF
 	case c.rcvBytes > 0:
 		return c, 0
+	case c.rcvFIN: // also when a reset came behind it: that is for who writes (SOCK_DONE)
+		return nil, 0
 	case c.err != 0:
 		return nil, c.takeErr()
-	case c.rcvFIN || c.rcvShut || c.state == tcpClosed:
+	case c.rcvShut || c.state == tcpClosed:
 		return nil, 0
 	}
 	return nil, EAGAIN
@@ -103,29 +105,6 @@ func (h *Host) TCPRead(s Handle, dst []byte, now int64) (n int, err Errno) {
 	n = h.rcvCopy(c, dst)
 	h.rcvTaken(s.index(), c, n)
 	return n, 0
-}
-
-// TCPTake lends the first piece of what was received, without a copy: the frame is the caller's as umem.Lent until
-// TCPGive, and counts as received data until then. None and no error: end of stream. Errors as TCPRead.
-func (h *Host) TCPTake(s Handle, now int64) (f umem.Frame, b []byte, err Errno) {
-	h.now = now
-	c, err := h.readable(s)
-	if c == nil {
-		return umem.None, nil, err
-	}
-	f = c.rcvHead
-	b = h.pool.Data(f)
-	c.rcvHead = h.pool.Buf(f).Next
-	c.rcvBytes -= uint32(len(b))
-	h.pool.Move(f, umem.Held, umem.Lent)
-	h.rcvTaken(s.index(), c, len(b))
-	return f, b, 0
-}
-
-// TCPGive takes back a frame that TCPTake lent; its connection may be long gone.
-func (h *Host) TCPGive(f umem.Frame) {
-	h.pool.Move(f, umem.Lent, umem.Held)
-	h.release(f)
 }
 
 // writable finds the connection of a writing call. Errors: EBADF, EAGAIN before the handshake is done, EPIPE after a
@@ -183,54 +162,25 @@ func (h *Host) awaitData(s Handle, c *tcb) {
 	}
 }
 
-// TCPLend lends a frame to be filled with at most len(b) bytes and given to TCPSendLent. Errors as TCPWrite.
-func (h *Host) TCPLend(s Handle, now int64) (f umem.Frame, b []byte, err Errno) {
-	h.now = now
-	c, err := h.writable(s)
-	if c == nil {
-		return umem.None, nil, err
+// shuttable finds the connection of a shutdown. Errors: EBADF, ENOTCONN.
+func (h *Host) shuttable(s Handle) (*tcb, Errno) {
+	c := h.tcp.get(s)
+	switch {
+	case c == nil:
+		return nil, EBADF
+	case c.state == tcpClosed || c.state == tcpSynSent:
+		h.notify(s, happenedState) // as inet_shutdown does
+		return nil, ENOTCONN
 	}
-	limit := h.sndLimit(c)
-	if int(c.sndBytes) < limit && int(c.sndFrames) < h.sndFrameLimit(limit) && h.txUsed < h.txDataLimit(c) {
-		if f = h.allocTX(); f != umem.None {
-			h.pool.Move(f, umem.Held, umem.Lent)
-			return f, h.pool.Chunk(f)[umem.Headroom : umem.Headroom+int(c.mss)], 0
-		}
-	}
-	h.writerWaits(s, c)
-	return umem.None, nil, EAGAIN
-}
-
-// TCPSendLent queues the first n bytes of a lent frame, or with n == 0 only takes the frame back; it is the Host's again
-// in any case. Errors: EBADF, EPIPE, ECONNRESET or ETIMEDOUT once: nothing was queued.
-func (h *Host) TCPSendLent(s Handle, f umem.Frame, n int, now int64) Errno {
-	h.now = now
-	h.pool.Move(f, umem.Lent, umem.Held)
-	var c *tcb
-	err := Errno(0)
-	if n > 0 {
-		c, err = h.writable(s)
-	}
-	if c == nil {
-		h.freeTX(f, umem.Held)
-		return err
-	}
-	h.pool.Buf(f).Len = uint16(n)
-	h.sendLink(c, f)
-	c.sndBytes += uint32(n)
-	h.tcpMark(s.index(), c)
-	return 0
+	return c, 0
 }
 
 // TCPShutdown closes our direction: FIN follows what is queued. Errors: EBADF, ENOTCONN.
 func (h *Host) TCPShutdown(s Handle, now int64) Errno {
 	h.now = now
-	c := h.tcp.get(s)
-	switch {
-	case c == nil:
-		return EBADF
-	case c.state == tcpClosed || c.state == tcpSynSent:
-		return ENOTCONN
+	c, err := h.shuttable(s)
+	if c == nil {
+		return err
 	}
 	h.tcpFinish(s.index(), c)
 	h.notify(s, happenedState)
@@ -241,12 +191,9 @@ func (h *Host) TCPShutdown(s Handle, now int64) Errno {
 // and forgotten, as in BSD; Linux goes on queueing it for whoever reads all the same. Errors: EBADF, ENOTCONN.
 func (h *Host) TCPShutdownRead(s Handle, now int64) Errno {
 	h.now = now
-	c := h.tcp.get(s)
-	switch {
-	case c == nil:
-		return EBADF
-	case c.state == tcpClosed || c.state == tcpSynSent:
-		return ENOTCONN
+	c, err := h.shuttable(s)
+	if c == nil {
+		return err
 	}
 	c.rcvShut = true
 	n := int(c.rcvBytes)

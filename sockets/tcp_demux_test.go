@@ -3,13 +3,14 @@ package sockets
 import (
 	"math/rand/v2"
 	"testing"
+
+	"xdpd/internal/seeds"
 )
 
 // TestDemuxAgainstMap enters, finds and removes flows of all kinds of records at random, beside a map.
 func TestDemuxAgainstMap(t *testing.T) {
-	seed := rand.Uint64()
+	seed := seeds.One(t)
 	r := rand.New(rand.NewPCG(seed, 0))
-	t.Logf("seed %d", seed)
 	k := newKit(t)
 	tab := &k.h.tcp
 	type rec struct{ kind, index uint32 }
@@ -116,9 +117,8 @@ func TestSlab(t *testing.T) {
 
 // TestFIFOAgainstSlice pushes to and removes from a list at random, beside a slice.
 func TestFIFOAgainstSlice(t *testing.T) {
-	seed := rand.Uint64()
+	seed := seeds.One(t)
 	r := rand.New(rand.NewPCG(seed, 0))
-	t.Logf("seed %d", seed)
 	var links [50]link
 	at := func(i uint32) *link { return &links[i] }
 	var q fifo

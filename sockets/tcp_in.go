@@ -121,17 +121,9 @@ func (h *Host) tcpListenInput(li uint32, k flowKey, s *segment) {
 	}
 }
 
-// timeWaitReuse lets a new SYN take the place of a connection in TIME-WAIT when its sequence numbers, or its timestamps
-// (RFC 6191), cannot be confused with the old ones. Where nobody listens it must not, or a SYN would assassinate TIME-WAIT.
+// timeWaitReuse lets a new SYN take the place of a connection in TIME-WAIT that has an owner.
 func (h *Host) timeWaitReuse(i uint32, c *tcb, s *segment) bool {
-	if s.tcp.Flags&(proto.SYN|proto.ACK|proto.RST|proto.FIN) != proto.SYN {
-		return false
-	}
-	if c.tsOK && s.opt.HasTS && seqLT(s.opt.TSVal, c.tsRecent) {
-		return false
-	}
-	newer := c.tsOK && s.opt.HasTS && seqLT(c.tsRecent, s.opt.TSVal)
-	if _, ok := h.tcp.listening(c.key); !ok || !newer && !seqLT(c.rcvNxt, s.seq) {
+	if !h.mayReuse(c.key, c.tsOK, c.tsRecent, c.rcvNxt, s) {
 		return false
 	}
 	s.again, s.after = true, c.sndNxt

@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"xdpd/internal/seeds"
 	"xdpd/umem"
 )
 
@@ -11,7 +12,7 @@ import (
 // nothing, and what is read in the end is the stream.
 func TestTCPOutOfOrderRandom(t *testing.T) {
 	for range 300 {
-		seed := rand.Uint64()
+		seed := seeds.One(t)
 		t.Run("", func(t *testing.T) { ofoRandom(t, seed) })
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"xdpd/internal/seeds"
 	"xdpd/proto"
 )
 
@@ -52,7 +53,7 @@ func TestTCPSmallSegments(t *testing.T) {
 
 // TestTCPReadInPieces: whatever the sizes of segments and reads, the bytes are the bytes.
 func TestTCPReadInPieces(t *testing.T) {
-	seed := rand.Uint64()
+	seed := seeds.One(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	k, c := established(t)
 	data := pattern(300_000)
@@ -266,7 +267,7 @@ func (p *tpeer) sent() { p.k.sent() }
 func TestTCPWindowNeverShrinks(t *testing.T) {
 	for _, opts := range [][]byte{optMSS(1460), concat(optMSS(1460), optWScale(0))} {
 		for round := range 20 {
-			seed := rand.Uint64()
+			seed := seeds.One(t)
 			r := rand.New(rand.NewPCG(seed, 0))
 			k := newKit(t, func(c *Config) { c.RcvBuf = 4096 << (round % 10) })
 			l, _ := k.h.TCPListen(0, svc)
@@ -560,7 +561,7 @@ func TestTCPTakeOpensWindow(t *testing.T) {
 		if err != 0 {
 			t.Fatal(err)
 		}
-		k.h.TCPGive(f)
+		k.h.Give(f)
 		for _, s := range c.got() {
 			told = told || s.wnd > 0
 		}

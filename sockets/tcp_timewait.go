@@ -90,20 +90,34 @@ func (h *Host) twTimer() {
 	h.timers.start(t.timer, h.now+tickNS) // more with the next turn
 }
 
+// mayReuse reports whether s is a SYN that may take the place of a connection in TIME-WAIT: its sequence numbers, or its
+// timestamps (RFC 6191), cannot be confused with the old ones. Where nobody listens it must not, or a SYN would assassinate
+// TIME-WAIT.
+func (h *Host) mayReuse(k flowKey, tsOK bool, tsRecent, rcvNxt uint32, s *segment) bool {
+	if s.tcp.Flags&(proto.SYN|proto.ACK|proto.RST|proto.FIN) != proto.SYN {
+		return false
+	}
+	newer := false
+	if tsOK && s.opt.HasTS {
+		if seqLT(s.opt.TSVal, tsRecent) {
+			return false
+		}
+		newer = seqLT(tsRecent, s.opt.TSVal)
+	}
+	_, ok := h.tcp.listening(k)
+	return ok && (newer || seqLT(rcvNxt, s.seq))
+}
+
 // twInput is RFC 9293 3.10.7.4 for TIME-WAIT. true: the segment opens a new connection and is the listener's.
 func (h *Host) twInput(n uint32, s *segment) (again bool) {
 	w := h.tcp.tw.at(n)
 	flags := s.tcp.Flags
 	ts := w.flags&twTS != 0
 	old := ts && s.opt.HasTS && seqLT(s.opt.TSVal, w.tsRecent)
-	if flags&(proto.SYN|proto.ACK|proto.RST|proto.FIN) == proto.SYN && !old {
-		// RFC 6191: sequence numbers or timestamps that cannot be confused with the old ones.
-		newer := ts && s.opt.HasTS && seqLT(w.tsRecent, s.opt.TSVal)
-		if _, ok := h.tcp.listening(w.key); ok && (newer || seqLT(w.rcvNxt, s.seq)) {
-			s.again, s.after = true, w.sndNxt
-			h.twFree(n)
-			return true
-		}
+	if h.mayReuse(w.key, ts, w.tsRecent, w.rcvNxt, s) {
+		s.again, s.after = true, w.sndNxt
+		h.twFree(n)
+		return true
 	}
 	switch {
 	case flags&proto.RST != 0: // RFC 1337: TIME-WAIT must not be assassinated

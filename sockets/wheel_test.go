@@ -3,6 +3,8 @@ package sockets
 import (
 	"math/rand/v2"
 	"testing"
+
+	"xdpd/internal/seeds"
 )
 
 // wheelModel is what a wheel must do, by looking at everything all the time.
@@ -91,7 +93,7 @@ func randomSpan(r *rand.Rand) int64 {
 
 func TestWheelAgainstModel(t *testing.T) {
 	for round := range 60 {
-		seed := rand.Uint64()
+		seed := seeds.One(t)
 		if round == 0 {
 			seed = 1
 		}

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"sync"
 	"testing"
+
+	"xdpd/internal/seeds"
 )
 
 func newPool4(t *testing.T, l *Ledger) *Pool {
@@ -128,7 +130,7 @@ func TestPoolsExchange(t *testing.T) {
 
 // A random walk of all operations; the ledger and a plain map must agree.
 func TestPoolRandomWalk(t *testing.T) {
-	seed := rand.Uint64()
+	seed := seeds.One(t)
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	l := NewLedger(8)
 	p := newPool4(t, l)

@@ -3,6 +3,7 @@ package proxy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -33,10 +34,11 @@ func (p *Proxy) pick(tried map[*backend]bool) *backend {
 	defer p.mu.Unlock()
 	var best *backend
 	at := 0
+	silentToo := !p.anyUp()
 	for i := range p.backends {
 		k := (p.next + i) % len(p.backends)
 		b := p.backends[k]
-		if b.health.down || b.drained || tried[b] || best != nil && b.open >= best.open {
+		if b.down(silentToo) || b.drained || tried[b] || best != nil && b.open >= best.open {
 			continue
 		}
 		best, at = b, k
@@ -53,6 +55,17 @@ func (p *Proxy) pick(tried map[*backend]bool) *backend {
 	return best
 }
 
+// down tells whether b is not to be chosen. Anybody can send what no backend answers: silence, other than a refusal, counts
+// only where there is somebody to go to instead.
+func (b *backend) down(silentToo bool) bool {
+	return b.health.down && !(silentToo && b.health.silent)
+}
+
+// anyUp tells whether new flows have a backend that nothing is known against. The caller holds mu.
+func (p *Proxy) anyUp() bool {
+	return slices.ContainsFunc(p.backends, func(b *backend) bool { return !b.health.down && !b.drained })
+}
+
 // unpick takes back what pick counted, when the flow ends.
 func (p *Proxy) unpick(b *backend) {
 	p.mu.Lock()
@@ -64,7 +77,7 @@ func (p *Proxy) unpick(b *backend) {
 func (p *Proxy) usable(b *backend) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return !b.health.down
+	return !b.down(!p.anyUp())
 }
 
 // Drain takes a backend out of the choice for new flows, or puts it back. Its flows go on to their end.

@@ -312,6 +312,40 @@ func TestUDPSilentStaysDown(t *testing.T) {
 	}
 }
 
+// TestUDPSilentLastResort: any client can send what no backend answers, and have them all taken for silent; where there is
+// no other, a silent one is chosen all the same, and a flow stays with it.
+func TestUDPSilentLastResort(t *testing.T) {
+	a, b, refuses := listenUDP(t, "127.0.0.1:0", "a"), listenUDP(t, "127.0.0.1:0", "b"), unused(t)
+	p, at := serveUDP(t, Config{Check: time.Hour}, a.addr, b.addr, refuses)
+	p.takeDown(p.backends[0], health{reason: "test", silent: true})
+	p.takeDown(p.backends[2], health{reason: "test"})
+	c := dialUDP(t, at)
+	for range 3 {
+		if got := query(t, c, "x"); got != "bx" {
+			t.Errorf("answered %q, and b is up", got)
+		}
+	}
+	p.takeDown(p.backends[1], health{reason: "test", silent: true})
+	for range 3 {
+		if got := query(t, c, "x"); got != "bx" {
+			t.Errorf("answered %q, and the flow is b's", got)
+		}
+	}
+	for range 2 {
+		if got := query(t, dialUDP(t, at), "x"); got != "ax" && got != "bx" {
+			t.Errorf("another client is answered %q", got)
+		}
+	}
+	if n := counters(p).Flows; n != 3 {
+		t.Errorf("%d flows for three clients", n)
+	}
+	p.judge(p.backends[0], answers, nil)
+	p.judge(p.backends[0], answers, nil)
+	if got := query(t, c, "x"); got != "ax" {
+		t.Errorf("answered %q, and a is up", got)
+	}
+}
+
 // TestUDPBigTable holds many clients at once, and forgets them all.
 func TestUDPBigTable(t *testing.T) {
 	s := listenUDP(t, "127.0.0.1:0", "a")

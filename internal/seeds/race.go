@@ -1,5 +1,5 @@
 //go:build race
 
-package reactor_test
+package seeds
 
 const raceDetector = true
