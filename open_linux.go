@@ -82,6 +82,8 @@ type device struct {
 	mac    proto.MAC
 	queues int
 	driver string
+	rss    *proto.RSS // nil: not known
+	hash   string     // what rss is, or why it is not known
 }
 
 func findDevice(name string) (device, error) {
@@ -104,7 +106,21 @@ func findDevice(name string) (device, error) {
 		}
 		unix.Close(fd)
 	}
+	d.rss, d.hash = readRSS(name)
 	return d, nil
+}
+
+// readRSS gives the device's choice of queues, with words for it; nil where it is not known, and why.
+func readRSS(name string) (*proto.RSS, string) {
+	told, err := rings.ReadRSS(name)
+	if err != nil {
+		return nil, err.Error()
+	}
+	rss, err := proto.NewRSS(told.Key, told.Table, told.TCP, told.UDP)
+	if err != nil {
+		return nil, err.Error()
+	}
+	return rss, told.String()
 }
 
 // leavesPartial reports drivers whose frames may carry only the pseudo-header's checksum: their other end is a kernel
@@ -124,6 +140,11 @@ func (s *Stack) open() error {
 		return err
 	}
 	s.dev = dev
+	if len(s.cfg.VLANs) < 2 { // devices differ in how deep they look
+		s.steer.rss = dev.rss
+	} else if dev.rss != nil {
+		s.dev.hash = "frames with two VLAN tags may be hashed otherwise"
+	}
 	if s.kernel, err = krnet.Open(dev.index); err != nil {
 		return fmt.Errorf("xdpd: %w", err)
 	}
@@ -177,6 +198,7 @@ func (s *Stack) hostConfig() (sockets.Config, error) {
 		MAC: s.dev.mac, MTU: s.dev.mtu, VLANs: s.cfg.VLANs, Addrs: prefixes(s.cfg.Addrs),
 		KernelNeighbours: s.cfg.Share, AcceptPartial: s.dev.leavesPartial(),
 		RcvBuf: s.cfg.RcvBuf, RcvMax: s.cfg.RcvMax, SndBuf: s.cfg.SndBuf, Congestion: s.cfg.Congestion, NoECN: s.cfg.NoECN,
+		RSS: s.steer.rss,
 	}
 	if len(s.cfg.Queues) > 1 {
 		cfg.Siblings, cfg.Directory = true, sockets.NewDirectory()
@@ -217,7 +239,7 @@ func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
 	queue := &queue{id: q, sock: sock, pool: pool}
 	s.queues = append(s.queues, queue)
 	fill := min(int(sock.Port().Fill.Size()), s.cfg.Frames/4)
-	hostCfg.FillFrames, hostCfg.Self = fill, i
+	hostCfg.FillFrames, hostCfg.Self, hostCfg.Queue = fill, i, q
 	if queue.host, err = sockets.New(hostCfg, pool, reactor.Monotonic()); err != nil {
 		return err
 	}

@@ -27,6 +27,7 @@ type Stack struct {
 	ledger  *umem.Ledger
 	program *xdpprog.Program
 	queues  []*queue
+	steer   steering
 	group   *reactor.Group
 	running sync.WaitGroup
 	cancel  context.CancelFunc

@@ -21,6 +21,7 @@ type Stats struct {
 	ChunkSize int
 	MTU       int
 	Ports     int // share mode: ports that are steered to the engine
+	RSS       RSSStats
 	Verdicts  []xdpprog.Counter
 	Queues    []QueueStats
 }
@@ -53,7 +54,7 @@ type FrameStats struct {
 func (s *Stack) Stats() (Stats, error) {
 	st := Stats{
 		Interface: s.cfg.Interface, Driver: s.dev.driver, Native: s.program.Native(), ZeroCopy: s.queues[0].sock.ZeroCopy(),
-		HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(), MTU: s.dev.mtu,
+		HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(), MTU: s.dev.mtu, RSS: RSSStats{s.steer.rss != nil, s.dev.hash},
 	}
 	s.mu.Lock()
 	st.Ports = len(s.ports)

@@ -22,7 +22,8 @@ func (s *Stack) Dial(network, address string) (net.Conn, error) {
 // "host:port". Names are resolved by the net package, outside the engine; the addresses of a name are tried one after the
 // other. The result is a *TCPConn or a *UDPConn. When ctx ends, the attempt ends; a connection that was made stays.
 //
-// On an interface with several queues the connection is the queue's that the peer's answer comes in on.
+// On an interface with several queues the connection is the queue's that the peer's answer comes in on. Where the device
+// tells how it chooses that queue, the queues take turns, and the source port is one that brings the answer there.
 func (s *Stack) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	fail := func(err error) error { return &net.OpError{Op: "dial", Net: network, Err: err} }
 	switch network {
@@ -136,9 +137,14 @@ func (c *TCPConn) connect(ctx context.Context) error {
 	}
 }
 
-// start sends a SYN. It returns the sockets that wait for the answer, one on every queue: which queue that comes in on
-// is the device's choice.
+// start sends a SYN. It returns the sockets that wait for the answer: one on every queue, unless it is known on which of
+// them it comes in.
 func (c *TCPConn) start() ([]tcpEnd, error) {
+	if len(c.stack.queues) > 1 && c.stack.steer.rss.Hashed(proto.ProtoTCP) != 0 {
+		if ends, err := c.startHere(); err != nil || ends != nil {
+			return ends, err
+		}
+	}
 	const tries = 100
 	for i := 1; ; i++ {
 		ends, errno, err := c.tryStart()
@@ -152,6 +158,41 @@ func (c *TCPConn) start() ([]tcpEnd, error) {
 	}
 }
 
+// startHere sends a SYN from the queue whose turn it is and from a port that brings the answer there. Neither ends nor
+// an error: no queue has found such a port, or believes in it any more.
+func (c *TCPConn) startHere() ([]tcpEnd, error) {
+	remote, _ := proto.AddrFrom(c.remote.Addr())
+	n := len(c.stack.queues)
+	first := c.stack.steer.turn(n)
+	for i := range n {
+		r := c.stack.queues[(first+i)%n].reactor
+		h, now, ok := r.Enter()
+		if !ok {
+			r.Leave()
+			return nil, c.endError()
+		}
+		s, errno := h.TCPDialHere(0, remote, c.remote.Port(), now)
+		ends := []tcpEnd{{r, s}}
+		var err error
+		if errno == 0 {
+			err = c.await(h, ends[0])
+		}
+		r.Leave()
+		switch {
+		case errno == sockets.EADDRNOTAVAIL:
+			continue
+		case errno != 0:
+			return nil, os.NewSyscallError("connect", errno)
+		case err != nil:
+			abandon(ends)
+			return nil, err
+		}
+		return ends, nil
+	}
+	return nil, nil
+}
+
+// tryStart opens the connection on all queues. One of them sends the SYN.
 func (c *TCPConn) tryStart() (ends []tcpEnd, errno sockets.Errno, err error) {
 	remote, _ := proto.AddrFrom(c.remote.Addr())
 	first := c.stack.queues[0].reactor
@@ -167,6 +208,7 @@ func (c *TCPConn) tryStart() (ends []tcpEnd, errno sockets.Errno, err error) {
 	ends = []tcpEnd{{first, s}}
 	defer func() {
 		if errno != 0 || err != nil {
+			first.Watch(s, nil)
 			h.TCPAbort(s, now)
 			abandon(ends[1:])
 			ends = nil

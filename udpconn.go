@@ -25,6 +25,7 @@ type UDPConn struct {
 // udpEnd is the socket on one reactor.
 type udpEnd struct {
 	r        *reactor.Reactor
+	queue    int
 	s        sockets.Handle
 	readable chan struct{} // UDPConn's: a reader takes from any end
 	writable chan struct{} // a token: this end may have room
@@ -82,41 +83,69 @@ func parseAddr(network, address string) (netip.AddrPort, error) {
 }
 
 func (s *Stack) openUDP(local, remote netip.AddrPort) (*UDPConn, error) {
-	c := &UDPConn{}
-	c.init(s, "udp")
-	addr, _ := proto.AddrFrom(local.Addr())
-	port := local.Port()
-	for _, q := range s.queues {
-		h, _, ok := q.reactor.Enter()
+	const tries = 100
+	for i := 1; ; i++ {
+		c := &UDPConn{}
+		c.init(s, "udp")
+		err := c.open(local, remote)
+		if err == nil {
+			return c, nil
+		}
+		c.closeEnds()
+		// The port that one queue chose may not be free on another.
+		if err != sockets.EADDRINUSE || local.Port() != 0 || len(c.ends) == 0 || i == tries {
+			return nil, err
+		}
+	}
+}
+
+// open opens the socket on all queues. The first chooses the port, if none is given, and with it, where the device tells
+// how it spreads flows, the queue that the peer's datagrams come in on: the queues take turns.
+func (c *UDPConn) open(local, remote netip.AddrPort) error {
+	s, first := c.stack, 0
+	if remote.IsValid() && s.steer.rss.Hashed(proto.ProtoUDP) != 0 {
+		first = s.steer.turn(len(s.queues))
+	}
+	addr := local
+	for i := range s.queues {
+		q := s.queues[(first+i)%len(s.queues)]
+		h, now, ok := q.reactor.Enter()
 		if !ok {
 			q.reactor.Leave()
-			c.closeEnds()
-			return nil, c.endError()
+			return c.endError()
 		}
-		sock, errno := h.UDPBind(addr, port)
+		sock, errno := openUDPEnd(h, addr, remote, now)
 		if errno == 0 {
-			e := &udpEnd{r: q.reactor, s: sock, readable: c.readable, writable: make(chan struct{}, 1)}
+			e := &udpEnd{r: q.reactor, queue: q.id, s: sock, readable: c.readable, writable: make(chan struct{}, 1)}
 			c.ends = append(c.ends, e)
 			q.reactor.Watch(sock, e)
-			if remote.IsValid() {
-				to, _ := proto.AddrFrom(remote.Addr())
-				errno = h.UDPConnect(sock, to, remote.Port())
-			}
 			c.local, c.remote = h.UDPAddr(sock)
-			port = c.local.Port() // the other queues' sockets get the same
+			addr = netip.AddrPortFrom(local.Addr(), c.local.Port()) // the other queues' sockets get the same
 		}
 		q.reactor.Leave()
 		if errno != 0 {
-			c.closeEnds()
-			return nil, errno
+			return errno
 		}
 	}
-	c.port = portKey{proto.ProtoUDP, local.Addr(), port}
-	if err := s.openPort(c.port); err != nil {
-		c.closeEnds()
-		return nil, err
+	c.port = portKey{proto.ProtoUDP, local.Addr(), addr.Port()}
+	return s.openPort(c.port)
+}
+
+// openUDPEnd opens the socket on one queue, connected if remote is valid.
+func openUDPEnd(h *sockets.Host, local, remote netip.AddrPort, now int64) (sockets.Handle, sockets.Errno) {
+	from, _ := proto.AddrFrom(local.Addr())
+	to, _ := proto.AddrFrom(remote.Addr())
+	if remote.IsValid() && local.Port() == 0 {
+		return h.UDPDial(to, remote.Port())
 	}
-	return c, nil
+	s, errno := h.UDPBind(from, local.Port())
+	if errno != 0 || !remote.IsValid() {
+		return s, errno
+	}
+	if errno = h.UDPConnect(s, to, remote.Port()); errno != 0 {
+		h.Close(s, now)
+	}
+	return s, errno
 }
 
 // ReadFromUDPAddrPort reads a datagram into b without allocating. What does not fit is cut off.
@@ -188,13 +217,21 @@ func (c *UDPConn) send(b []byte, addr netip.AddrPort) (int, error) {
 	}
 }
 
-// endFor chooses the queue to send on: always the same for a peer, so that its datagrams stay in order.
+// endFor chooses the queue to send on: always the same for a peer, so that its datagrams stay in order, and the one that
+// its own come in on, if that is known.
 func (c *UDPConn) endFor(addr netip.AddrPort) int {
 	if len(c.ends) == 1 {
 		return 0
 	}
 	if !addr.IsValid() {
 		addr = c.remote
+	}
+	if q := c.stack.steer.queue(proto.ProtoUDP, c.local, addr); q >= 0 {
+		for i, e := range c.ends {
+			if e.queue == q {
+				return i
+			}
+		}
 	}
 	a, _ := proto.AddrFrom(addr.Addr())
 	return int((uint32(a)*31 + uint32(addr.Port())) % uint32(len(c.ends)))

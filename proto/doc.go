@@ -1,5 +1,6 @@
 // Package proto turns bytes into fields and back, and holds the pure rules of the protocols: Ethernet with VLAN tags,
-// ARP, IPv4, ICMP, UDP, TCP and its options, and the Internet checksum. It has no state, no clock and allocates nothing.
+// ARP, IPv4, ICMP, UDP, TCP and its options, the Internet checksum, and the hash that spreads packets over queues. It has
+// no state, no clock, and allocates nothing for a packet.
 //
 // Parse functions take the bytes from the first byte of their header on, accept any bytes at all without panicking, and
 // return the fields by value together with a Fault. Fault OK means that every rule the function names holds, so that

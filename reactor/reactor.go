@@ -59,6 +59,8 @@ type Reactor struct {
 	watches watchTable              // of those that are in some
 	pollers []*Poller               // nil: a place that is free
 	rings   []*Ring
+	tag     uint16   // of the last ring
+	freed   []uint32 // scratch of tellFreed
 	events  []sockets.Event
 	refs    []ref       // scratch of tell
 	waits   waitHeap    // goroutines in Wait with a limit

@@ -21,6 +21,11 @@ type RingConfig struct {
 	Messages  int    // that may wait behind a full CQ (default 64)
 	Data      []byte // the registered memory: addresses in SQEs are offsets in it
 	Area      []byte // for the rings, as rings.RingLayout has it (default: memory of this process)
+
+	Lends     int      // frames that the application may hold for zero copy (default none)
+	LendTable uint64   // where in Data the table of them lies: Lends entries of rings.LentSize bytes
+	Areas     [][]byte // what SEND_AREA sends from, by number
+	Ports     Ports    // told of ports that sockets use; nil: nobody needs to know
 }
 
 const (
@@ -61,6 +66,11 @@ type Ring struct {
 	held     chain     // waits until all else is done; head 0: none
 	drain    bool      // nothing is consumed until all is done
 	socks    sockTable
+	ports    Ports
+	lends    lends
+	tag      uint16 // of lent frames, in what the Host tells
+	areas    [][]byte
+	groups   map[uint16]*rings.BufTaker
 	readyQ   sockList
 	mail     mailbox
 	peers    []*Ring
@@ -97,6 +107,10 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 	case cfg.Area != nil && len(cfg.Area) < layout.Size:
 		return nil, fmt.Errorf("ring: an area of %d bytes; the rings take %d", len(cfg.Area), layout.Size)
 	}
+	lends, err := newLends(&cfg)
+	if err != nil {
+		return nil, err
+	}
 	if cfg.Area == nil {
 		cfg.Area = rings.NewRingArea(layout)
 	}
@@ -106,7 +120,8 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 		byUser: make([]list, ceilPow2(cfg.Requests)), userKey: rand.Uint64() | 1,
 		waiter: make(chan struct{}, 1), done: make(chan struct{}),
 		socks:   newSockTable(cfg.Sockets, cfg.Fixed),
-		backlog: newBacklog(2*(cfg.Requests+1) + 1 + cfg.Messages),
+		backlog: newBacklog(2*(cfg.Requests+1) + 1 + cfg.Messages + cfg.Lends), // a notification for each frame
+		lends:   lends, areas: cfg.Areas, ports: cfg.Ports,
 	}
 	q.timers.kind, q.counts.kind = byDeadline, byCount
 	q.mail.room.Store(int32(cfg.Messages))
@@ -123,6 +138,7 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 	if r.stopped {
 		return nil, ErrRingClosed
 	}
+	q.tag = r.ringTag()
 	r.rings = append(r.rings, q)
 	q.end.SQ.SetNeedWakeup(r.asleep)
 	return q, nil
@@ -262,6 +278,7 @@ func (q *Ring) Close() {
 		q.now = now
 		q.cancelEverything()
 		q.socks.closeAll(q)
+		q.freeLends()
 		q.r.rings = slices.DeleteFunc(q.r.rings, func(other *Ring) bool { return other == q })
 	}
 	q.shut()

@@ -71,9 +71,21 @@ func (q *Ring) cancelOne(i uint32) sockets.Errno {
 	if err := q.release(i); err != 0 {
 		return err
 	}
-	q.at(i).res, q.at(i).cflags = -int32(sockets.ECANCELED), 0
-	q.complete(i)
+	q.canceled(i)
 	return 0
+}
+
+// canceled ends a request with ECANCELED, or with what was done of it (io_sendrecv_fail). A buffer that it took is named
+// in any case.
+func (q *Ring) canceled(i uint32) {
+	p := q.at(i)
+	p.res = -int32(sockets.ECANCELED)
+	if !ops[p.sqe.Opcode].progress {
+		p.cflags = 0
+	} else if p.arg[0] > 0 {
+		p.res, p.partial = int32(p.arg[0]), true
+	}
+	q.complete(i)
 }
 
 // release has an operation let go of a request that is not done: 0, or EALREADY when it is too late.

@@ -107,7 +107,7 @@ func (g *ringRig) left() error {
 }
 
 // messages is how many messages may wait.
-func messages(q *Ring) int { return len(q.backlog.ring) - 2*(q.limit+1) - 1 }
+func messages(q *Ring) int { return len(q.backlog.ring) - 2*(q.limit+1) - 1 - len(q.lends.list) }
 
 func nop(user uint64, flags uint8) rings.SQE {
 	return rings.SQE{Opcode: rings.OpNop, Flags: flags, UserData: user}

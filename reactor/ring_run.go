@@ -5,6 +5,7 @@ package reactor
 // runRings takes what is submitted, serves sockets that became ready, and ends timeouts: in each turn, and in Leave
 // when the reactor sleeps.
 func (r *Reactor) runRings(now int64) (worked bool) {
+	r.tellFreed()
 	for _, q := range r.rings {
 		worked = q.run(now) || worked
 	}
@@ -21,6 +22,7 @@ func (q *Ring) run(now int64) bool {
 		left -= n
 		worked = n > 0 || worked
 		worked = q.expire() || worked
+		q.notifyCopied()
 		if !q.serve(left) || left == 0 {
 			return worked
 		}
@@ -80,9 +82,9 @@ func (r *Reactor) ringDeadline() int64 {
 	return d
 }
 
-// ringsNeedWakeup tells the applications whether the reactor sleeps. Once they are told that it does it looks at the rings
+// ringsAsleep tells the applications whether the reactor sleeps. Once they are told that it does it looks at the rings
 // once more, and who submits after that look sees what was told.
-func (r *Reactor) ringsNeedWakeup(on bool) {
+func (r *Reactor) ringsAsleep(on bool) {
 	for _, q := range r.rings {
 		q.end.SQ.SetNeedWakeup(on)
 	}

@@ -13,6 +13,7 @@ type ringSock struct {
 	queues [waitPoll + 1]list // requests that wait; queues[waitNone] is not used
 	next   uint32             // in Ring.readyQ: index+1; sockListEnd: the last
 	used   bool
+	sockState
 }
 
 const sockListEnd = ^uint32(0)
@@ -90,9 +91,7 @@ func (q *Ring) dropSock(s uint32) sockets.Handle {
 	k := q.socks.at(s)
 	for w := range k.queues {
 		for k.queues[w].head != 0 {
-			i := k.queues[w].head
-			q.at(i).res = -int32(sockets.ECANCELED)
-			q.complete(i)
+			q.canceled(k.queues[w].head)
 		}
 	}
 	h := k.h
@@ -100,6 +99,7 @@ func (q *Ring) dropSock(s uint32) sockets.Handle {
 		delete(q.socks.byHandle, h)
 		q.r.Watch(h, nil)
 	}
+	q.closePort(k)
 	*k = ringSock{next: k.next}
 	if int(s) < q.socks.numbers {
 		q.socks.free[0].release(int(s))

@@ -34,11 +34,12 @@ type operation struct {
 	// cancel undoes what issue began when it said held, and says whether the request can end now: 0, or EALREADY.
 	cancel func(q *Ring, i uint32) sockets.Errno
 
-	queue   waitKind // of its socket; what it is not first in is not issued
-	socket  bool     // FD names a socket, which issue finds in request.sock; else EBADF
-	buffers bool     // may be asked to select a buffer
-	ioprio  uint16   // flags that it knows
-	instant bool     // never in flight
+	queue    waitKind // of its socket; what it is not first in is not issued
+	socket   bool     // FD names a socket, which issue finds in request.sock; else EBADF
+	buffers  bool     // may be asked to select a buffer
+	ioprio   uint16   // flags that it knows
+	instant  bool     // never in flight
+	progress bool     // request.arg[0] is how many bytes were done before it had to wait: cancelled, it tells them
 }
 
 // maxSteps bounds the search for requests in a turn.

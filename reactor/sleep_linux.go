@@ -83,10 +83,10 @@ func (r *Reactor) doze(now int64) (deadline int64, ok bool) {
 		return foreverNS, r.over // one that ended is no reason for its siblings to stay awake
 	}
 	r.dozing.Store(true)
-	r.ringsNeedWakeup(true)
+	r.ringsAsleep(true)
 	if r.poked.Load() || r.unfinished() {
 		r.dozing.Store(false)
-		r.ringsNeedWakeup(false)
+		r.ringsAsleep(false)
 		return 0, false
 	}
 	deadline = r.deadline(now)
@@ -100,7 +100,7 @@ func (r *Reactor) rouse(slept bool) {
 	defer r.mu.Unlock()
 	r.asleep = false
 	r.dozing.Store(false)
-	r.ringsNeedWakeup(false)
+	r.ringsAsleep(false)
 	if slept && !r.over {
 		r.counters.Sleeps++
 	}

@@ -99,7 +99,7 @@ func (r *Reactor) Turn() (worked bool, deadline int64) {
 
 func (r *Reactor) deadline(now int64) int64 {
 	d := min(r.host.NextDeadline(), r.waits.next(), r.ringDeadline())
-	if r.host.Blocked() && r.inTX > 0 { // completions free frames without a wake-up
+	if r.host.Blocked() && r.inTX > 0 || r.sending() { // completions free frames without a wake-up
 		d = min(d, now+blockedNS)
 	}
 	if r.port.TX.Pending() > 0 || r.host.TxPending() > 0 {

@@ -3,7 +3,6 @@ package rings
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -93,30 +92,4 @@ func (o *SocketOptions) invalidCure(op string, r *umem.Region) string {
 		return "the driver refuses zero copy here although it may advertise it: use copy mode"
 	}
 	return fmt.Sprintf("the interface has no queue %d, or the driver refuses these options", o.Queue)
-}
-
-// QueueCount is how many RX queues the interface has, 0 if nobody knows.
-// SIOCETHTOOL looks in the namespace of the calling thread; /sys may be
-// mounted for another one, so it is only believed about an interface of the
-// same name and index.
-func QueueCount(name string, ifindex int) int {
-	if n := ethtoolChannels(name); n > 0 {
-		return n
-	}
-	dir := "/sys/class/net/" + name
-	index, err := os.ReadFile(dir + "/ifindex")
-	if err != nil || strings.TrimSpace(string(index)) != fmt.Sprint(ifindex) {
-		return 0
-	}
-	queues, err := os.ReadDir(dir + "/queues")
-	if err != nil {
-		return 0
-	}
-	n := 0
-	for _, q := range queues {
-		if strings.HasPrefix(q.Name(), "rx-") {
-			n++
-		}
-	}
-	return n
 }

@@ -97,6 +97,8 @@ type RingCounters struct {
 	Overflows uint64 // of these, those that found the CQ full
 	Refused   uint64 // SQEs that got no request: malformed, or too many in flight
 	BadIndex  uint64 // times the application's indices were out of bounds
+	SentZC    uint64 // frames that SEND_ZC sent as they lay
+	CopiedZC  uint64 // bytes that it had to copy: more than a segment or a packet, or no room behind them for a whole one
 }
 
-const ringStats = 5
+const ringStats = 7

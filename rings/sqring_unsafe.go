@@ -92,7 +92,7 @@ func (e *RingEngine) Seen(tail uint32) bool { return int32(atomic.LoadUint32(e.c
 
 // Publish writes the counters.
 func (e *RingEngine) Publish(c *RingCounters) {
-	for i, v := range [ringStats]uint64{c.Submitted, c.Completed, c.Overflows, c.Refused, c.BadIndex} {
+	for i, v := range [ringStats]uint64{c.Submitted, c.Completed, c.Overflows, c.Refused, c.BadIndex, c.SentZC, c.CopiedZC} {
 		if atomic.LoadUint64(&e.stats[i]) != v {
 			atomic.StoreUint64(&e.stats[i], v)
 		}
@@ -126,5 +126,5 @@ func (a *RingApp) Counters() RingCounters {
 	for i := range v {
 		v[i] = atomic.LoadUint64(&a.stats[i])
 	}
-	return RingCounters{v[0], v[1], v[2], v[3], v[4]}
+	return RingCounters{v[0], v[1], v[2], v[3], v[4], v[5], v[6]}
 }

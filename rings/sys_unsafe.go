@@ -3,6 +3,7 @@
 package rings
 
 import (
+	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -55,27 +56,32 @@ func isZeroCopy(fd int) (bool, error) {
 	return flags&unix.XDP_OPTIONS_ZEROCOPY != 0, err
 }
 
-// ethtoolChannels is how many RX queues ETHTOOL_GCHANNELS tells of, 0 if the
-// driver does not say.
-func ethtoolChannels(name string) int {
-	// struct ethtool_channels, include/uapi/linux/ethtool.h
-	ch := struct{ cmd, maxRX, maxTX, maxOther, maxCombined, rx, tx, other, combined uint32 }{cmd: unix.ETHTOOL_GCHANNELS}
+// ethtool is ioctl(SIOCETHTOOL) on an interface of the calling thread's
+// namespace. command is the command's struct (include/uapi/linux/ethtool.h),
+// the number first; the kernel's answer is in it afterwards.
+func ethtool(name string, command []byte) error {
 	// struct ifreq: the name, and a union of which this is the pointer
-	ifr := struct {
+	var ifr struct {
 		name [unix.IFNAMSIZ]byte
 		data unsafe.Pointer
 		_    [16]byte
-	}{data: unsafe.Pointer(&ch)}
+	}
 	if copy(ifr.name[:unix.IFNAMSIZ-1], name) != len(name) {
-		return 0
+		return unix.ENODEV
 	}
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return 0
+		return err
 	}
 	defer unix.Close(fd)
+	// The kernel writes through a pointer that the garbage collector sees only
+	// as part of ifr.
+	var pin runtime.Pinner
+	defer pin.Unpin()
+	pin.Pin(&command[0])
+	ifr.data = unsafe.Pointer(&command[0])
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&ifr))); errno != 0 {
-		return 0
+		return errno
 	}
-	return int(ch.rx + ch.combined)
+	return nil
 }

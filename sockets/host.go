@@ -32,6 +32,11 @@ type Config struct {
 	// is theirs as well (PopHeard, Heard).
 	Siblings bool
 
+	// RSS is how the interface spreads what it receives over its queues, nil if nobody knows, and Queue is the number of
+	// this Host's: the ports it chooses for connections of its own bring the answers there (RFC 6056 among those).
+	RSS   *proto.RSS
+	Queue int
+
 	// AcceptPartial takes UDP and TCP checksums that hold only the pseudo-header's sum, as a kernel sender on veth and
 	// its like leaves them.
 	AcceptPartial bool
@@ -83,6 +88,8 @@ type Host struct {
 	events []Handle
 	closed []Handle  // since the last PopClosed
 	gone   []flowKey // since the last PopGone
+	freed  []uint32  // since the last TakeFreed
+	tells  []uint32  // by frame: what TakeFreed gives for one with bufTell; nil until there is one
 	handed []Handed  // since the last TakeHanded
 	back   [handedFrames]umem.Frame
 
@@ -108,6 +115,8 @@ const (
 	bufEver               // was sent more than once: no good for measuring (Karn)
 	bufProbe              // larger than the path is known to take (RFC 4821)
 	bufPart               // only its first part was sent: no frame to cut it with
+	bufToSend             // lent, and counts as data to send; without it as received data
+	bufTell               // whoever sent it is told when it is free (TakeFreed)
 )
 
 const (
@@ -345,6 +354,9 @@ func (h *Host) allocTX() umem.Frame {
 
 // freeTX frees a frame that was to be sent.
 func (h *Host) freeTX(f umem.Frame, from umem.Owner) {
+	if h.pool.Buf(f).Flags&bufTell != 0 {
+		h.freed = append(h.freed, h.tells[f])
+	}
 	h.txUsed--
 	h.pool.Put(f, from)
 }
@@ -401,10 +413,11 @@ func (h *Host) txFree() int {
 	return min(h.txLimit-h.txUsed, h.txRoom(), h.pool.Avail())
 }
 
-// Busy reports whether there is output that Flush and PopTX would give, something for TakeEvents or PopGone, or for
-// EndTurn to tell the group.
+// Busy reports whether there is output that Flush and PopTX would give, something for TakeEvents, PopGone or TakeFreed, or
+// for EndTurn to tell the group.
 func (h *Host) Busy() bool {
-	return len(h.tcp.dirty) > 0 || h.TxPending() > 0 || len(h.events) > 0 || len(h.gone) > 0 || len(h.tcp.flows.leaving) > 0
+	return len(h.tcp.dirty) > 0 || h.TxPending() > 0 || len(h.events) > 0 || len(h.gone) > 0 || len(h.freed) > 0 ||
+		len(h.tcp.flows.leaving) > 0
 }
 
 // Blocked reports whether a socket waits for frames to send with.

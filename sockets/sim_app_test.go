@@ -375,7 +375,7 @@ func (n *simNode) give() {
 		if !bytes.Equal(l.b, l.want) {
 			n.w.fail("node %d: a lent frame was changed", n.id)
 		}
-		n.h.TCPGive(l.f)
+		n.h.Give(l.f)
 	}
 	n.lent = keep
 }
@@ -519,27 +519,38 @@ func (s *simSide) write() bool {
 func (s *simSide) writeLent(k int) (int, Errno) {
 	n, w := s.n, s.c.w
 	if s.lent == umem.None {
-		f, b, err := n.h.TCPLend(s.h, w.now)
-		if err != 0 {
-			return 0, err
+		f, err := n.h.Lend()
+		if err != 0 { // nobody tells of frames that can be lent
+			s.writeAt = s.later(ms + w.rng.Int64N(10*ms))
+			return 0, 0
 		}
+		b := n.pool.Data(f)
 		s.lent, s.lentN = f, copy(b, s.c.key.bytes(n.id, s.sent, min(k, len(b))))
 		if w.rng.IntN(4) == 0 {
 			s.writeAt = s.later(w.rng.Int64N(1 + s.p.writeGap + ms))
 			return 0, 0
 		}
 	}
-	f := s.lent
-	s.lent = umem.None
-	w.totals.Lent++
-	return s.lentN, n.h.TCPSendLent(s.h, f, s.lentN, w.now)
+	f, k := s.lent, s.lentN
+	err := n.h.TCPSendLent(s.h, f, umem.Headroom, k, 0, w.now)
+	switch err {
+	case 0:
+		s.lent = umem.None
+		w.totals.Lent++
+		return k, 0
+	case EMSGSIZE: // more than a segment: as a ring does it, what is left is written
+		if k, err = n.h.TCPWrite(s.h, n.pool.Data(f)[:k], w.now); err == 0 {
+			s.unlend()
+		}
+	}
+	return k, err
 }
 
 // unlend gives back a frame that was filled in vain.
 func (s *simSide) unlend() {
-	if f := s.lent; f != umem.None {
+	if s.lent != umem.None {
+		s.n.h.Give(s.lent)
 		s.lent = umem.None
-		s.must("TCPSendLent of nothing", s.n.h.TCPSendLent(s.h, f, 0, s.c.w.now))
 	}
 }
 

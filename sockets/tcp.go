@@ -276,7 +276,7 @@ func (h *Host) sendPurge(c *tcb) {
 
 func (h *Host) sendRelease(f umem.Frame) {
 	b := h.pool.Buf(f)
-	b.Flags &= bufQueued
+	b.Flags &= bufQueued | bufTell
 	if b.Flags&bufQueued == 0 {
 		h.freeTX(f, umem.Held)
 	}

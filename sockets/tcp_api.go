@@ -105,29 +105,6 @@ func (h *Host) TCPRead(s Handle, dst []byte, now int64) (n int, err Errno) {
 	return n, 0
 }
 
-// TCPTake lends the first piece of what was received, without a copy: the frame is the caller's as umem.Lent until
-// TCPGive, and counts as received data until then. None and no error: end of stream. Errors as TCPRead.
-func (h *Host) TCPTake(s Handle, now int64) (f umem.Frame, b []byte, err Errno) {
-	h.now = now
-	c, err := h.readable(s)
-	if c == nil {
-		return umem.None, nil, err
-	}
-	f = c.rcvHead
-	b = h.pool.Data(f)
-	c.rcvHead = h.pool.Buf(f).Next
-	c.rcvBytes -= uint32(len(b))
-	h.pool.Move(f, umem.Held, umem.Lent)
-	h.rcvTaken(s.index(), c, len(b))
-	return f, b, 0
-}
-
-// TCPGive takes back a frame that TCPTake lent; its connection may be long gone.
-func (h *Host) TCPGive(f umem.Frame) {
-	h.pool.Move(f, umem.Lent, umem.Held)
-	h.release(f)
-}
-
 // writable finds the connection of a writing call. Errors: EBADF, EAGAIN before the handshake is done, EPIPE after a
 // shutdown, ECONNRESET or ETIMEDOUT once.
 func (h *Host) writable(s Handle) (*tcb, Errno) {
@@ -181,45 +158,6 @@ func (h *Host) awaitData(s Handle, c *tcb) {
 		c.blocked = true
 		h.noTxData = h.await(h.noTxData, s)
 	}
-}
-
-// TCPLend lends a frame to be filled with at most len(b) bytes and given to TCPSendLent. Errors as TCPWrite.
-func (h *Host) TCPLend(s Handle, now int64) (f umem.Frame, b []byte, err Errno) {
-	h.now = now
-	c, err := h.writable(s)
-	if c == nil {
-		return umem.None, nil, err
-	}
-	limit := h.sndLimit(c)
-	if int(c.sndBytes) < limit && int(c.sndFrames) < h.sndFrameLimit(limit) && h.txUsed < h.txDataLimit(c) {
-		if f = h.allocTX(); f != umem.None {
-			h.pool.Move(f, umem.Held, umem.Lent)
-			return f, h.pool.Chunk(f)[umem.Headroom : umem.Headroom+int(c.mss)], 0
-		}
-	}
-	h.writerWaits(s, c)
-	return umem.None, nil, EAGAIN
-}
-
-// TCPSendLent queues the first n bytes of a lent frame, or with n == 0 only takes the frame back; it is the Host's again
-// in any case. Errors: EBADF, EPIPE, ECONNRESET or ETIMEDOUT once: nothing was queued.
-func (h *Host) TCPSendLent(s Handle, f umem.Frame, n int, now int64) Errno {
-	h.now = now
-	h.pool.Move(f, umem.Lent, umem.Held)
-	var c *tcb
-	err := Errno(0)
-	if n > 0 {
-		c, err = h.writable(s)
-	}
-	if c == nil {
-		h.freeTX(f, umem.Held)
-		return err
-	}
-	h.pool.Buf(f).Len = uint16(n)
-	h.sendLink(c, f)
-	c.sndBytes += uint32(n)
-	h.tcpMark(s.index(), c)
-	return 0
 }
 
 // shuttable finds the connection of a shutdown. Errors: EBADF, ENOTCONN.

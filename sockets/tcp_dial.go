@@ -7,7 +7,18 @@ import "xdpd/proto"
 // EADDRINUSE, ENETUNREACH, EINVAL, EAGAIN with MaxConns connections.
 func (h *Host) TCPDial(local proto.Addr, lport uint16, remote proto.Addr, rport uint16, now int64) (Handle, Errno) {
 	h.now = now
-	return h.tcpDial(flowKey{Local: local, Remote: remote, LPort: lport, RPort: rport}, now, false)
+	return h.tcpDial(flowKey{Local: local, Remote: remote, LPort: lport, RPort: rport}, now, loud)
+}
+
+// TCPDialHere is TCPDial from a port whose answer comes in on this queue, which no other queue need wait for then
+// (Config.RSS). Where none is found, nothing is known, or what is known was wrong (AnswerElsewhere), it sends nothing, and
+// the error is EADDRNOTAVAIL.
+func (h *Host) TCPDialHere(local, remote proto.Addr, rport uint16, now int64) (Handle, Errno) {
+	h.now = now
+	if h.counters.Stats[AnswerElsewhere] > 0 {
+		return 0, EADDRNOTAVAIL
+	}
+	return h.tcpDial(flowKey{Local: local, Remote: remote, RPort: rport}, now, here)
 }
 
 // TCPExpect waits for the answer to a SYN that a sibling sends, which may come in on any queue: with the same addresses and
@@ -16,8 +27,17 @@ func (h *Host) TCPDial(local proto.Addr, lport uint16, remote proto.Addr, rport 
 // Errors as TCPDial.
 func (h *Host) TCPExpect(local proto.Addr, lport uint16, remote proto.Addr, rport uint16, at, now int64) (Handle, Errno) {
 	h.now = now
-	return h.tcpDial(flowKey{Local: local, Remote: remote, LPort: lport, RPort: rport}, at, true)
+	return h.tcpDial(flowKey{Local: local, Remote: remote, LPort: lport, RPort: rport}, at, quiet)
 }
+
+// How a connection is dialled.
+type dialMode uint8
+
+const (
+	loud  dialMode = iota // TCPDial
+	here                  // TCPDialHere
+	quiet                 // TCPExpect
+)
 
 // TCPLaunch sends the SYN of a socket of TCPExpect. Errors: EBADF, EINVAL when it was sent, or answered.
 func (h *Host) TCPLaunch(s Handle, now int64) Errno {
@@ -35,7 +55,7 @@ func (h *Host) TCPLaunch(s Handle, now int64) Errno {
 }
 
 // tcpDial makes a connection in SYN-SENT whose SYN leaves at a time.
-func (h *Host) tcpDial(k flowKey, at int64, quiet bool) (Handle, Errno) {
+func (h *Host) tcpDial(k flowKey, at int64, mode dialMode) (Handle, Errno) {
 	_, src, ok := h.route(k.Remote)
 	switch {
 	case k.RPort == 0:
@@ -50,15 +70,16 @@ func (h *Host) tcpDial(k flowKey, at int64, quiet bool) (Handle, Errno) {
 		k.Local = src
 	}
 	if k.LPort == 0 {
-		if k.LPort = h.dialPort(k); k.LPort == 0 {
+		if k.LPort = h.dialPort(k, mode == here); k.LPort == 0 {
 			return 0, EADDRNOTAVAIL
 		}
-	} else if kind, _ := h.tcp.flows.get(k); kind != 0 || !quiet && !h.dialClaim(k) {
+		h.chose(proto.ProtoTCP, k)
+	} else if kind, _ := h.tcp.flows.get(k); kind != 0 || mode != quiet && !h.dialClaim(k) {
 		return 0, EADDRINUSE
 	}
 	i, c := h.tcpAlloc(k)
 	c.state = tcpSynSent
-	c.quiet = quiet
+	c.quiet = mode == quiet
 	c.sndUna = h.sec.isn(k, at)
 	c.sndNxt = c.sndUna + 1
 	c.ecnOK = !h.cfg.NoECN // asked for; the answer decides
@@ -68,22 +89,6 @@ func (h *Host) tcpDial(k flowKey, at int64, quiet bool) (Handle, Errno) {
 	c.rtxAt = at + int64(c.rto)*1000
 	h.tcpArm(i, c)
 	return h.tcp.handle(i), 0
-}
-
-// dialPort is RFC 6056 algorithm 3: counting from an offset that a stranger cannot know, so that ports to one peer do
-// not repeat soon. A port is taken when its four-tuple is, or when somebody listens on it.
-func (h *Host) dialPort(k flowKey) uint16 {
-	const span = ephemeralCount
-	offset := h.sec.dial(flowKey{Local: k.Local, Remote: k.Remote, RPort: k.RPort})
-	h.tcp.dialNext += uint32(h.sec.next() & 7)
-	for range span {
-		h.tcp.dialNext++
-		k.LPort = uint16(ephemeralFirst + (offset+h.tcp.dialNext)%span)
-		if kind, _ := h.tcp.flows.get(k); kind == 0 && !h.tcpPortUsed(k.Local, k.LPort) && h.dialClaim(k) {
-			return k.LPort
-		}
-	}
-	return 0
 }
 
 // dialClaim keeps two Hosts of a group from dialling the same flow.
@@ -151,6 +156,9 @@ func (h *Host) synSent(i uint32, c *tcb, s *segment) {
 	c.ecnOK = c.ecnOK && flags&(proto.ECE|proto.CWR) == proto.ECE
 	if c.retries == 0 { // a user timeout may have moved the timer: milliseconds say how much of it can be true
 		c.rttSample(min(uint32((h.now-c.rtxAt)/1000)+c.rto, (h.nowMS()-c.sentAt+1)*1000))
+	}
+	if s.hops > 0 && h.answeredHere(proto.ProtoTCP, c.key) {
+		h.count(AnswerElsewhere)
 	}
 	c.sndUna = c.sndNxt
 	h.tcpEstablish(i, c)

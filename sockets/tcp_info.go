@@ -100,7 +100,7 @@ func (h *Host) tcpInfo(c *tcb) TCPInfo {
 func (h *Host) TCPSockets() []TCPInfo {
 	var out []TCPInfo
 	for _, l := range h.tcp.listeners {
-		if l.used {
+		if l.used && l.open {
 			out = append(out, TCPInfo{Local: l.key.local(), State: "LISTEN", RecvQueue: l.ready.n})
 		}
 	}

@@ -6,13 +6,14 @@ import (
 	"xdpd/proto"
 )
 
-// tcpListener is a listening socket; connections that completed their handshake wait in ready.
+// tcpListener is a listening socket, or one that is only bound; connections that completed their handshake wait in ready.
 type tcpListener struct {
 	key      flowKey
 	gen      uint32
 	used     bool
 	happened uint8  // packReady of what happened; not 0: an event is queued
 	times    uint32 // connections that came since
+	open     bool   // listens to the wire
 	half     int    // half-open connections
 	cookieAt int64  // when a SYN cookie was last sent
 	ready    connQueue
@@ -29,15 +30,27 @@ type connQueue struct {
 // TCPListen opens a listener on an address of ours, or on all (zero), and a port, or a free one (zero). Errors:
 // EADDRNOTAVAIL, EADDRINUSE.
 func (h *Host) TCPListen(local proto.Addr, port uint16) (Handle, Errno) {
-	s, errno := h.tcpListen(local, port)
+	s, errno := h.TCPBind(local, port)
 	if errno == 0 {
-		l := h.tcp.listener(s)
+		h.TCPListenBound(s)
+	}
+	return s, errno
+}
+
+// TCPListenBound has a socket that TCPBind made listen; one that does already goes on. Errors: EBADF.
+func (h *Host) TCPListenBound(s Handle) Errno {
+	l := h.tcp.listener(s)
+	if l == nil {
+		return EBADF
+	}
+	if !l.open {
+		l.open = true
 		h.tcp.bound.put(l.key, s.index())
 		if d := h.cfg.Directory; d != nil {
 			d.bind(bindKey{proto.ProtoTCP, l.key}, h.cfg.Self)
 		}
 	}
-	return s, errno
+	return 0
 }
 
 // TCPListenBehind opens a listener that accepts only what another Host's listener on the same address and port passes on
@@ -46,7 +59,7 @@ func (h *Host) TCPListenBehind(local proto.Addr, port uint16) (Handle, Errno) {
 	if port == 0 {
 		return 0, EINVAL
 	}
-	s, errno := h.tcpListen(local, port)
+	s, errno := h.TCPBind(local, port)
 	if errno == 0 {
 		l := h.tcp.listener(s)
 		l.behind = true
@@ -55,14 +68,16 @@ func (h *Host) TCPListenBehind(local proto.Addr, port uint16) (Handle, Errno) {
 	return s, errno
 }
 
-func (h *Host) tcpListen(local proto.Addr, port uint16) (Handle, Errno) {
+// TCPBind reserves an address and a port as TCPListen does, for a socket that is to listen, or to connect, later. Errors:
+// EADDRNOTAVAIL, EADDRINUSE.
+func (h *Host) TCPBind(local proto.Addr, port uint16) (Handle, Errno) {
 	if local != 0 && !h.isLocal(local) {
 		return 0, EADDRNOTAVAIL
 	}
 	t := &h.tcp
 	if port == 0 {
 		free := func(p uint16) bool { return !h.tcpPortUsed(0, p) && !h.portElsewhere(proto.ProtoTCP, local, p) }
-		if port = h.ephemeral(free); port == 0 {
+		if port = h.ephemeral(proto.ProtoTCP, flowKey{Local: local}, free); port == 0 {
 			return 0, EADDRINUSE
 		}
 	}
@@ -81,7 +96,7 @@ func (h *Host) tcpListen(local proto.Addr, port uint16) (Handle, Errno) {
 	return makeHandle(kindListener, l.gen, uint32(i)), 0
 }
 
-// tcpPortUsed reports whether a listener stands in the way of one on local:port.
+// tcpPortUsed reports whether a listener, or a bound socket, stands in the way of one on local:port.
 func (h *Host) tcpPortUsed(local proto.Addr, port uint16) bool {
 	for i := range h.tcp.listeners {
 		l := &h.tcp.listeners[i]
@@ -92,13 +107,17 @@ func (h *Host) tcpPortUsed(local proto.Addr, port uint16) bool {
 	return false
 }
 
-// TCPAccept takes a connection that completed its handshake. Errors: EAGAIN, EBADF.
+// TCPAccept takes a connection that completed its handshake. Errors: EAGAIN, EBADF, EINVAL of a socket that does not
+// listen.
 func (h *Host) TCPAccept(s Handle) (Handle, Errno) {
 	l := h.tcp.listener(s)
 	if l == nil {
 		return 0, EBADF
 	}
-	if l.ready.n == 0 {
+	switch {
+	case !l.open && !l.behind:
+		return 0, EINVAL
+	case l.ready.n == 0:
 		return 0, EAGAIN
 	}
 	i := l.ready.head
@@ -127,9 +146,10 @@ func (h *Host) tcpCloseListener(s Handle) Errno {
 	if l == nil {
 		return EBADF
 	}
-	if l.behind {
+	switch {
+	case l.behind:
 		h.tcp.behind.del(l.key)
-	} else {
+	case l.open:
 		h.tcp.bound.del(l.key)
 		if d := h.cfg.Directory; d != nil {
 			d.unbind(bindKey{proto.ProtoTCP, l.key}, h.cfg.Self)

@@ -102,7 +102,7 @@ func (h *Host) txDataLimit(c *tcb) int {
 // sendLink puts a frame behind the send queue.
 func (h *Host) sendLink(c *tcb, f umem.Frame) {
 	b := h.pool.Buf(f)
-	b.Flags, b.Next = bufKept, umem.None
+	b.Flags, b.Next = b.Flags&bufTell|bufKept, umem.None
 	b.Seq = c.sndUna
 	if c.sndTail == umem.None {
 		c.sndHead = f
@@ -378,7 +378,7 @@ func (h *Host) sendSplit(c *tcb, f umem.Frame, k int) bool {
 	}
 	from, to := h.pool.Buf(f), h.pool.Buf(g)
 	to.Len = uint16(copy(h.pool.Chunk(g)[umem.Headroom:], h.pool.Data(f)[k:]))
-	to.Flags = from.Flags &^ bufQueued
+	to.Flags = from.Flags &^ (bufQueued | bufTell)
 	to.Aux, to.Seq, to.Next = from.Aux, from.Seq+uint32(k), from.Next
 	from.Len, from.Next = uint16(k), g
 	from.Flags &^= bufFIN

@@ -561,7 +561,7 @@ func TestTCPTakeOpensWindow(t *testing.T) {
 		if err != 0 {
 			t.Fatal(err)
 		}
-		k.h.TCPGive(f)
+		k.h.Give(f)
 		for _, s := range c.got() {
 			told = told || s.wnd > 0
 		}

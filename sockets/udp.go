@@ -70,12 +70,6 @@ func (t *udpTable) lookup(k flowKey) (uint32, bool) {
 	return t.flows.get(k)
 }
 
-// Ports for sockets that did not choose one (net.ipv4.ip_local_port_range).
-const (
-	ephemeralFirst = 32768
-	ephemeralCount = 28232
-)
-
 // UDPBind opens a UDP socket on an address of ours, or on all of them (zero), and a port, or a free one (zero). Errors:
 // EADDRNOTAVAIL, EADDRINUSE.
 func (h *Host) UDPBind(local proto.Addr, port uint16) (Handle, Errno) {
@@ -84,8 +78,7 @@ func (h *Host) UDPBind(local proto.Addr, port uint16) (Handle, Errno) {
 	}
 	t := &h.udp
 	if port == 0 {
-		free := func(p uint16) bool { return t.ports[p] == 0 && !h.portElsewhere(proto.ProtoUDP, local, p) }
-		if port = h.ephemeral(free); port == 0 {
+		if port = h.udpPort(flowKey{Local: local}); port == 0 {
 			return 0, EADDRINUSE
 		}
 	}
@@ -117,18 +110,6 @@ func (t *udpTable) inUse(local proto.Addr, port uint16) bool {
 		}
 	}
 	return false
-}
-
-// ephemeral picks a port at random (RFC 6056 algorithm 1: random start, then upwards) for which free says yes; 0 if
-// there is none.
-func (h *Host) ephemeral(free func(uint16) bool) uint16 {
-	start := int(h.sec.next() % ephemeralCount)
-	for i := range ephemeralCount {
-		if p := uint16(ephemeralFirst + (start+i)%ephemeralCount); free(p) {
-			return p
-		}
-	}
-	return 0
 }
 
 // UDPConnect sets the only peer the socket talks to. Errors: EBADF, EISCONN, ENETUNREACH, EADDRINUSE.
@@ -332,15 +313,18 @@ func (h *Host) udpPush(s *udpSock, p *packet, u *proto.UDP, size int) {
 
 // udpPop frees the first datagram of the queue.
 func (h *Host) udpPop(s *udpSock) {
-	f := s.head
-	s.head = umem.Frame(h.pool.Buf(f).Aux)
+	h.releaseChain(h.udpUnlink(s))
+}
+
+// udpUnlink takes the first datagram out of the queue.
+func (h *Host) udpUnlink(s *udpSock) umem.Frame {
+	first := s.head
+	s.head = umem.Frame(h.pool.Buf(first).Aux)
 	s.datagrams--
-	for f != umem.None {
-		next := h.pool.Buf(f).Next
+	for f := first; f != umem.None; f = h.pool.Buf(f).Next {
 		s.bytes -= h.pool.Region().ChunkSize()
-		h.release(f)
-		f = next
 	}
+	return first
 }
 
 // Datagram is the result of UDPRecv.
@@ -351,33 +335,44 @@ type Datagram struct {
 	More bool // another one waits
 }
 
-// UDPRecv copies the next datagram into dst. Errors: EAGAIN when there is none, EBADF, and, once, what an ICMP error
-// brought to a connected socket.
-func (h *Host) UDPRecv(s Handle, dst []byte) (Datagram, Errno) {
+// udpFirst finds the next datagram of a reading call. Errors: as UDPRecv.
+func (h *Host) udpFirst(s Handle) (*udpSock, Datagram, Errno) {
 	u := h.udp.get(s)
-	if u == nil {
-		return Datagram{}, EBADF
+	switch {
+	case u == nil:
+		return nil, Datagram{}, EBADF
+	case u.err != 0:
+		return nil, Datagram{}, u.takeErr()
+	case u.datagrams == 0:
+		return nil, Datagram{}, EAGAIN
 	}
-	if u.err != 0 {
-		err := u.err
-		u.err = 0
-		return Datagram{}, err
-	}
-	if u.datagrams == 0 {
-		return Datagram{}, EAGAIN
-	}
-	f := u.head
-	meta := h.pool.Chunk(f)[h.pool.Buf(f).Off-udpMeta:]
-	d := Datagram{
+	meta := h.pool.Chunk(u.head)[h.pool.Buf(u.head).Off-udpMeta:]
+	return u, Datagram{
 		Size: int(binary.NativeEndian.Uint16(meta[6:])),
 		Src: netip.AddrPortFrom(proto.Addr(binary.NativeEndian.Uint32(meta)).Netip(),
 			binary.NativeEndian.Uint16(meta[4:])),
+		More: u.datagrams > 1,
+	}, 0
+}
+
+// takeErr takes the pending error.
+func (u *udpSock) takeErr() Errno {
+	err := u.err
+	u.err = 0
+	return err
+}
+
+// UDPRecv copies the next datagram into dst. Errors: EAGAIN when there is none, EBADF, and, once, what an ICMP error
+// brought to a connected socket.
+func (h *Host) UDPRecv(s Handle, dst []byte) (Datagram, Errno) {
+	u, d, err := h.udpFirst(s)
+	if err != 0 {
+		return d, err
 	}
-	for ; f != umem.None && d.N < len(dst); f = h.pool.Buf(f).Next {
+	for f := u.head; f != umem.None && d.N < len(dst); f = h.pool.Buf(f).Next {
 		d.N += copy(dst[d.N:], h.pool.Data(f))
 	}
 	h.udpPop(u)
-	d.More = u.datagrams > 0
 	return d, 0
 }
 
@@ -386,44 +381,16 @@ func (h *Host) UDPRecv(s Handle, dst []byte) (Datagram, Errno) {
 // once, what an ICMP error brought to a connected socket.
 func (h *Host) UDPSend(s Handle, payload []byte, dst netip.AddrPort, now int64) Errno {
 	h.now = now
-	u := h.udp.get(s)
-	switch {
-	case u == nil:
-		return EBADF
-	case u.err != 0:
-		err := u.err
-		u.err = 0
+	u, k, hop, err := h.udpRoute(s, len(payload), dst)
+	if err != 0 {
 		return err
-	case len(payload) > MaxUDP:
-		return EMSGSIZE
 	}
-	remote, rport := u.key.Remote, u.key.RPort
-	if dst.IsValid() {
-		a, ok := proto.AddrFrom(dst.Addr())
-		if !ok || dst.Port() == 0 {
-			return EINVAL
-		}
-		remote, rport = a, dst.Port()
-	} else if !u.connected {
-		return EDESTADDRREQ
-	}
-	hop, src, ok := h.route(remote)
-	if !ok {
-		return ENETUNREACH
-	}
-	if u.key.Local != 0 {
-		src = u.key.Local
-	}
-	err := h.udpOutput(payload, flowKey{Local: src, Remote: remote, LPort: u.key.LPort, RPort: rport}, hop)
-	if err == 0 && u.tellSent {
+	err = h.udpOutput(payload, k, hop)
+	switch {
+	case err == EAGAIN:
+		h.udpWait(s, u, len(payload))
+	case err == 0 && u.tellSent:
 		h.notify(s, happenedOut)
-	}
-	if err == EAGAIN {
-		u.need, _ = h.fragments(len(payload) + 8)
-		if !u.blocked {
-			u.blocked = true
-			h.wantTX(s)
-		}
 	}
 	return err
 }
@@ -436,10 +403,49 @@ func (h *Host) UDPTellSent(s Handle) {
 	}
 }
 
+// udpRoute finds from whom to whom a datagram of n bytes goes, and by which neighbour. Errors as UDPSend, without EAGAIN.
+func (h *Host) udpRoute(s Handle, n int, dst netip.AddrPort) (u *udpSock, k flowKey, hop proto.Addr, err Errno) {
+	u = h.udp.get(s)
+	switch {
+	case u == nil:
+		return nil, k, 0, EBADF
+	case u.err != 0:
+		return nil, k, 0, u.takeErr()
+	case n > MaxUDP:
+		return nil, k, 0, EMSGSIZE
+	}
+	k = u.key
+	if dst.IsValid() {
+		a, ok := proto.AddrFrom(dst.Addr())
+		if !ok || dst.Port() == 0 {
+			return nil, k, 0, EINVAL
+		}
+		k.Remote, k.RPort = a, dst.Port()
+	} else if !u.connected {
+		return nil, k, 0, EDESTADDRREQ
+	}
+	hop, src, ok := h.route(k.Remote)
+	if !ok {
+		return nil, k, 0, ENETUNREACH
+	}
+	if k.Local == 0 {
+		k.Local = src
+	}
+	return u, k, hop, 0
+}
+
+// udpWait notes that the sender of a datagram of n bytes must hear of frames.
+func (h *Host) udpWait(s Handle, u *udpSock, n int) {
+	u.need, _ = h.fragments(n + 8)
+	if !u.blocked {
+		u.blocked = true
+		h.wantTX(s)
+	}
+}
+
 func (h *Host) udpOutput(payload []byte, k flowKey, hop proto.Addr) Errno {
-	n := len(payload) + 8
-	pseudo := proto.PseudoSum(k.Local, k.Remote, proto.ProtoUDP, n)
-	if n+20 > h.cfg.MTU {
+	if n := len(payload) + 8; n+20 > h.cfg.MTU {
+		pseudo := proto.PseudoSum(k.Local, k.Remote, proto.ProtoUDP, n)
 		g := gather{b: payload, chain: umem.None}
 		proto.PutUDP(g.head[:], k.LPort, k.RPort, n, 0)
 		sum := udpSum(proto.Fold(proto.Sum(payload, proto.Sum(g.head[:], pseudo))))
@@ -457,17 +463,27 @@ func (h *Host) udpOutput(payload []byte, k flowKey, hop proto.Addr) Errno {
 	if f == umem.None {
 		return EAGAIN
 	}
-	msg := h.pool.Chunk(f)[umem.Headroom : umem.Headroom+n]
-	copy(msg[8:], payload)
-	proto.PutUDP(msg, k.LPort, k.RPort, n, 0)
-	proto.PutUDP(msg, k.LPort, k.RPort, n, udpSum(proto.Fold(proto.Sum(msg, pseudo))))
-	h.pool.Buf(f).Len = uint16(n)
+	b := h.pool.Buf(f)
+	b.Off += 8
+	b.Len = uint16(copy(h.pool.Chunk(f)[b.Off:], payload))
+	h.udpFinish(f, k, hop)
+	return 0
+}
+
+// udpFinish writes the headers in front of the payload in f and sends it.
+func (h *Host) udpFinish(f umem.Frame, k flowKey, hop proto.Addr) {
+	b := h.pool.Buf(f)
+	b.Off -= 8
+	b.Len += 8
+	msg := h.pool.Data(f)
+	proto.PutUDP(msg, k.LPort, k.RPort, len(msg), 0)
+	sum := proto.Sum(msg, proto.PseudoSum(k.Local, k.Remote, proto.ProtoUDP, len(msg)))
+	proto.PutUDP(msg, k.LPort, k.RPort, len(msg), udpSum(proto.Fold(sum)))
 	if !h.sendIP(f, k.Local, k.Remote, hop, proto.ProtoUDP) {
 		h.freeTX(f, umem.Held) // counted where it was refused; to the sender it is a datagram lost on the way
-		return 0
+		return
 	}
 	h.count(TxUDP)
-	return 0
 }
 
 // udpSum is the checksum for a folded sum: 0 means "none" on the wire, so it is sent as its other representation

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"xdpd"
+	"xdpd/proto"
 	"xdpd/rings"
 	"xdpd/umem"
 	"xdpd/xdpprog"
@@ -41,6 +42,7 @@ func checkDevice(where, name string, tell func(finding)) {
 	}
 	say(d.checkInterface())
 	say(d.checkMTU())
+	say(d.checkRSS())
 	if d.queues > 1 {
 		say(d.checkMemory())
 	}
@@ -110,6 +112,21 @@ func (d *trialDevice) checkMTU() finding {
 		f.Text = fmt.Sprintf("%d: an engine takes frames of 4096 bytes, twice the packet memory", d.mtu)
 	}
 	return f
+}
+
+// checkRSS: with a known hash a dial knows the queue of its answer.
+func (d *trialDevice) checkRSS() finding {
+	told, err := rings.ReadRSS(d.name)
+	if err == nil {
+		_, err = proto.NewRSS(told.Key, told.Table, told.TCP, told.UDP)
+	}
+	if err != nil {
+		return finding{
+			Name: "choice of queues", Status: missing, Text: "not known: " + plain(err),
+			Cure: "none is needed: a connection of the engine's own waits for its answer on all queues",
+		}
+	}
+	return finding{Name: "choice of queues", Text: told.String()}
 }
 
 // checkMemory: all queues share one region.

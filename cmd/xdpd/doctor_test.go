@@ -88,6 +88,7 @@ func TestDoctor(t *testing.T) {
 	d.want(t, machine, "BPF", "ok")
 	d.want(t, throwAway, "interface", "ok", "driver veth, 1 receive queue")
 	d.want(t, throwAway, "MTU", "ok", "1500")
+	d.want(t, throwAway, "choice of queues", "missing", "not known: the driver does not tell its hash", "on all queues")
 	d.want(t, throwAway, "native attach", "ok")
 	d.want(t, throwAway, "generic attach", "ok")
 	d.want(t, throwAway, "copy mode", "ok")

@@ -103,7 +103,7 @@ var ledgerSections = []ledgerSection{
 			dropped("drop.neigh_*", "drop.tx_*", "drop.icmp_rate_limit"),
 			notes("stack.tx_fragments", "stack.tcp_retransmits", "stack.tcp_timeouts", "stack.tcp_resets",
 				"stack.tcp_challenges", "stack.tcp_recoveries", "stack.tcp_loss_probes", "stack.tcp_spurious",
-				"stack.tcp_pressure", "stack.tcp_path_mtu", "stack.tx_bytes"),
+				"stack.tcp_pressure", "stack.tcp_path_mtu", "stack.port_elsewhere", "stack.answer_elsewhere", "stack.tx_bytes"),
 		}},
 		{"reactor", []part{
 			took("stack.tx_frames"),
@@ -242,12 +242,22 @@ func writeTable(w io.Writer, v *statsView, o tableOptions) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s (%s): %s, %s, MTU %d; process %d, up %s, commit %s\n", v.Interface, v.Driver, attach, copies, v.MTU,
 		v.PID, time.Duration(v.UptimeSeconds*float64(time.Second)).Round(time.Second), v.Commit)
+	writeRSS(&b, &v.RSS)
 	writeLedger(&b, v, o)
 	writeFrames(&b, v)
 	writeServices(&b, v, o.all)
 	writeSockets(&b, v, o.all)
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+func writeRSS(b *strings.Builder, r *rssView) {
+	switch {
+	case r.Known:
+		fmt.Fprintf(b, "choice of queues: %s\n", r.What)
+	case r.What != "": // an older engine says nothing
+		fmt.Fprintf(b, "choice of queues: not known: %s\n", r.What)
+	}
 }
 
 func writeLedger(b *strings.Builder, v *statsView, o tableOptions) {

@@ -24,12 +24,19 @@ type statsView struct {
 	HugePages     bool                   `json:"huge_pages"`
 	ChunkSize     int                    `json:"chunk_size_bytes"`
 	MTU           int                    `json:"mtu_bytes"`
+	RSS           rssView                `json:"rss"`
 	PID           int                    `json:"pid"`
 	Commit        string                 `json:"commit"`
 	UptimeSeconds float64                `json:"uptime_seconds"`
 	Verdicts      map[string]verdictView `json:"xdp_verdicts"`
 	Queues        []queueView            `json:"queues"`
 	Services      []serviceView          `json:"services"`
+}
+
+// rssView is whether the device's choice of queues is known.
+type rssView struct {
+	Known bool   `json:"known"`
+	What  string `json:"what"` // the hash, or why it is not known
 }
 
 // serviceView is a service with what it counted; a proxy's TCP and UDP are two.
@@ -140,7 +147,7 @@ func newTCPView(t *sockets.TCPInfo) tcpView {
 func newStatsView(s *xdpd.Stats) statsView {
 	v := statsView{
 		Interface: s.Interface, Driver: s.Driver, Native: s.Native, ZeroCopy: s.ZeroCopy, HugePages: s.HugePages,
-		ChunkSize: s.ChunkSize, MTU: s.MTU, Verdicts: make(map[string]verdictView),
+		ChunkSize: s.ChunkSize, MTU: s.MTU, RSS: rssView(s.RSS), Verdicts: make(map[string]verdictView),
 	}
 	for _, c := range s.Verdicts {
 		v.Verdicts[c.Name] = verdictView{c.Packets, c.Bytes}

@@ -13,19 +13,26 @@ import (
 
 var count = flag.Int("seeds", 0, "number of simulation seeds (default: the test's own; fewer with -short or -race)")
 
-// Range gives a simulation its seeds, n from first on. XDPD_SEED with a number means that seed alone; with anything else,
-// such as a commit's hash, it chooses where to begin, as does the number in XDPD_SEED_BASE.
+// Range gives a simulation its seeds, n from first on: as many as the flag -seeds says, else byDefault, fewer with -short
+// or -race.
 func Range(t testing.TB, byDefault int) (first uint64, n int) {
 	t.Helper()
 	switch n = *count; {
 	case n > 0:
-	case raceDetector:
+	case RaceDetector:
 		n = 150
 	case testing.Short():
 		n = 200
 	default:
 		n = byDefault
 	}
+	return From(t, n)
+}
+
+// From gives the first of n seeds. XDPD_SEED with a number means that seed alone; with anything else, such as a commit's
+// hash, it chooses where to begin, as does the number in XDPD_SEED_BASE.
+func From(t testing.TB, n int) (first uint64, _ int) {
+	t.Helper()
 	if one, ok := only(); ok {
 		return one, 1
 	}

@@ -1,0 +1,505 @@
+package reactor
+
+import (
+	"net/netip"
+
+	"xdpd/proto"
+	"xdpd/rings"
+	"xdpd/sockets"
+)
+
+// sockState is what a ring knows of a socket beyond its handle.
+type sockState struct {
+	kind      sockKind
+	deaf      bool // UDP: shut down for reading; TCP's Host knows
+	mute      bool // UDP: shut down for writing
+	err       sockets.Errno
+	open      portKey // reported to RingConfig.Ports; protocol 0: none
+	noDelay   option
+	keep      option
+	keepAlive sockets.KeepAlive // with keep; zero: the default
+}
+
+// sockKind is how far a socket has come.
+type sockKind uint8
+
+const (
+	sockTCP        sockKind = iota // neither bound nor connected; the Host knows nothing of it
+	sockBound                      // TCP
+	sockListening                  // TCP
+	sockConnecting                 // TCP
+	sockConnected                  // TCP, whatever became of the connection since
+	sockUDP                        // bound when it has a handle
+)
+
+type portKey struct {
+	protocol uint8
+	addr     proto.Addr
+	port     uint16
+}
+
+// Ports is told which ports a ring's sockets use, where packets only come to ports that were opened (share mode). It is
+// called with the reactor's lock held.
+type Ports interface {
+	Open(protocol uint8, local proto.Addr, port uint16) sockets.Errno
+	Close(protocol uint8, local proto.Addr, port uint16)
+	// Keep has the port of a connection open for as long as anything is left of it.
+	Keep(h *sockets.Host, c sockets.Handle) sockets.Errno
+}
+
+func init() {
+	ops[rings.OpSocket] = operation{check: checkSocket, issue: issueSocket, instant: true}
+	ops[rings.OpBind] = operation{check: checkAddr, issue: issueBind, socket: true, instant: true}
+	ops[rings.OpListen] = operation{check: checkListen, issue: issueListen, socket: true, instant: true}
+	ops[rings.OpConnect] = operation{check: checkAddr, issue: issueConnect, cancel: cancelConnect, queue: waitOut, socket: true}
+	ops[rings.OpAccept] = operation{
+		check: checkAccept, issue: issueAccept, queue: waitIn, socket: true,
+		ioprio: rings.AcceptMultishot | rings.AcceptDontWait | rings.AcceptPollFirst,
+	}
+	ops[rings.OpShutdown] = operation{check: checkListen, issue: issueShutdown, socket: true, instant: true}
+	ops[rings.OpClose] = operation{check: checkClose, issue: issueClose, instant: true}
+	ops[rings.OpSockName] = operation{check: checkName, issue: issueName, socket: true, instant: true}
+}
+
+// Types of sockets (<bits/socket_type.h>).
+const (
+	afInet      = 2
+	sockStream  = 1
+	sockDgram   = 2
+	sockFlags   = 0o2004000 // SOCK_NONBLOCK, SOCK_CLOEXEC: all are
+	addrLenMask = 0xffff    // addr_len is the lower half of file_index
+)
+
+func checkSocket(_ *Ring, s *rings.SQE) sockets.Errno {
+	if s.Addr != 0 || s.OpFlags != 0 || s.BufGroup != 0 || s.Addr3 != 0 {
+		return sockets.EINVAL
+	}
+	return 0
+}
+
+// issueSocket is socket(2): FD is the domain, Off the type, Len the protocol.
+func issueSocket(q *Ring, i uint32) verdict {
+	p := q.at(i)
+	kind, err := sockKindOf(p.sqe.FD, p.sqe.Off, p.sqe.Len)
+	if err != 0 {
+		return p.fail(err)
+	}
+	s, fd, err := q.addSock(p.sqe.FileIndex)
+	if err != 0 {
+		return p.fail(err)
+	}
+	q.socks.at(s).kind = kind
+	p.res = fd
+	return done
+}
+
+func sockKindOf(domain int32, typ uint64, protocol uint32) (sockKind, sockets.Errno) {
+	switch typ &^= sockFlags; {
+	case domain != afInet:
+		return 0, sockets.EAFNOSUPPORT
+	case typ == sockStream && (protocol == 0 || protocol == proto.ProtoTCP):
+		return sockTCP, 0
+	case typ == sockDgram && (protocol == 0 || protocol == proto.ProtoUDP):
+		return sockUDP, 0
+	case typ == sockStream || typ == sockDgram:
+		return 0, sockets.EPROTONOSUPPORT
+	}
+	return 0, sockets.EINVAL
+}
+
+// fail ends a request with an errno.
+func (p *request) fail(err sockets.Errno) verdict {
+	p.res = -int32(err)
+	return done
+}
+
+// sock is the socket of a request.
+func (q *Ring) sock(p *request) *ringSock { return q.socks.at(p.sock - 1) }
+
+func checkAddr(_ *Ring, s *rings.SQE) sockets.Errno {
+	if s.Len != 0 || s.OpFlags != 0 || s.BufGroup != 0 || s.FileIndex != 0 || s.Addr3 != 0 {
+		return sockets.EINVAL
+	}
+	return 0
+}
+
+// sockAddr reads the struct sockaddr_in of n bytes at addr.
+func (q *Ring) sockAddr(addr, n uint64) (netip.AddrPort, sockets.Errno) {
+	b, err := q.mem(addr, n)
+	switch {
+	case err != 0:
+		return netip.AddrPort{}, err
+	case n < rings.SockAddrSize:
+		return netip.AddrPort{}, sockets.EINVAL
+	}
+	a, ok := rings.SockAddr(b)
+	if !ok {
+		return a, sockets.EAFNOSUPPORT
+	}
+	return a, 0
+}
+
+func issueBind(q *Ring, i uint32) verdict {
+	p := q.at(i)
+	k := q.sock(p)
+	if k.h != 0 || k.kind != sockTCP && k.kind != sockUDP {
+		return p.fail(sockets.EINVAL)
+	}
+	a, err := q.sockAddr(p.sqe.Addr, p.sqe.Off)
+	if err == 0 {
+		local, _ := proto.AddrFrom(a.Addr())
+		err = q.bind(p.sock-1, local, a.Port())
+	}
+	p.res = -int32(err)
+	return done
+}
+
+// bind gives a socket an address. A TCP port is opened when it is listened on.
+func (q *Ring) bind(s uint32, local proto.Addr, port uint16) sockets.Errno {
+	k := q.socks.at(s)
+	if k.kind == sockTCP {
+		h, err := q.r.host.TCPBind(local, port)
+		if err == 0 {
+			k.kind = sockBound
+			q.setHandle(s, h)
+		}
+		return err
+	}
+	h, err := q.r.host.UDPBind(local, port)
+	if err != 0 {
+		return err
+	}
+	a, _ := q.r.host.UDPAddr(h)
+	if err := q.openPort(k, portKey{proto.ProtoUDP, local, a.Port()}); err != 0 {
+		q.r.host.Close(h, q.now)
+		return err
+	}
+	q.setHandle(s, h)
+	return 0
+}
+
+func (q *Ring) openPort(k *ringSock, p portKey) sockets.Errno {
+	if q.ports == nil {
+		return 0
+	}
+	if err := q.ports.Open(p.protocol, p.addr, p.port); err != 0 {
+		return err
+	}
+	k.open = p
+	return 0
+}
+
+func (q *Ring) closePort(k *ringSock) {
+	if p := k.open; p.protocol != 0 {
+		q.ports.Close(p.protocol, p.addr, p.port)
+		k.open = portKey{}
+	}
+}
+
+func checkListen(_ *Ring, s *rings.SQE) sockets.Errno {
+	if s.Addr != 0 || s.Off != 0 || s.OpFlags != 0 || s.BufGroup != 0 || s.FileIndex != 0 || s.Addr3 != 0 {
+		return sockets.EINVAL
+	}
+	return 0
+}
+
+// issueListen is listen(2). The backlog, Len, is the Host's.
+func issueListen(q *Ring, i uint32) verdict {
+	p := q.at(i)
+	k := q.sock(p)
+	switch k.kind {
+	case sockUDP:
+		return p.fail(sockets.EOPNOTSUPP)
+	case sockConnecting, sockConnected:
+		return p.fail(sockets.EINVAL)
+	case sockTCP:
+		if err := q.bind(p.sock-1, 0, 0); err != 0 {
+			return p.fail(err)
+		}
+	case sockListening:
+		return done
+	}
+	a, _ := q.r.host.TCPAddr(k.h)
+	local, _ := proto.AddrFrom(a.Addr())
+	if err := q.openPort(k, portKey{proto.ProtoTCP, local, a.Port()}); err != 0 {
+		return p.fail(err)
+	}
+	q.r.host.TCPListenBound(k.h)
+	k.kind = sockListening
+	return done
+}
+
+// issueConnect is connect(2), done when the handshake is.
+func issueConnect(q *Ring, i uint32) verdict {
+	p := q.at(i)
+	if p.arg[0] != 0 {
+		return q.connecting(p)
+	}
+	k := q.sock(p)
+	if k.kind == sockConnected || k.kind == sockListening {
+		return p.fail(sockets.EISCONN)
+	}
+	a, err := q.sockAddr(p.sqe.Addr, p.sqe.Off)
+	if err != 0 {
+		return p.fail(err)
+	}
+	remote, _ := proto.AddrFrom(a.Addr())
+	if k.kind == sockUDP {
+		if k.h == 0 {
+			err = q.bind(p.sock-1, 0, 0)
+		}
+		if err == 0 {
+			err = q.r.host.UDPConnect(k.h, remote, a.Port())
+		}
+		p.res = -int32(err)
+		return done
+	}
+	if err := q.dial(p.sock-1, remote, a.Port()); err != 0 {
+		return p.fail(err)
+	}
+	p.arg[0] = 1
+	return q.connecting(p)
+}
+
+// dial begins a TCP connection, from the address that the socket is bound to.
+func (q *Ring) dial(s uint32, remote proto.Addr, port uint16) sockets.Errno {
+	k := q.socks.at(s)
+	var local proto.Addr
+	var lport uint16
+	if k.kind == sockBound {
+		a, _ := q.r.host.TCPAddr(k.h)
+		local, _ = proto.AddrFrom(a.Addr())
+		lport = a.Port()
+	}
+	c, err := q.r.host.TCPDial(local, lport, remote, port, q.now)
+	if err != 0 {
+		return err
+	}
+	if q.ports != nil {
+		if err := q.ports.Keep(q.r.host, c); err != 0 {
+			q.r.host.TCPAbort(c, q.now)
+			return err
+		}
+	}
+	q.letGo(s) // what was bound is the connection's now
+	q.setHandle(s, c)
+	k.kind = sockConnecting
+	return 0
+}
+
+// letGo closes the Host's socket and keeps the ring's.
+func (q *Ring) letGo(s uint32) {
+	k := q.socks.at(s)
+	if k.h == 0 {
+		return
+	}
+	delete(q.socks.byHandle, k.h)
+	q.r.Watch(k.h, nil)
+	q.r.host.Close(k.h, q.now)
+	k.h = 0
+}
+
+// connecting looks how far a handshake is.
+func (q *Ring) connecting(p *request) verdict {
+	k := q.sock(p)
+	switch {
+	case k.kind == sockConnected:
+		return done
+	case q.r.host.TCPConnected(k.h):
+		q.connected(k)
+		q.markReady(p.sock - 1) // for those who wait to receive
+		return done
+	case q.r.host.Ready(k.h)&(sockets.Err|sockets.Hup) == 0:
+		return wait
+	}
+	err := q.r.host.TCPError(k.h)
+	if err == 0 {
+		err = sockets.ECONNREFUSED
+	}
+	q.notConnected(p.sock - 1)
+	return p.fail(err)
+}
+
+func (q *Ring) connected(k *ringSock) {
+	k.kind = sockConnected
+	q.applyOptions(k)
+}
+
+// notConnected has a socket be again as if it was never bound or connected.
+func (q *Ring) notConnected(s uint32) {
+	q.letGo(s)
+	q.socks.at(s).kind = sockTCP
+	q.markReady(s)
+}
+
+// cancelConnect gives the handshake up.
+func cancelConnect(q *Ring, i uint32) sockets.Errno {
+	if p := q.at(i); p.arg[0] != 0 && q.sock(p).kind == sockConnecting {
+		q.notConnected(p.sock - 1)
+	}
+	return 0
+}
+
+func checkAccept(_ *Ring, s *rings.SQE) sockets.Errno {
+	multi := s.IOPrio&rings.AcceptMultishot != 0
+	switch {
+	case s.Len != 0 || s.BufGroup != 0 || s.Addr3 != 0 || s.OpFlags&^sockFlags != 0:
+		return sockets.EINVAL
+	case multi && (s.Off != 0 || s.FileIndex != 0 && s.FileIndex != rings.FileIndexAlloc || s.Flags&rings.SQESkipSuccess != 0):
+		return sockets.EINVAL
+	case s.Off == 0 && s.Addr != 0:
+		return sockets.EINVAL
+	}
+	return 0
+}
+
+// issueAccept is accept(2); multishot, one completion for each connection.
+func issueAccept(q *Ring, i uint32) verdict {
+	p := q.at(i)
+	if p.sqe.IOPrio&rings.AcceptPollFirst != 0 {
+		p.sqe.IOPrio &^= rings.AcceptPollFirst
+		return again
+	}
+	for range batch {
+		switch k := q.sock(p); {
+		case k.kind == sockUDP:
+			return p.fail(sockets.EOPNOTSUPP)
+		case k.kind != sockListening, uint64(q.socks.numbers)+uint64(p.sqe.FileIndex) == uint64(p.sock) && p.sqe.FileIndex != 0:
+			return p.fail(sockets.EINVAL) // it would take the place of its own listener
+		case q.r.host.Ready(k.h)&sockets.In == 0 && p.sqe.IOPrio&rings.AcceptDontWait != 0:
+			return p.fail(sockets.EAGAIN)
+		case q.r.host.Ready(k.h)&sockets.In == 0:
+			return wait
+		}
+		fd, err := q.accept(p)
+		if err != 0 {
+			return p.fail(err)
+		}
+		if p.sqe.IOPrio&rings.AcceptMultishot == 0 || !q.postMore(i, fd, 0) {
+			p.res = fd
+			return done
+		}
+	}
+	return again
+}
+
+// accept takes a connection that is there. Without a place for it, it stays where it is.
+func (q *Ring) accept(p *request) (fd int32, err sockets.Errno) {
+	var addr []byte
+	if p.sqe.Off != 0 {
+		if addr, err = q.mem(p.sqe.Addr, p.sqe.Off); err != 0 {
+			return 0, err
+		} else if len(addr) < rings.SockAddrSize {
+			return 0, sockets.EINVAL
+		}
+	}
+	s, fd, err := q.addSock(p.sqe.FileIndex)
+	if err != 0 {
+		return 0, err
+	}
+	c, err := q.r.host.TCPAccept(q.sock(p).h)
+	if err != 0 {
+		q.closeSock(s)
+		return 0, err
+	}
+	if q.ports != nil {
+		// Where the port's table is full the connection has its listener's port, and ends with it.
+		_ = q.ports.Keep(q.r.host, c)
+	}
+	q.setHandle(s, c)
+	q.connected(q.socks.at(s))
+	if addr != nil {
+		_, remote := q.r.host.TCPAddr(c)
+		rings.PutSockAddr(addr, remote)
+	}
+	return fd, 0
+}
+
+// issueShutdown is shutdown(2): Len is SHUT_RD, SHUT_WR or SHUT_RDWR.
+func issueShutdown(q *Ring, i uint32) verdict {
+	p := q.at(i)
+	k := q.sock(p)
+	how, err := p.sqe.Len, sockets.Errno(0)
+	switch {
+	case how > 2:
+		err = sockets.EINVAL
+	case k.kind == sockUDP:
+		if _, remote := q.r.host.UDPAddr(k.h); !remote.IsValid() {
+			err = sockets.ENOTCONN
+			break
+		}
+		k.deaf = k.deaf || how != 1
+		k.mute = k.mute || how != 0
+	case k.kind != sockConnected:
+		err = sockets.ENOTCONN
+	default:
+		if how != 1 {
+			err = q.r.host.TCPShutdownRead(k.h, q.now)
+		}
+		if how != 0 && err == 0 {
+			err = q.r.host.TCPShutdown(k.h, q.now)
+		}
+	}
+	if err == 0 {
+		q.markReady(p.sock - 1)
+	}
+	p.res = -int32(err)
+	return done
+}
+
+func checkClose(_ *Ring, s *rings.SQE) sockets.Errno {
+	switch {
+	case s.Off != 0 || s.Addr != 0 || s.Len != 0 || s.OpFlags != 0 || s.BufGroup != 0 || s.Addr3 != 0:
+		return sockets.EINVAL
+	case s.FileIndex != 0 && s.FD != 0:
+		return sockets.EINVAL
+	case s.Flags&rings.SQEFixedSocket != 0:
+		return sockets.EBADF
+	}
+	return 0
+}
+
+// issueClose closes FD, or slot FileIndex-1 of the fixed table.
+func issueClose(q *Ring, i uint32) verdict {
+	p := q.at(i)
+	fd, fixed := p.sqe.FD, p.sqe.FileIndex != 0
+	if fixed {
+		fd = int32(min(p.sqe.FileIndex-1, 1<<31-1))
+	}
+	s, ok := q.socks.lookup(fd, fixed)
+	if !ok {
+		return p.fail(sockets.EBADF)
+	}
+	p.res = -int32(q.closeSock(s))
+	return done
+}
+
+func checkName(_ *Ring, s *rings.SQE) sockets.Errno {
+	if s.Off != 0 || s.OpFlags > 1 || s.BufGroup != 0 || s.FileIndex != 0 || s.Addr3 != 0 || s.Len < rings.SockAddrSize {
+		return sockets.EINVAL
+	}
+	return 0
+}
+
+// issueName writes the local address, or with OpFlags 1 the peer's, to Addr.
+func issueName(q *Ring, i uint32) verdict {
+	p := q.at(i)
+	k := q.sock(p)
+	b, err := q.mem(p.sqe.Addr, uint64(p.sqe.Len))
+	if err != 0 {
+		return p.fail(err)
+	}
+	local, remote := q.r.host.TCPAddr(k.h)
+	if k.kind == sockUDP {
+		local, remote = q.r.host.UDPAddr(k.h)
+	}
+	if p.sqe.OpFlags == 1 {
+		if !remote.IsValid() || k.kind == sockConnecting {
+			return p.fail(sockets.ENOTCONN)
+		}
+		local = remote
+	}
+	rings.PutSockAddr(b, local)
+	p.res = rings.SockAddrSize
+	return done
+}
