@@ -49,7 +49,7 @@ type worldSock struct {
 	fixed   bool
 	udp     bool
 	sending bool
-	closed  bool // as far as we are concerned
+	live    bool // connected, at some time
 	sent    int  // bytes of the stream
 	got     int
 }
@@ -106,7 +106,7 @@ func runRingWorld(t *testing.T, seed uint64, total map[string]int) (err error) {
 	w.ends[0], w.ends[1] = w.newEnd(t, ourMAC, ourAddr, peerAddr), w.newEnd(t, peerMAC, peerAddr, ourAddr)
 	for ; step < 400; step++ {
 		for _, e := range w.ends {
-			if rng.IntN(3) != 0 {
+			for range rng.IntN(4) {
 				e.act()
 			}
 			e.reap(rng.IntN(20))
@@ -201,7 +201,15 @@ func (e *worldEnd) act() {
 		return
 	}
 	k := e.socks[rng.IntN(len(e.socks))]
-	switch rng.IntN(14) {
+	if live := slices.IndexFunc(e.socks, func(k *worldSock) bool { return k.live }); live >= 0 && rng.IntN(2) == 0 {
+		k = e.socks[live]
+	}
+	switch rng.IntN(17) {
+	case 14, 15, 16:
+		if k.live {
+			e.write(k)
+			e.read(k)
+		}
 	case 0, 1, 2:
 		e.write(k)
 	case 3, 4, 5, 6:
@@ -282,7 +290,6 @@ func (e *worldEnd) close(k *worldSock) {
 		s.FD, s.FileIndex = 0, uint32(k.fd)+1
 	}
 	if e.send(&worldReq{op: rings.OpClose}, s) {
-		k.closed = true
 		e.socks = slices.DeleteFunc(e.socks, func(o *worldSock) bool { return o == k })
 	}
 }
@@ -503,10 +510,12 @@ func (e *worldEnd) completed(c rings.CQE) {
 			}
 			e.begin(k)
 		}
+	case rings.OpConnect:
+		r.k.live = c.Res == 0
 	case rings.OpAccept:
 		if c.Res >= 0 {
 			e.w.total["accepted"]++
-			e.socks = append(e.socks, &worldSock{fd: c.Res, fixed: r.k.fixed})
+			e.socks = append(e.socks, &worldSock{fd: c.Res, fixed: r.k.fixed, live: true})
 		}
 	case rings.OpSend, rings.OpSendArea, rings.OpSendZC:
 		e.wrote(r, c)
