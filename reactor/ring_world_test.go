@@ -123,6 +123,7 @@ func (w *ringWorld) newEnd(t *testing.T, mac proto.MAC, addr, other proto.Addr) 
 	g := newRig(t, options{frames: 1024, ring: 256, change: func(c *Config, h *sockets.Config) {
 		c.Clock = w.clock.Now
 		h.MAC, h.Addrs = mac, []sockets.Prefix{{Addr: addr, Bits: 24}}
+		h.SndBuf, h.RcvBuf = 4096<<w.rng.IntN(8), 8192<<w.rng.IntN(6)
 	}})
 	e := &worldEnd{w: w, other: other, data: make([]byte, 1<<20), owed: map[uint64]*worldReq{}}
 	area := make([]byte, worldArea)
