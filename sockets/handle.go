@@ -50,7 +50,7 @@ type Event struct {
 
 // What can happen on a socket. Its conditions are those that Linux's callback wakes with.
 const (
-	happenedIn    Ready = In                                 // sock_def_readable
+	happenedIn    Ready = In | Pri                           // sock_def_readable, which wakes those who wait for Pri too
 	happenedOut   Ready = Out                                // sk_stream_write_space
 	happenedErr   Ready = Err                                // sk_error_report
 	happenedState Ready = In | Pri | Out | Err | Hup | RdHup // sk_state_change: anything, and it wakes all who wait

@@ -72,8 +72,8 @@ func (h *Host) TCPConnected(s Handle) bool {
 	return c != nil && c.opened
 }
 
-// readable finds the connection of a reading call. Errors: EBADF, EAGAIN, ECONNRESET or ETIMEDOUT once. c is nil at the
-// end of the stream.
+// readable finds the connection of a reading call. Errors: EBADF, EAGAIN, and, unless the peer's FIN was here before,
+// ECONNRESET or ETIMEDOUT once. c is nil at the end of the stream.
 func (h *Host) readable(s Handle) (c *tcb, err Errno) {
 	c = h.tcp.get(s)
 	switch {
@@ -81,9 +81,11 @@ func (h *Host) readable(s Handle) (c *tcb, err Errno) {
 		return nil, EBADF
 	case c.rcvBytes > 0:
 		return c, 0
+	case c.rcvFIN: // also when a reset came behind it: that is for who writes (SOCK_DONE)
+		return nil, 0
 	case c.err != 0:
 		return nil, c.takeErr()
-	case c.rcvFIN || c.rcvShut || c.state == tcpClosed:
+	case c.rcvShut || c.state == tcpClosed:
 		return nil, 0
 	}
 	return nil, EAGAIN
@@ -167,6 +169,7 @@ func (h *Host) shuttable(s Handle) (*tcb, Errno) {
 	case c == nil:
 		return nil, EBADF
 	case c.state == tcpClosed || c.state == tcpSynSent:
+		h.notify(s, happenedState) // as inet_shutdown does
 		return nil, ENOTCONN
 	}
 	return c, 0

@@ -56,8 +56,10 @@ func (h *Host) tcpData(i uint32, c *tcb, s *segment) {
 		h.tcpAckSoon(i, c, true)
 		h.trimData(s, room)
 	}
-	if c.orphan && s.data > 0 { // RFC 1122 4.2.2.13: nobody will read it
+	// RFC 1122 4.2.2.13: nobody will read it. Linux does the same for an owner who shut down both directions.
+	if (c.orphan || c.rcvShut && c.state != tcpEstablished) && s.data > 0 {
 		h.drop(s.packet, TCPClosed)
+		c.err = uint8(ECONNRESET)
 		h.tcpAbort(i, c)
 		return
 	}
