@@ -2,5 +2,4 @@
 
 package seeds
 
-// RaceDetector says whether the race detector is on: such runs are shorter.
-const RaceDetector = false
+const raceDetector = false
