@@ -113,6 +113,9 @@ func TestRingConnect(t *testing.T) {
 	if a, _ := rings.SockAddr(n.data[512:]); a != netip.AddrPortFrom(ourAddr.Netip(), 4321) {
 		t.Errorf("bound to port 4321, connected from %v", a)
 	}
+	n.res(opClose(1, 1), 0)
+	n.res(opSocket(1, sockStream), 1)
+	n.res(n.opAddr(rings.OpBind, 3, 1, ourAddr, 4321), 0) // the port went with the connection
 	n.res(opSocket(1, sockStream), 2)
 	n.listen(3, 90)
 	n.err(n.opAddr(rings.OpConnect, 2, 3, peerAddr, 80), sockets.EISCONN)
