@@ -192,11 +192,12 @@ func TestRingEchoZC(t *testing.T) {
 	n.dev.prompt = false
 	s.UserData, s.BufGroup = 8, id
 	n.push(s)
+	n.settle()
+	n.transmit(10)
 	// A completion wakes nobody, but the application waits for what it brings: the reactor looks.
 	if deadline := n.settle(); deadline > n.clock.Now()+blockedNS {
 		t.Errorf("with a lent frame at the device the reactor sleeps for %d ns", deadline-n.clock.Now())
 	}
-	n.transmit(10)
 	n.dev.Complete(10)
 	n.dev.prompt = true
 	n.want(n.take(), rings.CQE{UserData: 8, Res: 4, Flags: rings.CQEMore}, notif(8, 0))
