@@ -197,21 +197,6 @@ func (h *Host) UDPSockets() []UDPInfo {
 	return out
 }
 
-// udpReady is udp_poll.
-func (h *Host) udpReady(u *udpSock) Ready {
-	var r Ready
-	if u.datagrams > 0 {
-		r |= In
-	}
-	if u.err != 0 {
-		r |= Err
-	}
-	if !u.blocked {
-		r |= Out
-	}
-	return r
-}
-
 func (h *Host) udpInput(p *packet) {
 	data := h.pool.Data(p.f)
 	u, fault := proto.ParseUDPIn(data, p.n)
@@ -393,14 +378,6 @@ func (h *Host) UDPSend(s Handle, payload []byte, dst netip.AddrPort, now int64) 
 		h.notify(s, happenedOut)
 	}
 	return err
-}
-
-// UDPTellSent has every datagram that s sends make an event Out, as sock_wfree does: for who waits for edges of it. To all
-// others it would be news of nothing, so it is not done by itself. It lasts until s is closed.
-func (h *Host) UDPTellSent(s Handle) {
-	if u := h.udp.get(s); u != nil {
-		u.tellSent = true
-	}
 }
 
 // udpRoute finds from whom to whom a datagram of n bytes goes, and by which neighbour. Errors as UDPSend, without EAGAIN.
