@@ -2,4 +2,5 @@
 
 package seeds
 
-const raceDetector = false
+// RaceDetector says whether the race detector is on: such runs are shorter.
+const RaceDetector = false
