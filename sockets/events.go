@@ -8,7 +8,7 @@ type Ready uint32
 // Readiness conditions.
 const (
 	In    Ready = 0x001  // data, a connection or an end of stream can be read without waiting
-	Pri   Ready = 0x002  // exceptional data; no socket here has any
+	Pri   Ready = 0x002  // an urgent byte of TCP came and was not read
 	Out   Ready = 0x004  // there is room to write
 	Err   Ready = 0x008  // an error is pending
 	Hup   Ready = 0x010  // both directions are closed
@@ -122,7 +122,7 @@ func (h *Host) Ready(s Handle) Ready {
 		}
 	case kindTCP:
 		if c := h.tcp.get(s); c != nil {
-			return h.tcpReady(c)
+			return h.tcpReady(s.index(), c)
 		}
 	}
 	return Err | Hup
@@ -158,7 +158,7 @@ func (h *Host) UDPTellSent(s Handle) {
 }
 
 // tcpReady is tcp_poll.
-func (h *Host) tcpReady(c *tcb) Ready {
+func (h *Host) tcpReady(i uint32, c *tcb) Ready {
 	var r Ready
 	if c.state == tcpSynSent || c.state == tcpSynRcvd {
 		return 0
@@ -166,6 +166,9 @@ func (h *Host) tcpReady(c *tcb) Ready {
 	eof := c.rcvFIN || c.rcvShut || c.state == tcpClosed
 	if c.rcvBytes > 0 || eof {
 		r |= In
+	}
+	if h.urgentReady(i, c) {
+		r |= Pri
 	}
 	if eof {
 		r |= RdHup
