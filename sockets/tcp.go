@@ -133,7 +133,7 @@ type tcpTable struct {
 	dirty     []uint32
 	challenge bucket
 	urgent    map[uint32]uint32 // of connections with urgent data: its last byte's number
-	settings  []tcpSetting // interned: connections share a few; the first is the default
+	settings  []tcpSetting      // interned: connections share a few; the first is the default
 	pmtu      pmtuCache
 	dialNext  uint32 // RFC 6056 algorithm 3's counter
 }
