@@ -36,25 +36,50 @@ func runInstr(ctx context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
+		if conns, err := strconv.Atoi(args[2]); err == nil {
+			return waitLoop(args[1], conns, n)
+		}
 		return instrLoop(args[1], args[2] == "dry", n)
 	}
 	f := flag.NewFlagSet("bench instructions", flag.ContinueOnError)
 	rounds := f.Int("rounds", 5, "counts of each")
 	n := f.Int("n", 4000, "segments in a count")
+	conns := f.Int("conns", 1_000_000, "connections in the Poller")
+	list := f.String("loops", "", "loops, with commas between (default all: "+names(instrRows)+","+names(waitRows)+")")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	if f.NArg() > 0 || *rounds < 1 || *n < instrTurn {
-		return fmt.Errorf("what is %q? -rounds must be positive, -n at least %d", f.Args(), instrTurn)
+	if f.NArg() > 0 || *rounds < 1 || *n < instrTurn || *conns < waitFew {
+		return fmt.Errorf("what is %q? -rounds must be positive, -n at least %d, -conns at least %d", f.Args(), instrTurn, waitFew)
+	}
+	chosen, err := choose(slices.Concat(instrRows, waitRows), *list)
+	if err != nil {
+		return fmt.Errorf("-loops: %w", err)
 	}
 	if _, err := exec.LookPath("valgrind"); err != nil {
 		return fmt.Errorf("apt-get install valgrind: %w", err)
 	}
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%s, %s, commit %s, %d rounds of %d\n", runtime.GOARCH, runtime.Version(), commit(), *rounds, *n)
+	// Each round takes a minute for a million connections, which have to be made: for these one has to do.
+	return errors.Join(
+		countSegments(ctx, exe, chosen, *rounds, *n),
+		countWaits(ctx, exe, chosen, *conns, 10**n))
+}
+
+// countSegments prints the table of segments' loops.
+func countSegments(ctx context.Context, exe string, chosen []instrRow, rounds, n int) error {
 	rows := [][]string{{"work", "loop", "instructions", "[low .. high]"}}
-	for _, r := range instrRows {
+	for _, r := range chosen {
+		if instrLoops[r.loop] == nil {
+			continue
+		}
 		var v []float64
-		for range *rounds {
-			got, err := instructions(ctx, r.loop, *n)
+		for range rounds {
+			got, err := instructions(ctx, exe, r.loop, n)
 			if err != nil {
 				return fmt.Errorf("%s: %w", r.loop, err)
 			}
@@ -64,18 +89,20 @@ func runInstr(ctx context.Context, args []string) error {
 			r.what, r.loop, fmt.Sprintf("%.0f", median(v)), fmt.Sprintf("[%.0f .. %.0f]", slices.Min(v), slices.Max(v)),
 		})
 	}
-	fmt.Printf("%s, %s, commit %s, %d rounds of %d\n\n%s", runtime.GOARCH, runtime.Version(), commit(), *rounds, *n, table(rows))
+	if len(rows) > 1 {
+		fmt.Printf("\n%s", table(rows))
+	}
 	return nil
 }
 
 // instructions is what the Host executes for one turn of the loop: the difference between long and short runs, without
 // what the peer's part of it takes.
-func instructions(ctx context.Context, loop string, n int) (float64, error) {
+func instructions(ctx context.Context, exe, loop string, n int) (float64, error) {
 	var per [2]float64
 	for i, kind := range []string{"host", "dry"} {
 		var counts [2]float64
 		for k := range counts {
-			c, err := countRun(ctx, loop, kind, n*(1+2*k))
+			c, err := countRun(ctx, exe, loop, kind, n*(1+2*k))
 			if err != nil {
 				return 0, err
 			}
@@ -91,15 +118,11 @@ func instructions(ctx context.Context, loop string, n int) (float64, error) {
 
 var refs = regexp.MustCompile(`I\s+refs:\s+([0-9,]+)`)
 
-// countRun runs a loop n times under cachegrind.
-func countRun(ctx context.Context, loop, kind string, n int) (float64, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return 0, err
-	}
+// countRun has exe, which is the bench, run a loop n times under cachegrind.
+func countRun(ctx context.Context, exe, loop, kind string, n int) (float64, error) {
 	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, "valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null",
-		self, "instructions", "-loop", loop, kind, strconv.Itoa(n))
+		exe, "instructions", "-loop", loop, kind, strconv.Itoa(n))
 	cmd.Env = append(os.Environ(), "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1")
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"runtime/debug"
 
-	"xdpd/proto"
 	"xdpd/sockets"
 	"xdpd/umem"
 )
@@ -19,8 +18,7 @@ type bare struct {
 	conn sockets.Handle
 
 	seq, ack uint32 // the peer's next number, and the next that it waits for
-	tmpl     []byte // Ethernet, IPv4, TCP with timestamps, and the longest payload
-	sums     map[int]uint64
+	segs     *segments
 	events   []sockets.Event
 	buf      []byte
 	got      uint64 // bytes of payload that came to their end
@@ -29,12 +27,7 @@ type bare struct {
 const (
 	instrTurn    = 8    // segments in a turn of the reactor
 	instrSegment = 1448 // MTU 1500 with timestamps
-	instrHeaders = 14 + 20 + 32
-	instrUs      = proto.Addr(10<<24 | 1)
-	instrPeer    = proto.Addr(10<<24 | 2)
 )
-
-var instrMAC = proto.MAC{2, 0, 0, 0, 0, 1}
 
 // instrLoops are the loops whose instructions are counted, one call for one segment or exchange.
 var instrLoops = map[string]func(b *bare, n int) error{"receive": (*bare).receive, "send": (*bare).send, "ask": (*bare).ask}
@@ -42,13 +35,13 @@ var instrLoops = map[string]func(b *bare, n int) error{"receive": (*bare).receiv
 // instrLoop runs a loop n times.
 func instrLoop(name string, dry bool, n int) error {
 	debug.SetGCPercent(-1)
-	b := &bare{now: 1e9, seq: 1000, ack: 0, sums: make(map[int]uint64), buf: make([]byte, 64<<10)}
+	b := &bare{now: 1e9, seq: 1000, ack: 0, buf: make([]byte, 64<<10)}
+	b.segs = newSegments(0, 1, instrSegment)
 	region, err := umem.Wrap(make([]byte, 1024*2048), 2048)
 	if err != nil {
 		return err
 	}
 	b.pool = umem.NewPool(region, 0, 1024, nil)
-	b.template()
 	if !dry {
 		if err := b.connect(); err != nil {
 			return err
@@ -57,33 +50,11 @@ func instrLoop(name string, dry bool, n int) error {
 	return instrLoops[name](b, n)
 }
 
-func (b *bare) template() {
-	b.tmpl = make([]byte, instrHeaders+instrSegment)
-	for i := range b.tmpl {
-		b.tmpl[i] = byte(i)
-	}
-	proto.PutEthernet(b.tmpl, instrMAC, proto.MAC{2, 0, 0, 0, 0, 2}, proto.EtherIPv4)
-	h := proto.TCP{SrcPort: 4000, DstPort: 7, DataOff: 32, Flags: proto.ACK | proto.PSH, Window: 0xffff}
-	proto.PutTCP(b.tmpl[34:], &h)
-	proto.PutTCPOptions(b.tmpl[54:], &proto.TCPOptions{HasTS: true})
-	for _, n := range []int{0, 1, instrSegment} {
-		b.sums[n] = proto.Sum(b.tmpl[34:instrHeaders+n], proto.PseudoSum(instrPeer, instrUs, proto.ProtoTCP, 32+n))
-	}
-}
-
 // frame writes a segment of the peer's with n bytes of data into a frame of the pool, as if it had been received.
 func (b *bare) frame(n int) umem.Frame {
 	f := b.pool.Get(umem.Fill)
 	b.pool.Move(f, umem.Fill, umem.RX)
-	p := b.pool.Chunk(f)[umem.Headroom:]
-	copy(p, b.tmpl[:instrHeaders+n])
-	proto.PutIPv4(p[14:], &proto.IPv4{Src: instrPeer, Dst: instrUs, TTL: 64, Proto: proto.ProtoTCP, DF: true, TotalLen: uint16(52 + n)})
-	ts := uint32(b.now / 1e6)
-	binary.BigEndian.PutUint32(p[38:], b.seq)
-	binary.BigEndian.PutUint32(p[42:], b.ack)
-	binary.BigEndian.PutUint32(p[58:], ts)
-	sum := b.sums[n] + uint64(b.seq) + uint64(b.ack) + uint64(ts)
-	binary.BigEndian.PutUint16(p[50:], ^proto.Fold(sum))
+	b.segs.put(b.pool.Chunk(f)[umem.Headroom:], segment{peerAddr, peerPort, b.seq, b.ack, uint32(b.now / 1e6)}, n)
 	b.seq += uint32(n)
 	return f
 }
@@ -95,7 +66,7 @@ func (b *bare) input(n int) {
 		b.pool.Put(f, umem.RX)
 		return
 	}
-	b.host.Input(f, umem.Headroom, instrHeaders+n, b.now)
+	b.host.Input(f, umem.Headroom, segHeaders+n, b.now)
 }
 
 // endTurn is what the reactor does after it has received; segments with data move what the peer waits for.
@@ -112,10 +83,10 @@ func (b *bare) endTurn() (segments int) {
 			break
 		}
 		p := b.pool.Chunk(f)[off:]
-		if n > instrHeaders {
-			b.ack = binary.BigEndian.Uint32(p[38:]) + uint32(n-instrHeaders)
+		if n > segHeaders {
+			b.ack = binary.BigEndian.Uint32(p[38:]) + uint32(n-segHeaders)
 			segments++
-			b.got += uint64(n - instrHeaders)
+			b.got += uint64(n - segHeaders)
 		}
 		b.pool.Move(f, umem.TX, umem.Comp)
 		b.host.Completed(f)
@@ -127,28 +98,20 @@ func (b *bare) endTurn() (segments int) {
 
 func (b *bare) connect() (err error) {
 	b.host, err = sockets.New(sockets.Config{
-		MAC: instrMAC, MTU: 1500, Addrs: []sockets.Prefix{{Addr: instrUs, Bits: 24}}, KernelNeighbours: true,
+		MAC: ourMAC, MTU: 1500, Addrs: []sockets.Prefix{{Addr: ourAddr, Bits: 24}}, KernelNeighbours: true,
 	}, b.pool, b.now)
 	if err != nil {
 		return err
 	}
-	b.host.SetNeighbour(instrPeer, proto.MAC{2, 0, 0, 0, 0, 2}, true, b.now)
-	l, errno := b.host.TCPListen(0, 7)
+	b.host.SetNeighbour(peerAddr, peerMAC, true, b.now)
+	l, errno := b.host.TCPListen(0, ourPort)
 	if errno != 0 {
 		return errno
 	}
-	// The SYN is the one frame that the template does not make.
-	opt := proto.TCPOptions{MSS: 1460, SACKPermitted: true, HasTS: true, TSVal: 1000, HasWScale: true, WScale: 0}
 	f := b.pool.Get(umem.Fill)
 	b.pool.Move(f, umem.Fill, umem.RX)
-	p := b.pool.Chunk(f)[umem.Headroom:]
-	proto.PutEthernet(p, instrMAC, proto.MAC{2, 0, 0, 0, 0, 2}, proto.EtherIPv4)
-	proto.PutIPv4(p[14:], &proto.IPv4{Src: instrPeer, Dst: instrUs, TTL: 64, Proto: proto.ProtoTCP, TotalLen: uint16(40 + opt.Len())})
-	proto.PutTCP(p[34:], &proto.TCP{SrcPort: 4000, DstPort: 7, Seq: b.seq, DataOff: uint8(20 + opt.Len()), Flags: proto.SYN, Window: 0xffff})
-	proto.PutTCPOptions(p[54:], &opt)
-	seg := p[34 : 54+opt.Len()]
-	binary.BigEndian.PutUint16(seg[16:], ^proto.Fold(proto.Sum(seg, proto.PseudoSum(instrPeer, instrUs, proto.ProtoTCP, len(seg)))))
-	b.host.Input(f, umem.Headroom, 34+len(seg), b.now)
+	syn := putSYN(b.pool.Chunk(f)[umem.Headroom:], segment{peerAddr, peerPort, b.seq, 0, uint32(b.now / 1e6)})
+	b.host.Input(f, umem.Headroom, len(syn), b.now)
 	b.host.Flush(b.now)
 	f, off, _, ok := b.host.PopTX()
 	if !ok {

@@ -4,7 +4,8 @@
 //	go run ./bench [-quick] [-rounds N] [-seconds S] [-modes LIST] [-servers LIST] [-noise PERCENT]
 //	    [-json FILE] [-cpuprofile FILE]
 //	go run ./bench faults [-h]    # TCP over a wire with faults, against the kernel's
-//	go run ./bench instructions [-h]    # what the stack executes for a segment
+//	go run ./bench instructions [-h]    # what the stack executes for a segment, and for an event
+//	go run ./bench latency [-h]    # from a frame in the RX ring to the handler
 //
 // It needs root and a C compiler. The servers are processes of their own: the bench itself, run again with -serve, or
 // peers/udpecho_kernel.c. The load is peers/udpload.c.
@@ -45,6 +46,9 @@ func run(args []string) error {
 	}
 	if len(args) > 0 && args[0] == "instructions" {
 		return runInstr(ctx, args[1:])
+	}
+	if len(args) > 0 && args[0] == "latency" {
+		return runLatency(ctx, args[1:])
 	}
 	b, jsonFile, err := parse(args)
 	if err != nil {

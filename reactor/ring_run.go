@@ -35,6 +35,8 @@ func (q *Ring) serve(limit int) (worked bool) {
 	if q.handler == nil {
 		return false
 	}
+	q.r.handling.Store(q.named)
+	defer q.r.handling.Store(nil)
 	for limit > 0 {
 		q.publish()
 		idx, n := q.client.app.CQ.Peek(uint32(min(batch, limit)))

@@ -77,8 +77,8 @@ func (l *loop) sleep() {
 // doze marks the reactor asleep, unless it has work to do. The deadline is not its last turn's: a caller may have set a
 // timer since.
 func (r *Reactor) doze(now int64) (deadline int64, ok bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.lock()
+	defer r.unlock()
 	if r.stopped {
 		return foreverNS, r.over // one that ended is no reason for its siblings to stay awake
 	}
@@ -96,8 +96,8 @@ func (r *Reactor) doze(now int64) (deadline int64, ok bool) {
 
 // rouse ends what doze began.
 func (r *Reactor) rouse(slept bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.lock()
+	defer r.unlock()
 	r.asleep = false
 	r.dozing.Store(false)
 	r.ringsNeedWakeup(false)

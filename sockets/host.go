@@ -206,6 +206,9 @@ func (h *Host) Counters() *Counters { return &h.counters }
 // MTU is the largest IP packet that is sent.
 func (h *Host) MTU() int { return h.cfg.MTU }
 
+// Directory is that of the Host's group; nil: it is alone.
+func (h *Host) Directory() *Directory { return h.cfg.Directory }
+
 // Held tells how many frames sockets and queues hold for received and for outgoing data, and the limits.
 func (h *Host) Held() (rx, rxLimit, tx, txLimit int) { return h.rxUsed, h.rxLimit, h.txUsed, h.txLimit }
 
