@@ -2,7 +2,9 @@ package reactor
 
 import (
 	"encoding/binary"
+	"fmt"
 	"testing"
+	"time"
 
 	"xdpd/proto"
 	"xdpd/sockets"
@@ -138,6 +140,49 @@ func TestNoAllocationWait(t *testing.T) {
 		}
 		g.r.Leave()
 	})
+}
+
+// TestNoAllocationWaitLimit: neither does a Wait that blocks, and ends by its limit.
+func TestNoAllocationWaitLimit(t *testing.T) {
+	g := newRig(t, options{realTime: true, noLedger: true})
+	p := NewPoller(g.r)
+	g.run()
+	buf := make([]Event, 1)
+	if n := testing.AllocsPerRun(100, func() {
+		if n, err := p.Wait(buf, 20*time.Microsecond); n != 0 || err != nil {
+			t.Fatal(n, err)
+		}
+	}); n != 0 {
+		t.Errorf("a Wait allocates %v times", n)
+	}
+}
+
+// BenchmarkPollerOneActive is a datagram, the Wait that reports it, and the read, with idle sockets in the same poller.
+func BenchmarkPollerOneActive(b *testing.B) {
+	for _, idle := range []uint32{10, 1_000_000} {
+		b.Run(fmt.Sprintf("idle=%d", idle), func(b *testing.B) {
+			g := newLoad(b, 1500, 1024)
+			s := g.bind(echoPort)
+			g.fillWatches(g.p, idle)
+			g.enter(func(*sockets.Host, int64) {
+				if err := g.p.Add(s, sockets.In, 0); err != nil {
+					b.Fatal(err)
+				}
+			})
+			frame := g.udpFrame(echoPort, make([]byte, 64))
+			events, buf := make([]Event, 4), make([]byte, 64)
+			for b.Loop() {
+				g.deliver(frame)
+				g.r.Turn()
+				if n, err := g.p.Wait(events, 0); n != 1 || err != nil {
+					b.Fatal(n, err)
+				}
+				h, _, _ := g.r.Enter()
+				h.UDPRecv(s, buf)
+				g.r.Leave()
+			}
+		})
+	}
 }
 
 // stream is a TCP connection of the peer that sends segments and gets them back.

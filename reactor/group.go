@@ -29,19 +29,11 @@ type Group struct {
 type GroupConfig struct {
 	Loops int   // goroutines that run the reactors (default one for each)
 	CPUs  []int // pins loop i to CPU i of the list; empty: not pinned
-	// Stall is how long a turn may take before Stalled is told (default 10 ms); negative: nobody looks.
-	Stall   time.Duration
+	// Stalled is told of turns that take longer than Stall (default 10 ms), once each, and must not block. nil: nobody looks,
+	// and nothing is counted.
 	Stalled func(Stall)
+	Stall   time.Duration
 }
-
-// Stall is a turn that did not end: a handler blocks, or computes for too long, while packets wait.
-type Stall struct {
-	Reactor int
-	Handler string // the function that was running, if it was one
-	For     time.Duration
-}
-
-const defaultStall = 10 * time.Millisecond
 
 // NewGroup makes a group of reactors that do not run yet. Their Hosts have the same Directory and number themselves as
 // the list does (sockets.Config.Self). The errors name what does not fit.
@@ -52,7 +44,7 @@ func NewGroup(reactors []*Reactor, cfg GroupConfig) (*Group, error) {
 	if cfg.Loops == 0 {
 		cfg.Loops = len(reactors)
 	}
-	if cfg.Stall == 0 {
+	if cfg.Stall <= 0 {
 		cfg.Stall = defaultStall
 	}
 	g := &Group{reactors: reactors, cfg: cfg, switched: make(chan struct{})}
@@ -69,7 +61,7 @@ func (g *Group) check(loops int) error {
 	case loops < 1 || loops > len(g.reactors):
 		return fmt.Errorf("reactor: %d loops for %d queues; there can be 1 to %d", loops, len(g.reactors), len(g.reactors))
 	case len(g.cfg.CPUs) > 0 && loops > len(g.cfg.CPUs):
-		return fmt.Errorf("reactor: %d loops and %d CPUs to pin them to", loops, len(g.cfg.CPUs))
+		return fmt.Errorf("reactor: %d loops and %d CPUs to pin them to: list one for each", loops, len(g.cfg.CPUs))
 	}
 	return nil
 }
@@ -78,7 +70,7 @@ func (g *Group) check(loops int) error {
 // why.
 func (g *Group) Run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, g.Stop)()
-	if g.cfg.Stall > 0 && g.cfg.Stalled != nil {
+	if g.cfg.Stalled != nil {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		go g.watch(ctx)
@@ -192,29 +184,4 @@ func (g *Group) Resize(n int) error {
 		return ErrStopped
 	}
 	return nil
-}
-
-// watch looks for turns that do not end, and tells of each once.
-func (g *Group) watch(ctx context.Context) {
-	told := make([]int64, len(g.reactors))
-	tick := time.NewTicker(max(g.cfg.Stall/2, time.Millisecond))
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		for i, r := range g.reactors {
-			since := r.turnAt.Load()
-			if took := r.now() - since; since != 0 && since != told[i] && took > int64(g.cfg.Stall) {
-				told[i] = since
-				s := Stall{Reactor: i, For: time.Duration(took)}
-				if name := r.handling.Load(); name != nil {
-					s.Handler = *name
-				}
-				g.cfg.Stalled(s)
-			}
-		}
-	}
 }

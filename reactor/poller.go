@@ -39,6 +39,7 @@ type Poller struct {
 	ready   readyList
 	closed  bool
 	handler Handler
+	name    *string // of the handler
 	batch   []Event // scratch of serve
 	looked  uint64  // sockets that were asked whether they are ready
 
@@ -103,20 +104,17 @@ func (p *Poller) Add(s sockets.Handle, mask sockets.Ready, data uint64) error {
 	case p.r.sinks[s] != nil:
 		return ErrExists
 	}
-	i, w := t.findIn(s, p.id)
-	if w != nil {
+	if _, w := t.findIn(s, p.id); w != nil {
 		return ErrExists
 	}
+	i, w := refOf(s), t.slot(s)
 	if t.find(s) != nil {
 		var ok bool
 		if i, w, ok = t.add(s); !ok {
 			return ErrTooMany
 		}
-	} else {
-		i, w = refOf(s), t.slot(s)
-		if w.poller != 0 { // a closed socket's, of which the reactor has not been told yet
-			p.r.forget(t.handle(i))
-		}
+	} else if w.poller != 0 { // a closed socket's, of which the reactor has not been told yet
+		p.r.forget(t.handle(i))
 	}
 	_, gen, _ := split(s)
 	*w = watch{gen: gen, poller: p.id}
@@ -271,7 +269,7 @@ func (p *Poller) take(buf []Event) int {
 // Serve has the reactor itself call handler for every ready socket, in each turn, with the lock held: handlers that run
 // to completion. The masks mean what they mean to Wait. The caller holds the lock (Enter).
 func (p *Poller) Serve(handler Handler) {
-	p.handler = handler
+	p.handler, p.name = handler, funcName(handler)
 }
 
 // serve runs the handler for a bounded number of events. Wait finds it by its name (inHandler).
@@ -284,9 +282,11 @@ func (p *Poller) serve(now int64) bool {
 	}
 	n := p.take(p.batch)
 	p.r.serving.Store(true)
+	p.r.handling.Store(p.name)
 	for _, e := range p.batch[:n] {
 		p.handler(p.r.host, now, e)
 	}
+	p.r.handling.Store(nil)
 	p.r.serving.Store(false)
 	return n > 0
 }

@@ -69,8 +69,9 @@ type Reactor struct {
 	poked    atomic.Bool // somebody left work for an awake reactor
 	dozing   atomic.Bool // it sleeps, or is about to and will look at poked once more
 	inbox    inbox
-	turnAt   atomic.Int64           // when the turn in progress began; 0: none
+	turnAt   atomic.Int64           // when the turn in progress began, or what stands in its way; 0: none
 	handling atomic.Pointer[string] // the handler that it runs
+	stalls   atomic.Uint64          // turns that the watchdog told of
 	peers    []peer                 // of its group, by Host number
 	self     int                    // its own
 	handed   []sockets.Handed
@@ -192,6 +193,7 @@ func (r *Reactor) Leave() {
 	}
 	// The sender's own thread does the sleeping reactor's work: waking another core would take longer than sending.
 	now := r.now()
+	r.turnAt.Store(now) // handlers may run
 	r.host.EndTurn()
 	r.deliver(now)
 	r.runRings(now)
@@ -203,6 +205,7 @@ func (r *Reactor) Leave() {
 	if wake {
 		r.until = now // it is on its way: the next caller need not signal again
 	}
+	r.turnAt.Store(0)
 	r.mu.Unlock()
 	if wake {
 		r.wake.signal()

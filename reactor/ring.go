@@ -82,6 +82,7 @@ type Ring struct {
 	done     chan struct{}
 	eventFD  eventFD // fd 0: nobody asked for one
 	handler  func(rings.CQE)
+	named    *string // the handler
 	client   *RingClient
 	closed   atomic.Bool
 	now      int64 // of the turn

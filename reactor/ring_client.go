@@ -128,7 +128,9 @@ func (c *RingClient) closedWith(n int) (int, error) {
 // Serve has the reactor itself call handler for each completion, in its turns, with the lock held: handlers that run to
 // completion. SQEs that it submits are consumed in the same turn, within its budget. From then on the client belongs to
 // the handler, and to who holds the lock (Enter), as the caller of Serve does.
-func (c *RingClient) Serve(handler func(rings.CQE)) { c.q.handler = handler }
+func (c *RingClient) Serve(handler func(rings.CQE)) {
+	c.q.handler, c.q.named = handler, funcName(handler)
+}
 
 // EventFD gives an eventfd(2) that becomes readable when completions came and all before them had been seen, for use in
 // another event loop: read it, then take completions until there are none. It is the ring's, and closed with it.

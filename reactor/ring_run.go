@@ -35,6 +35,8 @@ func (q *Ring) serve(limit int) (worked bool) {
 	if q.handler == nil {
 		return false
 	}
+	q.r.handling.Store(q.named)
+	defer q.r.handling.Store(nil)
 	for limit > 0 {
 		q.publish()
 		idx, n := q.client.app.CQ.Peek(uint32(min(batch, limit)))
@@ -82,9 +84,9 @@ func (r *Reactor) ringDeadline() int64 {
 	return d
 }
 
-// ringsAsleep tells the applications whether the reactor sleeps. Once they are told that it does it looks at the rings
+// ringsNeedWakeup tells the applications whether the reactor sleeps. Once they are told that it does it looks at the rings
 // once more, and who submits after that look sees what was told.
-func (r *Reactor) ringsAsleep(on bool) {
+func (r *Reactor) ringsNeedWakeup(on bool) {
 	for _, q := range r.rings {
 		q.end.SQ.SetNeedWakeup(on)
 	}

@@ -16,33 +16,19 @@ import (
 // The random program: two rings on one reactor do what a seed says, hostile SQEs among it, in step with a model each.
 // Every completion must be the model's, in the same order. XDPD_SEED as in the simulation.
 
-var (
-	ringSeeds = flag.Int("ringseeds", 0, "number of seeds of the random ring program (default 40; 10 with -short or -race)")
-	ringSteps = flag.Int("ringsteps", 3000, "steps of the random ring program a seed")
-)
+var ringSteps = flag.Int("ringsteps", 1000, "steps of the random ring program a seed")
 
 func TestRingRandom(t *testing.T) {
-	n := 40
-	if testing.Short() || seeds.RaceDetector {
-		n = 10
-	}
-	if *ringSeeds > 0 {
-		n = *ringSeeds
-	}
-	first, n := seeds.From(t, n)
+	first, n := seeds.Range(t, 400)
 	total := map[string]int{}
-	for i := range n {
-		if err := ringProgram(t, first+uint64(i), total); err != nil {
-			t.Fatalf("XDPD_SEED=%d: %v", first+uint64(i), err)
-		}
-	}
+	seeds.Each(t, first, n, func(seed uint64) error { return ringProgram(t, seed, total) })
 	t.Logf("%d seeds from %d: %v", n, first, total)
 	for _, what := range []string{
 		"overflow", "multishot stopped", "more", "count", "link", "silent", "guard", "guard update", "expired", "poll update",
 		"timeout update", "cancelled", "no room", "drained", "completions",
 		sockets.ENOMEM.Error(), sockets.EINVAL.Error(), sockets.EOPNOTSUPP.Error(), sockets.ECANCELED.Error(),
 	} {
-		if n >= 10 && total[what] == 0 {
+		if n >= 100 && total[what] == 0 {
 			t.Errorf("%q never happened: the program does not try what it should", what)
 		}
 	}

@@ -153,6 +153,31 @@ func TestRingConnectUnreachable(t *testing.T) {
 	n.idle()
 }
 
+func TestRingConnectTimeout(t *testing.T) {
+	n := newRingNet(t, RingConfig{}, options{frames: 1024, ring: 256, change: func(_ *Config, h *sockets.Config) { h.KernelNeighbours = true }})
+	n.enter(func(h *sockets.Host, now int64) { h.SetNeighbour(peerAddr, peerMAC, true, now) })
+	n.cut = true
+	n.res(opSocket(1, sockStream), 0)
+	n.gives([]rings.SQE{n.opAddr(rings.OpConnect, 2, 0, peerAddr, 80)})
+	n.pass(300e9)
+	n.want(n.take(), fails(2, sockets.ETIMEDOUT))
+	n.err(opMem(rings.OpRecv, 3, 0, bufAt, 10), sockets.ENOTCONN)
+	n.idle()
+}
+
+// TestRingConnectWaiters: what waits for a connection that does not come about hears of it.
+func TestRingConnectWaiters(t *testing.T) {
+	n := newRingNet(t, RingConfig{})
+	n.res(opSocket(1, sockStream), 0)
+	n.gives([]rings.SQE{n.opAddr(rings.OpConnect, 2, 0, peerAddr, 81), opMem(rings.OpRecv, 3, 0, bufAt, 10), opMem(rings.OpSend, 4, 0, bufAt, 10)},
+		fails(2, sockets.ECONNREFUSED), fails(4, sockets.EPIPE), fails(3, sockets.ENOTCONN))
+	n.onPeer(func(h *sockets.Host, _ int64) { h.TCPListen(0, 80) })
+	n.gives([]rings.SQE{n.opAddr(rings.OpConnect, 2, 0, peerAddr, 80), opMem(rings.OpRecv, 3, 0, bufAt, 10), opMem(rings.OpSend, 4, 0, bufAt, 10)},
+		cqe(2, 0), cqe(4, 10))
+	n.gives([]rings.SQE{opCancel(5, 3)}, fails(3, sockets.ECANCELED), cqe(5, 0))
+	n.idle()
+}
+
 func TestRingAccept(t *testing.T) {
 	n := newRingNet(t, RingConfig{})
 	n.listen(0, 80)

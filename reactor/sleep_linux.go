@@ -77,16 +77,16 @@ func (l *loop) sleep() {
 // doze marks the reactor asleep, unless it has work to do. The deadline is not its last turn's: a caller may have set a
 // timer since.
 func (r *Reactor) doze(now int64) (deadline int64, ok bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.lock()
+	defer r.unlock()
 	if r.stopped {
 		return foreverNS, r.over // one that ended is no reason for its siblings to stay awake
 	}
 	r.dozing.Store(true)
-	r.ringsAsleep(true)
+	r.ringsNeedWakeup(true)
 	if r.poked.Load() || r.unfinished() {
 		r.dozing.Store(false)
-		r.ringsAsleep(false)
+		r.ringsNeedWakeup(false)
 		return 0, false
 	}
 	deadline = r.deadline(now)
@@ -96,11 +96,11 @@ func (r *Reactor) doze(now int64) (deadline int64, ok bool) {
 
 // rouse ends what doze began.
 func (r *Reactor) rouse(slept bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.lock()
+	defer r.unlock()
 	r.asleep = false
 	r.dozing.Store(false)
-	r.ringsAsleep(false)
+	r.ringsNeedWakeup(false)
 	if slept && !r.over {
 		r.counters.Sleeps++
 	}

@@ -24,6 +24,7 @@ type Counters struct {
 	Sleeps         uint64 // ppoll(2) calls
 	Signals        uint64 // eventfd writes to wake the reactor
 	DeviceDown     uint64 // times a system call said that the device is down
+	Stalls         uint64 // turns that the watchdog found to take too long (GroupConfig.Stalled)
 }
 
 // Add sums two reactors' counters.
@@ -42,6 +43,7 @@ func (c *Counters) Add(o *Counters) {
 	c.Sleeps += o.Sleeps
 	c.Signals += o.Signals
 	c.DeviceDown += o.DeviceDown
+	c.Stalls += o.Stalls
 }
 
 // Syscalls is how many system calls the data path made.
@@ -51,13 +53,14 @@ func (c *Counters) Syscalls() uint64 { return c.Kicks + c.WakeRX + c.Sleeps + c.
 func (r *Reactor) Counters() Counters {
 	c := r.counters
 	c.Signals = r.wake.writes.Load()
+	c.Stalls = r.stalls.Load()
 	return c
 }
 
 // turn does one turn. worked: there was something to do; deadline: when the next timer wants a turn.
 func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.lock()
+	defer r.unlock()
 	if r.stopped {
 		return false, 0, true
 	}
@@ -65,7 +68,6 @@ func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
 	r.woke = false
 	start := r.now()
 	r.turnAt.Store(start)
-	defer r.turnAt.Store(0)
 	if worked = r.poked.Swap(false); worked {
 		r.hear(start)
 		r.handIn(start)

@@ -109,6 +109,9 @@ func (p *Poller) Wait(buf []Event, timeout time.Duration) (int, error) {
 			}
 			return n, nil
 		}
+		if r.siblingServes() && inHandler() {
+			return 0, ErrInHandler
+		}
 		why := p.park(deadline)
 		over = why == wokenByTime || why == wokenByUser
 	}
@@ -194,8 +197,19 @@ func (h waitHeap) next() int64 {
 	return h[0].deadline
 }
 
-// inHandler reports whether the calling goroutine runs a handler, so that the lock is its own. Go has no name for a
-// goroutine but its stack. It is asked only by who finds the lock taken while handlers run.
+// siblingServes reports whether a reactor of the same group runs a handler now: one of the same loop's would, in Wait, keep
+// from running what it waits for.
+func (r *Reactor) siblingServes() bool {
+	for i := range r.peers {
+		if r.peers[i].r.serving.Load() {
+			return true
+		}
+	}
+	return false
+}
+
+// inHandler reports whether the calling goroutine runs a handler, so that the lock is its own, or its
+// sibling's. Go has no name for a goroutine but its stack. It is asked only by who finds handlers running.
 func inHandler() bool {
 	var pcs [128]uintptr
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])

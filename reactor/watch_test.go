@@ -194,12 +194,14 @@ func TestPollerPlaces(t *testing.T) {
 
 // model is a poller as simple as can be: a map, and a list of handles.
 type model struct {
-	items map[sockets.Handle]Event // Ready is the mask
+	items map[sockets.Handle]Event // Ready is the mask; a OneShot that was spent has no condition in it
 	ready []sockets.Handle
 }
 
-func (m *model) tell(s sockets.Handle, ready sockets.Ready) {
-	if e, ok := m.items[s]; ok && ready&(e.Ready|sockets.Err|sockets.Hup) != 0 && !slices.Contains(m.ready, s) {
+const modelFlags = EdgeTriggered | OneShot | Exclusive
+
+func (m *model) tell(s sockets.Handle, what sockets.Ready) {
+	if e, ok := m.items[s]; ok && what&e.Ready&^modelFlags != 0 && !slices.Contains(m.ready, s) {
 		m.ready = append(m.ready, s)
 	}
 }
@@ -217,34 +219,56 @@ func (m *model) wait(h *sockets.Host, n int) (got []Event) {
 		s := m.ready[0]
 		m.ready = m.ready[1:]
 		e := m.items[s]
-		if e.Ready &= h.Ready(s); e.Ready != 0 {
-			got = append(got, e)
+		mask := e.Ready
+		if e.Ready &= h.Ready(s); e.Ready == 0 {
+			continue
+		}
+		got = append(got, e)
+		switch {
+		case mask&OneShot != 0:
+			e.Ready = mask & modelFlags
+			m.items[s] = e
+		case mask&EdgeTriggered == 0:
 			m.ready = append(m.ready, s)
 		}
 	}
 	return got
 }
 
-// TestPollerAgainstModel does at random what can be done to two pollers, and compares them with their models.
+// chained counts the watches of sockets beyond their second.
+func chained(t *watchTable) (n int) {
+	for _, k := range t.more {
+		for k = t.extra[k-1].next; k != 0; k = t.extra[k-1].next {
+			n++
+		}
+	}
+	return n
+}
+
+// TestPollerAgainstModel does at random what can be done to several pollers, and compares them with their models.
 func TestPollerAgainstModel(t *testing.T) {
 	seed := seeds.One(t)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	g := newRig(t, options{})
-	pollers := [2]*Poller{NewPoller(g.r), NewPoller(g.r)}
-	models := [2]*model{{items: map[sockets.Handle]Event{}}, {items: map[sockets.Handle]Event{}}}
-	const ports = 6
+	const n, ports = 4, 6
+	var pollers [n]*Poller
+	var models [n]*model
+	for i := range pollers {
+		pollers[i], models[i] = NewPoller(g.r), &model{items: map[sockets.Handle]Event{}}
+	}
 	var socks [ports]sockets.Handle
 	for i := range socks {
 		socks[i] = g.bind(uint16(100 + i))
 	}
 	masks := []sockets.Ready{0, sockets.In, sockets.Out, sockets.In | sockets.Out}
+	flags := []sockets.Ready{0, EdgeTriggered, OneShot, OneShot | EdgeTriggered, Exclusive, Exclusive | EdgeTriggered}
 	deeds := map[string]int{}
 	for step := range 20_000 {
-		k, which := rng.IntN(ports), rng.IntN(2)
+		k, which := rng.IntN(ports), rng.IntN(n)
 		s, p, m := socks[k], pollers[which], models[which]
-		mask := masks[rng.IntN(len(masks))]
+		mask := masks[rng.IntN(len(masks))] | flags[rng.IntN(len(flags))]
 		e := Event{s, mask | sockets.Err | sockets.Hup, rng.Uint64()}
-		deed := []string{"add", "mod", "del", "datagram", "read", "wait", "turn", "reopen"}[rng.IntN(8)]
+		deed := []string{"add", "add", "mod", "del", "datagram", "read", "wait", "turn", "reopen", "close"}[rng.IntN(10)]
 		deeds[deed]++
 		fail := func(got, want any) { t.Fatalf("seed %d, step %d, %s: %v, want %v", seed, step, deed, got, want) }
 		g.enter(func(h *sockets.Host, now int64) {
@@ -258,9 +282,10 @@ func TestPollerAgainstModel(t *testing.T) {
 					m.tell(s, h.Ready(s))
 				}
 			case "mod":
-				if err := p.Mod(s, mask, e.Data); (err == nil) != mine {
-					fail(err, mine)
-				} else if mine {
+				legal := mine && (mask|m.items[s].Ready)&Exclusive == 0
+				if err := p.Mod(s, mask, e.Data); (err == nil) != legal {
+					fail(err, legal)
+				} else if legal {
 					m.items[s] = e
 					m.tell(s, h.Ready(s))
 				}
@@ -273,12 +298,18 @@ func TestPollerAgainstModel(t *testing.T) {
 				h.UDPRecv(s, nil)
 			case "reopen": // the handle changes, the slot does not
 				h.Close(s, now)
-				models[0].del(s)
-				models[1].del(s)
+				for _, m := range models {
+					m.del(s)
+				}
 				socks[k], _ = h.UDPBind(0, uint16(100+k))
 			}
 		})
 		switch deed {
+		case "close":
+			if rng.IntN(10) == 0 {
+				p.Close()
+				pollers[which], models[which] = NewPoller(g.r), &model{items: map[sockets.Handle]Event{}}
+			}
 		case "datagram":
 			g.settle()
 			g.deliver(g.udpFrame(uint16(100+k), nil))
@@ -295,12 +326,16 @@ func TestPollerAgainstModel(t *testing.T) {
 				fail(fmt.Sprint(buf[:n], err), want)
 			}
 		}
-		if want := len(models[0].items) + len(models[1].items); deed == "turn" && g.watched() != want {
-			fail(g.watched(), want)
+		want := 0
+		for _, m := range models {
+			want += len(m.items)
+		}
+		if deed == "turn" && (g.watched() != want || g.r.watches.nmore != len(g.r.watches.more)+chained(&g.r.watches)) {
+			fail(fmt.Sprint(g.watched(), g.r.watches.nmore), want)
 		}
 	}
 	for deed, n := range deeds {
-		if n < 2000 {
+		if n < 1000 {
 			t.Errorf("%s was done only %d times", deed, n)
 		}
 	}

@@ -41,7 +41,7 @@ type dirPart struct {
 // NewDirectory makes one for at most MaxHosts Hosts with the same Config.Seed.
 func NewDirectory() *Directory { return &Directory{binds: make(map[bindKey]uint64)} }
 
-// Conns is how many TCP connections Host i has.
+// Conns is how many TCP connections Host i has, with those that are on their way to it (TCPSpread).
 func (d *Directory) Conns(i int) int { return int(d.conns[i].Load()) }
 
 func (d *Directory) part(hash uint64) *dirPart { return &d.parts[hash>>56] }

@@ -152,6 +152,7 @@ func (h *Host) HandBack(m *Handed) {
 		return
 	}
 	h.cfg.Directory.del(h.sec.flow(m.half.key), m.To)
+	h.cfg.Directory.conns[m.To].Add(-1)
 	if li, ok := h.tcp.listening(m.half.key); ok && m.half.sentAt != 0 { // a cookie is good again as it is
 		h.halfInsert(&m.half, li)
 	}
@@ -167,6 +168,9 @@ func (h *Host) InputHanded(m *Handed, now int64) (back []umem.Frame) {
 	p := m.p
 	p.hops++
 	h.count(HandedIn)
+	if m.open { // from here on it counts by itself, if it becomes a connection
+		defer h.cfg.Directory.conns[h.cfg.Self].Add(-1)
+	}
 	opened := !m.open || h.openHanded(&m.half)
 	back = h.back[:0]
 	if h.pool.Avail() < m.Frames || p.held && h.rxUsed+m.Frames > h.rxLimit {
@@ -250,6 +254,7 @@ func (h *Host) passOn(rec *halfOpen, s *segment) (passed, done bool) {
 	}
 	// Before anybody sees the next segment: it must follow this one, not come back.
 	h.cfg.Directory.set(h.sec.flow(rec.key), to)
+	h.cfg.Directory.conns[to].Add(1) // before anybody chooses the next one
 	return true, true
 }
 

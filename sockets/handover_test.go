@@ -281,6 +281,9 @@ func TestSpread(t *testing.T) {
 	synSent(g.a, p, optMSS(1460))
 	p.send(ack|psh, []byte("early bird")) // the ACK was lost: the first data completes the handshake
 	p.inject(p.seg(ack|psh, []byte("!")))
+	if n := g.dir.Conns(1); n != 1 {
+		t.Errorf("%d connections with one on its way", n)
+	}
 	if g.carry() != 2 {
 		t.Error("not both segments went over")
 	}
@@ -353,6 +356,9 @@ func TestSpreadNobody(t *testing.T) {
 	synSent(g.a, p, optMSS(1460))
 	p.ackAll()
 	g.carry()
+	if n := g.dir.Conns(1); n != 0 {
+		t.Errorf("%d connections of none", n)
+	}
 	p.k = g.b
 	if p.one().flags&rst == 0 {
 		t.Error("no RST")
@@ -372,6 +378,9 @@ func TestHandNoRoom(t *testing.T) {
 		}
 	}, map[Drop]uint64{HandoverFull: 1})
 	g.a.h.EndTurn()
+	if n := g.dir.Conns(1); n != 0 {
+		t.Errorf("%d connections with none on its way", n)
+	}
 	if g.a.pool.Avail() != free || g.a.h.tcp.half.n != 1 {
 		t.Fatalf("%d frames of %d are back, %d half-open", g.a.pool.Avail(), free, g.a.h.tcp.half.n)
 	}

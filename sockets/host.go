@@ -88,9 +88,8 @@ type Host struct {
 	events []Handle
 	closed []Handle  // since the last PopClosed
 	gone   []flowKey // since the last PopGone
-	freed  []uint32  // since the last TakeFreed
-	tells  []uint32  // by frame: what TakeFreed gives for one with bufTell; nil until there is one
-	handed []Handed  // since the last TakeHanded
+	tells  tells
+	handed []Handed // since the last TakeHanded
 	back   [handedFrames]umem.Frame
 
 	udp udpTable
@@ -207,6 +206,9 @@ func (h *Host) Counters() *Counters { return &h.counters }
 // MTU is the largest IP packet that is sent.
 func (h *Host) MTU() int { return h.cfg.MTU }
 
+// Directory is that of the Host's group; nil: it is alone.
+func (h *Host) Directory() *Directory { return h.cfg.Directory }
+
 // Held tells how many frames sockets and queues hold for received and for outgoing data, and the limits.
 func (h *Host) Held() (rx, rxLimit, tx, txLimit int) { return h.rxUsed, h.rxLimit, h.txUsed, h.txLimit }
 
@@ -307,60 +309,6 @@ func (h *Host) discard(p *packet) {
 	h.releaseChain(p.f)
 }
 
-// hold charges the packet to the received frames, so that it may be queued. false: the limit is reached and the packet
-// was dropped.
-func (h *Host) hold(p *packet) bool {
-	if p.held {
-		return true
-	}
-	if h.rxUsed >= h.rxLimit {
-		h.drop(p, RxMemLimit)
-		return false
-	}
-	h.rxUsed++
-	h.pool.Move(p.f, umem.RX, umem.Held)
-	p.held = true
-	return true
-}
-
-// release frees one frame held for received data.
-func (h *Host) release(f umem.Frame) {
-	h.rxUsed--
-	h.pool.Put(f, umem.Held)
-}
-
-func (h *Host) releaseChain(f umem.Frame) {
-	for f != umem.None {
-		next := h.pool.Buf(f).Next
-		h.release(f)
-		f = next
-	}
-}
-
-// allocTX takes a frame to send, with Buf.Off at umem.Headroom and no payload. None: the limit is reached; the caller
-// counts what it gives up.
-func (h *Host) allocTX() umem.Frame {
-	if h.txUsed >= h.txLimit {
-		return umem.None
-	}
-	f := h.pool.Get(umem.Held)
-	if f == umem.None {
-		return f
-	}
-	h.txUsed++
-	*h.pool.Buf(f) = umem.Buf{Next: umem.None, Off: umem.Headroom}
-	return f
-}
-
-// freeTX frees a frame that was to be sent.
-func (h *Host) freeTX(f umem.Frame, from umem.Owner) {
-	if h.pool.Buf(f).Flags&bufTell != 0 {
-		h.freed = append(h.freed, h.tells[f])
-	}
-	h.txUsed--
-	h.pool.Put(f, from)
-}
-
 // txRoom is how many frames the output queue still takes.
 func (h *Host) txRoom() int { return len(h.txq) - int(h.txTail-h.txHead) }
 
@@ -416,7 +364,7 @@ func (h *Host) txFree() int {
 // Busy reports whether there is output that Flush and PopTX would give, something for TakeEvents, PopGone or TakeFreed, or
 // for EndTurn to tell the group.
 func (h *Host) Busy() bool {
-	return len(h.tcp.dirty) > 0 || h.TxPending() > 0 || len(h.events) > 0 || len(h.gone) > 0 || len(h.freed) > 0 ||
+	return len(h.tcp.dirty) > 0 || h.TxPending() > 0 || len(h.events) > 0 || len(h.gone) > 0 || len(h.tells.freed) > 0 ||
 		len(h.tcp.flows.leaving) > 0
 }
 

@@ -10,6 +10,14 @@ import (
 // owns the frame, as umem.Lent, from UDPTake, TCPTake or Lend until it gives it back (Give) or sends it (UDPSendLent,
 // TCPSendLent). A frame that brought something counts as received data until then, one to be written as data to send.
 
+// tells is what senders of lent frames want to hear when these are free.
+type tells struct {
+	of    []uint32 // by frame with bufTell; nil until there was one
+	freed []uint32 // since the last TakeFreed
+}
+
+func (t *tells) free(f umem.Frame) { t.freed = append(t.freed, t.of[f]) }
+
 // TCPTake lends the first piece of what was received. None and no error: end of stream. Errors as TCPRead.
 func (h *Host) TCPTake(s Handle, now int64) (f umem.Frame, b []byte, err Errno) {
 	h.now = now
@@ -37,10 +45,10 @@ func (h *Host) UDPTake(s Handle, limit int) (f umem.Frame, d Datagram, err Errno
 	if h.longer(u.head, limit) {
 		return umem.None, d, EMSGSIZE
 	}
-	d.N = d.Size
 	f = h.udpUnlink(u)
 	for g := f; g != umem.None; {
 		next := h.pool.Buf(g).Next
+		d.N += int(h.pool.Buf(g).Len)
 		h.lendOut(g, 0)
 		h.pool.Buf(g).Next = next
 		g = next
@@ -101,10 +109,10 @@ func (h *Host) takeLent(f umem.Frame, off, n, limit int, tell uint32) bool {
 	h.pool.Move(f, umem.Lent, umem.Held)
 	*b = umem.Buf{Next: umem.None, Off: uint16(off), Len: uint16(n)}
 	if tell != 0 {
-		if h.tells == nil {
-			h.tells = make([]uint32, h.pool.Region().Frames())
+		if h.tells.of == nil {
+			h.tells.of = make([]uint32, h.pool.Region().Frames())
 		}
-		h.tells[f], b.Flags = tell, bufTell
+		h.tells.of[f], b.Flags = tell, bufTell
 	}
 	return true
 }
@@ -162,8 +170,8 @@ func (h *Host) UDPSendLent(s Handle, f umem.Frame, off, n int, dst netip.AddrPor
 
 // TakeFreed appends the tells of frames that were sent and became free since the last call to buf, and forgets them.
 func (h *Host) TakeFreed(buf []uint32) []uint32 {
-	buf = append(buf, h.freed...)
-	h.freed = h.freed[:0]
+	buf = append(buf, h.tells.freed...)
+	h.tells.freed = h.tells.freed[:0]
 	return buf
 }
 

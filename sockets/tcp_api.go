@@ -17,34 +17,6 @@ func (h *Host) TCPAddr(s Handle) (local, remote netip.AddrPort) {
 	return netip.AddrPort{}, netip.AddrPort{}
 }
 
-// tcpReady is tcp_poll.
-func (h *Host) tcpReady(c *tcb) Ready {
-	var r Ready
-	if c.state == tcpSynSent || c.state == tcpSynRcvd {
-		return 0
-	}
-	eof := c.rcvFIN || c.rcvShut || c.state == tcpClosed
-	if c.rcvBytes > 0 || eof {
-		r |= In
-	}
-	if eof {
-		r |= RdHup
-	}
-	if c.err != 0 {
-		r |= Err
-	}
-	if c.state == tcpClosed || (c.rcvFIN || c.rcvShut) && c.wantFIN {
-		r |= Hup
-	}
-	// Writable only when a third of the buffer is free, or the writer would be woken for every segment acknowledged.
-	if c.state == tcpClosed || c.wantFIN || !c.blocked && h.sndRoomy(c) {
-		r |= Out
-	} else {
-		c.happened |= noSpace
-	}
-	return r
-}
-
 // sndRoomy reports whether a writer is worth waking.
 func (h *Host) sndRoomy(c *tcb) bool {
 	limit := h.sndLimit(c)
@@ -72,8 +44,8 @@ func (h *Host) TCPConnected(s Handle) bool {
 	return c != nil && c.opened
 }
 
-// readable finds the connection of a reading call. Errors: EBADF, EAGAIN, ECONNRESET or ETIMEDOUT once. c is nil at the
-// end of the stream.
+// readable finds the connection of a reading call. Errors: EBADF, EAGAIN, and, unless the peer's FIN was here before,
+// ECONNRESET or ETIMEDOUT once. c is nil at the end of the stream.
 func (h *Host) readable(s Handle) (c *tcb, err Errno) {
 	c = h.tcp.get(s)
 	switch {
@@ -81,9 +53,11 @@ func (h *Host) readable(s Handle) (c *tcb, err Errno) {
 		return nil, EBADF
 	case c.rcvBytes > 0:
 		return c, 0
+	case c.rcvFIN: // also when a reset came behind it: that is for who writes (SOCK_DONE)
+		return nil, 0
 	case c.err != 0:
 		return nil, c.takeErr()
-	case c.rcvFIN || c.rcvShut || c.state == tcpClosed:
+	case c.rcvShut || c.state == tcpClosed:
 		return nil, 0
 	}
 	return nil, EAGAIN
@@ -167,6 +141,7 @@ func (h *Host) shuttable(s Handle) (*tcb, Errno) {
 	case c == nil:
 		return nil, EBADF
 	case c.state == tcpClosed || c.state == tcpSynSent:
+		h.notify(s, happenedState) // as inet_shutdown does
 		return nil, ENOTCONN
 	}
 	return c, 0

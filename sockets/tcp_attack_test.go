@@ -17,11 +17,23 @@ func TestTCPOrphanShutWindow(t *testing.T) {
 		}
 		k.h.Close(c.h, k.now)
 		c.sent()
-		c.ack, c.wnd = c.irs+1, 0
+		c.wnd = 0
+		var last tcpSeg
 		for range 20 {
+			c.ack = c.irs + 1
 			c.ackAll()
 			k.sleep(60 * second)
-			c.sent()
+			for _, last = range c.got() {
+				if last.flags&rst != 0 {
+					break
+				}
+			}
+			if c.gone() {
+				break
+			}
+		}
+		if data != nil && last.flags&rst == 0 {
+			t.Error("the peer, which is there, is not told")
 		}
 		if _, _, tx, _ := k.h.Held(); !c.gone() || tx != 0 {
 			t.Errorf("with %d bytes: gone %v after 20 minutes, %d frames held", len(data), c.gone(), tx)
@@ -49,6 +61,37 @@ func TestTCPOrphanFlippedWindow(t *testing.T) {
 			t.Errorf("window 0 to %d: gone %v after 20 minutes, %d frames held", wnd, c.gone(), tx)
 		}
 	}
+}
+
+// TestTCPOrphanWindowOpens: one that opens it in earnest gets the data at once, and again in time, however long it
+// was asked before.
+func TestTCPOrphanWindowOpens(t *testing.T) {
+	k, c := established(t)
+	c.wnd = 0
+	c.ackAll()
+	c.write(pattern(5000))
+	c.got()
+	k.h.Close(c.h, k.now)
+	for range 20 {
+		k.sleep(second)
+		c.got()
+		c.ackAll()
+	}
+	if c.tcb().probes < 5 {
+		t.Fatalf("%d probes", c.tcb().probes)
+	}
+	c.wnd = 65535
+	c.ackAll()
+	if n := len(c.got()); n != 4 {
+		t.Errorf("%d segments, want 4", n)
+	}
+	k.sleep(2 * second)
+	if n := len(c.got()); n == 0 {
+		t.Error("what was lost waits for the time of the next probe")
+	}
+	c.ackAll()
+	c.send(fin|ack, nil)
+	c.got()
 }
 
 // TestTCPPressureShutWindow: with no frame left for anybody, those who took their windows back over what is in flight go

@@ -64,7 +64,7 @@ func TestTCPBindDial(t *testing.T) {
 	}
 	k.one()
 	k.h.Close(s, k.now)
-	if s, err = k.h.TCPBind(0, local.Port()); err != 0 {
+	if _, err = k.h.TCPBind(0, local.Port()); err != 0 {
 		t.Errorf("after it was closed: %v", err)
 	}
 }

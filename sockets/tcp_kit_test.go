@@ -210,11 +210,18 @@ func (c conn) wantRead(want []byte) {
 	}
 }
 
-// wantEOF expects the end of the stream, or the error before it.
+// wantEOF expects the end of the stream, or the error before it. Where the peer's FIN came, the end was there before the
+// error, which waits for who asks.
 func (c conn) wantEOF(first Errno) {
 	c.k.t.Helper()
 	buf := make([]byte, 10)
-	if first != 0 {
+	if first != 0 && c.tcb().rcvFIN {
+		defer func() {
+			if err := c.k.h.TCPError(c.h); err != first {
+				c.k.t.Fatalf("TCPError = %v, want %v", err, first)
+			}
+		}()
+	} else if first != 0 {
 		if n, err := c.k.h.TCPRead(c.h, buf, c.k.now); n != 0 || err != first {
 			c.k.t.Fatalf("TCPRead = %d, %v; want %v", n, err, first)
 		}

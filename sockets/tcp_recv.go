@@ -42,6 +42,7 @@ func (h *Host) tcpData(i uint32, c *tcb, s *segment) {
 			x.eceDue = s.ip.TOS&ecnMask == ecnCE
 		}
 	}
+	h.urgentInput(i, c, s)
 	// Of what the sequence check let through, the front may be old and the end beyond the window.
 	if k := int32(c.rcvNxt - s.seq); k > 0 {
 		if c.sackOK && s.data > 0 {
@@ -56,8 +57,10 @@ func (h *Host) tcpData(i uint32, c *tcb, s *segment) {
 		h.tcpAckSoon(i, c, true)
 		h.trimData(s, room)
 	}
-	if c.orphan && s.data > 0 { // RFC 1122 4.2.2.13: nobody will read it
+	// RFC 1122 4.2.2.13: nobody will read it. Linux does the same for an owner who shut down both directions.
+	if (c.orphan || c.rcvShut && c.state != tcpEstablished) && s.data > 0 {
 		h.drop(s.packet, TCPClosed)
+		c.err = uint8(ECONNRESET)
 		h.tcpAbort(i, c)
 		return
 	}
@@ -220,6 +223,7 @@ func (h *Host) rcvCopy(c *tcb, dst []byte) int {
 
 // rcvTaken is called when the reader took n bytes: the window may grow, and the peer may have to hear of it.
 func (h *Host) rcvTaken(i uint32, c *tcb, n int) {
+	h.urgentRead(i, c)
 	if c.state == tcpClosed || c.rcvFIN {
 		return
 	}

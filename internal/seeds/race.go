@@ -2,5 +2,5 @@
 
 package seeds
 
-// RaceDetector says whether the race detector is on: such runs are shorter.
-const RaceDetector = true
+// raceDetector says whether the race detector is on: such runs are shorter.
+const raceDetector = true

@@ -19,7 +19,7 @@ func Range(t testing.TB, byDefault int) (first uint64, n int) {
 	t.Helper()
 	switch n = *count; {
 	case n > 0:
-	case RaceDetector:
+	case raceDetector:
 		n = 150
 	case testing.Short():
 		n = 200

@@ -20,7 +20,7 @@ func (r *recorder) Fatalf(string, ...any) { r.fatal++ }
 func TestRange(t *testing.T) {
 	t.Setenv("XDPD_SEED", "")
 	t.Setenv("XDPD_SEED_BASE", "")
-	if first, n := Range(t, 77); first != 1 || n == 0 || *count == 0 && !RaceDetector && !testing.Short() && n != 77 {
+	if first, n := Range(t, 77); first != 1 || n == 0 || *count == 0 && !raceDetector && !testing.Short() && n != 77 {
 		t.Errorf("%d seeds from %d", n, first)
 	}
 	t.Setenv("XDPD_SEED_BASE", "500")
@@ -43,7 +43,7 @@ func TestRange(t *testing.T) {
 		t.Errorf("a number: %d seeds from %d", n, first)
 	}
 	t.Setenv("XDPD_SEED", "a6b744e")
-	if One(t) == One(t) {
+	if a, b := One(t), One(t); a == b {
 		t.Error("one seed twice")
 	}
 }

@@ -1,0 +1,243 @@
+package reactor
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"flag"
+	"hash/crc32"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+	"unsafe"
+
+	"xdpd/rings"
+	"xdpd/sockets"
+)
+
+// garbage hands out the bytes of a fuzz input; behind its end they are zero.
+type garbage struct{ b []byte }
+
+func (s *garbage) byte() byte {
+	if len(s.b) == 0 {
+		return 0
+	}
+	v := s.b[0]
+	s.b = s.b[1:]
+	return v
+}
+
+func (s *garbage) word() uint32 {
+	return binary.LittleEndian.Uint32([]byte{s.byte(), s.byte(), s.byte(), s.byte()})
+}
+
+// FuzzRingArea has an application that writes anything anywhere in the shared memory while the engine runs. The engine
+// may refuse, and must do nothing else: no panic, no byte outside of the area, no more requests than there may be.
+func FuzzRingArea(f *testing.F) {
+	f.Add([]byte{0, 3, 2})
+	f.Add(bytes.Repeat([]byte{4, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 0, 255}, 40))
+	f.Add(bytes.Repeat([]byte{5, 0, 14, 4, 0, 0, 1, 1, 6, 0, 1, 2, 3}, 60))
+	f.Fuzz(func(t *testing.T, input []byte) {
+		s := &garbage{input}
+		g := newRig(t, options{frames: 64, ring: 16, noLedger: true})
+		layout, err := rings.LayoutRing(1<<(s.byte()%5), 1<<(s.byte()%5))
+		if err != nil {
+			t.Fatal(err)
+		}
+		const guard = 256
+		all := rings.NewRingArea(rings.RingLayout{Size: layout.Size + 2*guard})
+		area := all[guard : guard+layout.Size : guard+layout.Size]
+		r := ringOn(g, RingConfig{SQEntries: layout.SQEntries, CQEntries: layout.CQEntries, Area: area, Requests: 8, Sockets: 4, Fixed: 2, Messages: 2, Data: make([]byte, 4096)})
+		if _, err := r.q.AddPeer(r.q); err != nil {
+			t.Fatal(err)
+		}
+		h := g.bind(echoPort)
+		r.adopt(h)
+		for len(s.b) > 0 {
+			switch kind := s.byte() % 8; kind {
+			case 0: // a word, most likely one of the head
+				at := int(s.byte()) % 8 * 128
+				if s.byte()%4 == 0 {
+					at = int(s.word()%uint32(layout.Size)) &^ 3
+				}
+				binary.LittleEndian.PutUint32(area[at:], s.word())
+			case 1, 2: // an index that is nearly right
+				tail := (*uint32)(unsafe.Pointer(&area[256]))
+				*tail += uint32(int8(s.byte()) % 8)
+			case 3: // a CQ head that is
+				head := (*uint32)(unsafe.Pointer(&area[512]))
+				*head += uint32(int8(s.byte()) % 8)
+			case 4, 5: // an SQE of anything, whose opcode the engine knows
+				at := layout.SQEs + int(s.word()%layout.SQEntries)*64
+				for k := range 64 {
+					area[at+k] = s.byte()
+				}
+				if kind == 5 {
+					for op := int(area[at]); ops[area[at]].issue == nil; op++ {
+						area[at] = byte(op + 1)
+					}
+					area[at+2], area[at+3], area[at+42], area[at+43] = 0, 0, 0, 0
+				}
+			case 6:
+				g.clock.AdvanceTo(g.clock.Now() + int64(s.byte()))
+			case 7:
+				g.nic.Deliver(g.udpFrame(echoPort, []byte("x"))) // or drop it: nobody reads them
+			}
+			g.r.Turn()
+			if r.q.used > 9 || r.q.backlog.n > len(r.q.backlog.ring) {
+				t.Fatalf("%d requests, %d completions behind", r.q.used, r.q.backlog.n)
+			}
+		}
+		r.q.Close()
+		if r.q.used != 0 {
+			t.Fatalf("%d requests outlive the ring", r.q.used)
+		}
+		for i, b := range all {
+			if b != 0 && (i < guard || i >= guard+layout.Size) {
+				t.Fatalf("byte %d of the area was written", i-guard)
+			}
+		}
+	})
+}
+
+var ringStress = flag.Duration("ringstress", 300*time.Millisecond, "how long the ring stress runs")
+
+// TestRingStress has both ends run on goroutines of their own, awake and asleep, with chains and a CQ that is too small.
+// Every SQE and every CQE carries a checksum; each must come once, and those of a chain in order.
+func TestRingStress(t *testing.T) {
+	for _, size := range []uint32{1, 4, 256} {
+		for _, spin := range []time.Duration{1, 50 * time.Microsecond} {
+			g := ringOn(newRig(t, options{realTime: true, change: func(c *Config, _ *sockets.Config) { c.MaxSpin = spin }}),
+				RingConfig{SQEntries: 64, CQEntries: size, Requests: 256, Messages: 256})
+			self, err := g.q.AddPeer(g.q)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := &stress{g: g, self: self, until: time.Now().Add(*ringStress / 6), tokens: make(chan struct{}, 200)}
+			ctx, stop := context.WithCancel(context.Background())
+			ended := make(chan error, 1)
+			go func() { ended <- g.r.Run(ctx) }()
+			s.run()
+			stop()
+			if err := await(t, "the end of Run", ended); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// stress is a submitter and a reaper of one ring.
+type stress struct {
+	g      *ringRig
+	self   int32
+	until  time.Time
+	tokens chan struct{} // one for each completion that is owed
+	sent   uint64
+}
+
+// sealed is a number with its checksum.
+func sealed(n uint64) uint64 {
+	var b [4]byte
+	binary.LittleEndian.PutUint32(b[:], uint32(n))
+	return n<<32 | uint64(crc32.ChecksumIEEE(b[:]))
+}
+
+func (s *stress) run() {
+	var wg sync.WaitGroup
+	done := make(chan struct{})
+	wg.Go(func() { s.submit(); close(done) })
+	wg.Go(func() {
+		for s.reap(done); ; { // after a failure the submitter must not wait for ever
+			select {
+			case <-s.tokens:
+			case <-done:
+				return
+			}
+		}
+	})
+	wg.Wait()
+	s.g.until("the ring to be empty", func() bool { return s.g.q.used == 0 && s.g.q.mail.n.Load() == 0 })
+}
+
+// submit sends pairs: something, and linked to it a message to ourselves or nothing at all.
+func (s *stress) submit() {
+	c := s.g.c
+	for n := uint64(0); time.Now().Before(s.until); n += 2 {
+		s.put(rings.SQE{Opcode: rings.OpNop, Flags: rings.SQELink, UserData: sealed(n)})
+		next := rings.SQE{Opcode: rings.OpNop, UserData: sealed(n + 1)}
+		switch n / 2 % 8 {
+		case 0:
+			next = rings.SQE{Opcode: rings.OpTimeout, Addr: n % 50_000, OpFlags: rings.TimeoutEtimeOK, UserData: sealed(n + 1)}
+		case 1: // its completion is the message
+			next = rings.SQE{Opcode: rings.OpMsg, FD: s.self, Off: sealed(n + 1), Flags: rings.SQESkipSuccess}
+		}
+		s.put(next)
+		if n%14 == 0 {
+			c.Submit()
+		}
+		if n%4096 == 0 {
+			time.Sleep(100 * time.Microsecond) // so that the engine falls asleep, sometimes
+		}
+		s.sent = n + 2
+	}
+	c.Submit()
+}
+
+func (s *stress) put(e rings.SQE) {
+	select {
+	case s.tokens <- struct{}{}:
+	default:
+		s.g.c.Submit()
+		s.tokens <- struct{}{}
+	}
+	for {
+		if slot := s.g.c.SQE(); slot != nil {
+			*slot = e
+			return
+		}
+		s.g.c.Submit()
+		runtime.Gosched()
+	}
+}
+
+func (s *stress) reap(done <-chan struct{}) {
+	c, t := s.g.c, s.g.t
+	seen := map[uint64]bool{}
+	next := uint64(0) // the first of which not all is seen
+	for got := uint64(0); ; {
+		select {
+		case <-done:
+			if got == s.sent {
+				return
+			}
+		default:
+		}
+		n, err := c.Wait(1+int(got%3), time.Millisecond)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		for ; n > 0; n-- {
+			e, ok := c.Peek()
+			if !ok {
+				break
+			}
+			id := e.UserData >> 32
+			if e.UserData != sealed(id) || seen[id] || id < next || e.Res < 0 && e.Res != -int32(sockets.ETIME) {
+				t.Errorf("completion %+v (%d): torn, failed, or come twice", e, id)
+				return
+			}
+			if id%2 == 1 && id-1 >= next && !seen[id-1] {
+				t.Errorf("completion %d before %d, to which it is linked", id, id-1)
+				return
+			}
+			for seen[id] = true; seen[next]; next++ {
+				delete(seen, next)
+			}
+			c.Seen(1)
+			got++
+			<-s.tokens
+		}
+	}
+}
