@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"xdpd/proto"
@@ -14,11 +15,12 @@ import (
 // crowd is a reactor whose Host has many established connections, all in one Poller or all read by one Ring, and the peer
 // at their other end, behind a simulated NIC.
 type crowd struct {
-	nic  *simnic.SimNIC
-	host *sockets.Host
-	r    *reactor.Reactor
-	now  func() int64
-	pass func(ns int64) // lets time go by
+	region *umem.Region
+	nic    *simnic.SimNIC
+	host   *sockets.Host
+	r      *reactor.Reactor
+	now    func() int64
+	pass   func(ns int64) // lets time go by
 
 	segs     *segments
 	frame    [2048]byte
@@ -50,7 +52,7 @@ func newCrowd(kind crowdKind, n int, now func() int64, pass func(ns int64)) (*cr
 		return nil, err
 	}
 	c := &crowd{
-		nic: simnic.NewSimNIC(region, crowdQueue, crowdQueue, crowdQueue, crowdQueue), now: now, pass: pass,
+		region: region, nic: simnic.NewSimNIC(region, crowdQueue, crowdQueue, crowdQueue, crowdQueue), now: now, pass: pass,
 		segs: newSegments(0, 1, crowdData), snd: make([]uint32, n), rcv: make([]uint32, n),
 	}
 	pool := umem.NewPool(region, 0, crowdFrames, nil)
@@ -82,7 +84,7 @@ func newCrowd(kind crowdKind, n int, now func() int64, pass func(ns int64)) (*cr
 	return c, nil
 }
 
-func (c *crowd) close() error { return c.r.Close() }
+func (c *crowd) close() error { return errors.Join(c.r.Close(), c.region.Close()) }
 
 // next is the segment that the peer would send on a connection.
 func (c *crowd) next(conn int) segment {
