@@ -317,6 +317,31 @@ func TestRingSockOpt(t *testing.T) {
 	n.idle()
 }
 
+// TestRingLinger: CLOSE ends a connection with FIN, and with RST where SO_LINGER was set without time.
+func TestRingLinger(t *testing.T) {
+	n := newRingNet(t, RingConfig{})
+	closing := func(value uint64) (read int, err sockets.Errno) {
+		t.Helper()
+		far := n.dialed(0)
+		n.res(*new(rings.SQE).PrepReset(0), 0)
+		linger := new(rings.SQE).PrepReset(0)
+		linger.Off = value
+		n.res(*linger, 0)
+		n.res(opClose(1, 0), 0)
+		n.onPeer(func(h *sockets.Host, now int64) {
+			read, err = h.TCPRead(far, make([]byte, 1), now)
+			h.Close(far, now)
+		})
+		return read, err
+	}
+	if n, err := closing(0); n != 0 || err != 0 {
+		t.Errorf("without SO_LINGER the peer reads %d, %v", n, err)
+	}
+	if _, err := closing(1); err != sockets.ECONNRESET {
+		t.Errorf("with SO_LINGER the peer reads %v, want ECONNRESET", err)
+	}
+}
+
 // TestRingChain: a whole conversation in one chain, through a slot of the fixed table.
 func TestRingChain(t *testing.T) {
 	n := newRingNet(t, RingConfig{Fixed: 1})
