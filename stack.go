@@ -63,6 +63,12 @@ func (s *Stack) Reactors() []*reactor.Reactor {
 	return out
 }
 
+// ListenReactors opens a TCP listener on a port, or a free one (0), for services whose handlers run on the reactors: a socket
+// on each, by their order, with the connections that Config.Spread says. In share mode OpenPorts has them come.
+func (s *Stack) ListenReactors(port uint16) ([]sockets.Handle, error) {
+	return s.group.Listen(0, port, s.cfg.Spread)
+}
+
 // Resize has n goroutines run the reactors from now on. Nothing that is open is touched: a queue only changes who runs it,
 // between two turns. Errors say how many there can be.
 func (s *Stack) Resize(n int) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -72,8 +73,12 @@ func TestExampleConfigIsWhole(t *testing.T) {
 		Interface: "eth1", NetNS: "lab", Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")},
 		Gateway: netip.MustParseAddr("10.0.0.1"), VLANs: []uint16{100}, Queues: []int{0, 1}, CPUs: []int{2, 3},
 		Frames: 16384, ChunkSize: 2048, MaxSpin: 50 * time.Microsecond, RcvBuf: 1 << 20, RcvMax: 3 << 20,
-		SndBuf: 4 << 20, Congestion: "cubic",
+		SndBuf: 4 << 20, Congestion: "cubic", Reactors: 1,
 	}
+	if cfg.Spread == nil || got.Accept != "main" || got.Spread != "least-conns" {
+		t.Errorf("connections are accepted by %q and spread by %q", got.Accept, got.Spread)
+	}
+	cfg.Spread = nil // functions cannot be compared
 	if !reflect.DeepEqual(cfg, want) {
 		t.Errorf("the library is given\n%+v, want\n%+v", cfg, want)
 	}
@@ -99,6 +104,9 @@ frames = 64
 chunk_size = 4096
 huge_pages = true
 max_spin = "-1s"
+reactors = 1
+accept = "main"
+spread = "round-robin"
 cpus = [3]
 rcvbuf = 5
 rcvmax = 7
@@ -115,6 +123,7 @@ control = "/c"
 	if err != nil {
 		t.Fatal(err)
 	}
+	got.Stalled = stallLog(io.Discard) // as runEngine does
 	v := reflect.ValueOf(got)
 	for i := range v.NumField() {
 		if v.Field(i).IsZero() {
@@ -144,6 +153,11 @@ func TestConfigErrors(t *testing.T) {
 		{"mode = \"fast\"\n", "mode is \"fast\"; there are best, copy and zerocopy"},
 		{"attach = \"hw\"\n", "attach is \"hw\"; there are best, native and generic"},
 		{"frames = -1\n", "frames has -1"},
+		{"reactors = -1\n", "reactors has -1"},
+		{"accept = \"all\"\n", "accept is \"all\"; there are each, main and workers"},
+		{"accept = \"main\"\nspread = \"random\"\n", "spread is \"random\"; there are round-robin and least-conns"},
+		{"accept = \"workers\"\nspread = \"least-conns\"\n", "where the device spreads the connections: leave it out, or accept with main"},
+		{"spread = \"round-robin\"\n", "leave it out, or accept with main"},
 		{"queues = [0, -2]\n", "queues has -2"},
 		{"queues = [1, 1]\n", "queues has 1 twice"},
 		{"cpus = [-1]\n", "cpus has -1"},

@@ -38,8 +38,14 @@ type served struct {
 // serve runs the engine with the services until the test ends, which must be without an error and leave nothing.
 func serve(t *testing.T, services string) *served {
 	t.Helper()
+	return serveAs(t, services, netlab.Options{}, fileConfig{})
+}
+
+// serveAs is serve on another wire, and with what else the configuration says.
+func serveAs(t *testing.T, services string, wire netlab.Options, file fileConfig) *served {
+	t.Helper()
 	needRoot(t)
-	lab, err := netlab.New(netlab.Options{})
+	lab, err := netlab.New(wire)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,13 +59,16 @@ func serve(t *testing.T, services string) *served {
 		}
 	}
 	s := &served{lab, filepath.Join(t.TempDir(), "c.sock"), &lines{n: make(chan struct{}, 1)}}
+	file.Interface, file.NetNS, file.Control, file.Services = lab.EngineDev, lab.Engine.Path(), s.control, specs
+	file.Addresses, file.Ledger = []netip.Prefix{netip.PrefixFrom(lab.EngineAddr, 24)}, true
+	cfg, err := file.stackConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- runEngine(ctx, xdpd.Config{
-			Interface: lab.EngineDev, NetNS: lab.Engine.Path(), Addrs: []netip.Prefix{netip.PrefixFrom(lab.EngineAddr, 24)},
-			Ledger: true,
-		}, fileConfig{Control: s.control, Services: specs}, 0, s.out)
+		ended <- runEngine(ctx, cfg, file, 0, s.out)
 	}()
 	t.Cleanup(func() {
 		cancel()
