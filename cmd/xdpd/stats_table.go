@@ -109,7 +109,7 @@ var ledgerSections = []ledgerSection{
 			dropped("drop.neigh_*", "drop.tx_*", "drop.icmp_rate_limit"),
 			notes("stack.tx_fragments", "stack.tcp_retransmits", "stack.tcp_timeouts", "stack.tcp_resets",
 				"stack.tcp_challenges", "stack.tcp_recoveries", "stack.tcp_loss_probes", "stack.tcp_spurious",
-				"stack.tcp_pressure", "stack.tcp_path_mtu", "stack.port_elsewhere", "stack.answer_elsewhere", "stack.tx_bytes"),
+				"stack.tcp_pressure", "stack.tcp_path_mtu", "stack.tcp_urgent_limit", "stack.port_elsewhere", "stack.answer_elsewhere", "stack.tx_bytes"),
 		}},
 		{"reactor", []part{
 			took("stack.tx_frames"),
