@@ -15,13 +15,11 @@ import (
 type refusal int
 
 // headerEnd finds the end of a request's header in b, of which the first seen bytes were looked at before; 0: it is not
-// there yet. Lines end in CRLF: who takes LF, or CR, alone for an end sees other lines than we do.
+// there yet. Lines end in CRLF: who takes LF alone for an end sees other lines than we do. CR alone is a control character.
 func headerEnd(b []byte, seen int) (n int, bad refusal) {
 	for i := max(0, seen-1); i < len(b); i++ {
 		switch {
 		case b[i] == '\n' && (i == 0 || b[i-1] != '\r'):
-			return 0, http.StatusBadRequest
-		case i > 0 && b[i-1] == '\r' && b[i] != '\n':
 			return 0, http.StatusBadRequest
 		case b[i] == '\n' && i >= 3 && b[i-3] == '\r' && b[i-2] == '\n':
 			return i + 1, 0
@@ -50,7 +48,7 @@ func checkLines(header []byte, minor byte) refusal {
 		}
 	}
 	switch {
-	case host > 1, host == 0 && minor > 0:
+	case host == 0 && minor > 0: // several are refused by package http
 		return http.StatusBadRequest
 	case length+encoding > 1, encoding > 0 && minor == 0:
 		return http.StatusBadRequest
