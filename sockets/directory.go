@@ -81,14 +81,30 @@ func (d *Directory) set(hash uint64, host int) {
 	p := d.part(hash)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.put(hash, host, true)
+}
+
+// claim makes a flow host's, unless another has it.
+func (d *Directory) claim(hash uint64, host int) bool {
+	p := d.part(hash)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.put(hash, host, false)
+}
+
+func (p *dirPart) put(hash uint64, host int, whoever bool) bool {
 	if (p.n+1)*4 > len(p.slots)*3 {
 		p.resize(max(8, 2*len(p.slots)))
 	}
 	i, ok := p.find(fingerprint(hash))
+	if ok && !whoever && p.slots[i]&0xff != uint64(host+1) {
+		return false
+	}
 	if !ok {
 		p.n++
 	}
 	p.slots[i] = fingerprint(hash)<<8 | uint64(host+1)
+	return true
 }
 
 // del says that host has a flow no more. Somebody else's entry stays.
@@ -165,13 +181,4 @@ func (d *Directory) bound(proto uint8, k flowKey, hash uint64) (host int, ok boo
 		hosts &= hosts - 1
 	}
 	return bits.TrailingZeros64(hosts), true
-}
-
-// claim makes a flow host's, unless another has it.
-func (d *Directory) claim(hash uint64, host int) bool {
-	if has, ok := d.get(hash); ok && has != host {
-		return false
-	}
-	d.set(hash, host)
-	return true
 }
