@@ -121,3 +121,45 @@ func TestSpreadFrontCloses(t *testing.T) {
 	p.send(ack|psh, []byte("x"))
 	conn{tpeer: p, h: s}.wantRead([]byte("x"))
 }
+
+// TestHandCookie: a SYN cookie of one Host opens the connection on any that listens on the same port, in whatever order they
+// came to it; and on none after the last of them closed. No cookie takes room in the directory.
+func TestHandCookie(t *testing.T) {
+	g := newGroup(t, func(c *Config) { c.Backlog = 1 })
+	other, _ := g.b.h.TCPListen(0, 81) // so that the listeners have different numbers
+	la, _ := g.a.h.TCPListen(0, svc)
+	lb, _ := g.b.h.TCPListen(0, svc)
+	cookie := func(sport uint16) *tpeer {
+		p := newPeer(g.a, svc, sport)
+		synSent(g.a, p, optMSS(1460))
+		p.k = g.b
+		return p
+	}
+	newPeer(g.a, svc, 9).send(syn, nil) // takes the only place
+	g.a.sent()
+	p := cookie(1000)
+	for i := range uint16(500) {
+		cookie(2000 + i)
+	}
+	if n := g.dir.flows(); n != 1 || g.a.h.counters.Stats[TCPCookies] != 501 {
+		t.Errorf("%d flows in the directory after %d cookies", n, g.a.h.counters.Stats[TCPCookies])
+	}
+	p.ackAll()
+	g.carry()
+	p.none()
+	if _, errno := g.b.h.TCPAccept(lb); errno != 0 {
+		t.Errorf("accept: %v", errno)
+	}
+	late := cookie(1001)
+	for _, l := range []Handle{la, lb, other} {
+		g.a.h.Close(l, g.a.now)
+		g.b.h.Close(l, g.b.now)
+	}
+	g.a.sent()
+	lb, _ = g.b.h.TCPListen(0, svc)
+	late.inject(late.seg(ack|psh, []byte("x")))
+	if _, errno := g.b.h.TCPAccept(lb); errno != EAGAIN {
+		t.Errorf("a cookie of listeners that closed: %v", errno)
+	}
+	g.b.sent()
+}
