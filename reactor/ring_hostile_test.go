@@ -221,6 +221,50 @@ func TestRingSmallBuffersBounded(t *testing.T) {
 	}
 }
 
+// A search of all ports that finds none free takes longer than anything else that an SQE can ask for: one a turn.
+func TestRingPortSearchBounded(t *testing.T) {
+	n := newRingNet(t, RingConfig{})
+	h, _, _ := n.r.Enter()
+	for port := uint16(32768); port < 61000; port++ { // net.ipv4.ip_local_port_range
+		h.UDPBind(0, port)
+		h.TCPBind(0, port)
+	}
+	n.r.Leave()
+	n.res(opSocket(1, sockDgram), 0)
+	n.res(opSocket(1, sockStream), 1)
+	n.addr(0, 0, 0)
+	n.addr(64, peerAddr, 80)
+	opAddr := func(op rings.Op, fd int32, at uint64) rings.SQE {
+		return rings.SQE{Opcode: op, FD: fd, Addr: at, Off: rings.SockAddrSize, UserData: 2}
+	}
+	for _, test := range []struct {
+		s    rings.SQE
+		want sockets.Errno
+	}{
+		{opAddr(rings.OpBind, 0, 0), sockets.EADDRINUSE},
+		{opAddr(rings.OpBind, 1, 0), sockets.EADDRINUSE},
+		{opLen(rings.OpListen, 2, 1, 1), sockets.EADDRINUSE},
+		{opAddr(rings.OpConnect, 1, 64), sockets.EADDRNOTAVAIL},
+	} {
+		const tries = 20
+		for range tries {
+			n.push(test.s)
+		}
+		for got := 0; got < tries; {
+			before := n.q.counters.Submitted
+			n.r.Turn()
+			if did := n.q.counters.Submitted - before; did != 1 {
+				t.Fatalf("%+v: %d searches in a turn", test.s, did)
+			}
+			for c, ok := n.c.Peek(); ok; c, ok = n.c.Peek() {
+				n.want([]rings.CQE{c}, fails(2, test.want))
+				n.c.Seen(1)
+				got++
+			}
+		}
+	}
+}
+
 var ringStress = flag.Duration("ringstress", 300*time.Millisecond, "how long the ring stress runs")
 
 // TestRingStress has both ends run on goroutines of their own, awake and asleep, with chains and a CQ that is too small.
