@@ -59,6 +59,7 @@ type Reactor struct {
 	watches watchTable              // of those that are in some
 	pollers []*Poller               // nil: a place that is free
 	rings   []*Ring
+	tagged  map[uint16]*Ring
 	tag     uint16   // of the last ring
 	freed   []uint32 // scratch of tellFreed
 	events  []sockets.Event
@@ -117,7 +118,7 @@ func New(cfg Config) (*Reactor, error) {
 	}
 	r := &Reactor{
 		cfg: cfg, port: cfg.Port, pool: cfg.Pool, host: cfg.Host, wake: wake, now: cfg.Clock,
-		sinks: make(map[sockets.Handle]Sink),
+		sinks: make(map[sockets.Handle]Sink), tagged: make(map[uint16]*Ring),
 	}
 	r.own = newLoop([]*Reactor{r})
 	return r, nil
