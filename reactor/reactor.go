@@ -58,6 +58,8 @@ type Reactor struct {
 	sinks   map[sockets.Handle]Sink // of sockets that are in no poller
 	watches watchTable              // of those that are in some
 	pollers []*Poller               // nil: a place that is free
+	due     []*Poller               // with a handler, and something ready for it since they were served last
+	dueNow  []*Poller               // scratch of serveDue: the two change places
 	rings   []*Ring
 	tagged  map[uint16]*Ring
 	tag     uint16   // of the last ring
@@ -215,12 +217,7 @@ func (r *Reactor) Leave() {
 
 // unfinished reports whether the Host or a handler has work that only a turn does.
 func (r *Reactor) unfinished() bool {
-	for _, p := range r.pollers {
-		if p != nil && p.handler != nil && p.ready.n > 0 {
-			return true
-		}
-	}
-	return r.host.Busy() || r.ringWork()
+	return len(r.due) > 0 || r.host.Busy() || r.ringWork()
 }
 
 // Watch has sink told about events of s. The caller holds the lock (Enter). A nil sink ends it. A socket has one sink:
