@@ -239,6 +239,23 @@ func TestRingBundle(t *testing.T) {
 	n.idle()
 }
 
+// TestRingBundleHostile: a buffer that is none ends the bundle before it, and the next request tells of it.
+func TestRingBundleHostile(t *testing.T) {
+	n := newRingNet(t, RingConfig{})
+	far := n.dialed(0)
+	g := n.group(7, 1, 16)
+	g.Add(rings.Buf{Addr: ^uint64(0), Len: 1, ID: 101})
+	g.Add(rings.Buf{Addr: bufAt + 16, Len: 16, ID: 102})
+	g.Publish()
+	n.write(far, fill(make([]byte, 20), 0))
+	s := selectBuf(rings.OpRecv, 1, 0, 7, rings.RecvBundle)
+	n.gives([]rings.SQE{s, s, s}, buf(1, 16, 100, rings.CQESockNonempty), fails(1, sockets.EFAULT), buf(1, 4, 102, 0))
+	if !bytes.Equal(n.bytes(bufAt, 20), fill(make([]byte, 20), 0)) {
+		t.Error("wrong bytes in the buffers")
+	}
+	n.idle()
+}
+
 // TestRingSelectWaitAll: all goes into the one buffer that was taken with the first byte, and a cancel names it.
 func TestRingSelectWaitAll(t *testing.T) {
 	n := newRingNet(t, RingConfig{})
