@@ -265,6 +265,46 @@ func TestRingPortSearchBounded(t *testing.T) {
 	}
 }
 
+// TestRingsShareTurn: rings that are never done share the time of a turn, and each comes to its turn as often as the others.
+func TestRingsShareTurn(t *testing.T) {
+	now := int64(1e12)
+	g := newRig(t, options{change: func(c *Config, _ *sockets.Config) {
+		c.Clock = func() int64 { now += turnNS / 2; return now } // a ring takes half a turn
+	}})
+	var list []*ringRig
+	for range 10 {
+		list = append(list, ringOn(g, RingConfig{SQEntries: 1, CQEntries: 1 << 10}))
+	}
+	for turn := range 100 {
+		before := uint64(0)
+		for _, r := range list {
+			before += r.q.counters.Completed
+			for r.c.Submit(); ; r.c.Submit() {
+				slot := r.c.SQE()
+				if slot == nil {
+					break
+				}
+				*slot = nop(1, 0)
+			}
+		}
+		if worked, _ := g.r.Turn(); !worked || !g.r.unfinished() {
+			t.Fatal("a turn that left rings waiting says that it had no work")
+		}
+		after := uint64(0)
+		for _, r := range list {
+			after += r.q.counters.Completed
+		}
+		if did := after - before; did < 1 || did > 3 {
+			t.Fatalf("turn %d served %d rings", turn, did)
+		}
+	}
+	for i, r := range list {
+		if got := r.q.counters.Completed; got < 10 {
+			t.Errorf("ring %d was served %d times in 100 turns", i, got)
+		}
+	}
+}
+
 var ringStress = flag.Duration("ringstress", 300*time.Millisecond, "how long the ring stress runs")
 
 // TestRingStress has both ends run on goroutines of their own, awake and asleep, with chains and a CQ that is too small.

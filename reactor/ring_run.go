@@ -5,11 +5,20 @@ import "slices"
 // What a reactor does for its rings. The lock is held.
 
 // runRings takes what is submitted, serves sockets that became ready, and ends timeouts: in each turn, and in Leave
-// when the reactor sleeps.
+// when the reactor sleeps. Rings that have much to do share the time of a turn: who was not reached is the next turn's first.
 func (r *Reactor) runRings(now int64) (worked bool) {
 	r.tellFreed()
-	for _, q := range r.rings {
-		worked = q.run(now) || worked
+	n := len(r.rings)
+	for i := range n {
+		at := (r.first + i) % n
+		if !r.rings[at].run(now) {
+			continue
+		}
+		worked = true
+		if i < n-1 && r.now()-now >= turnNS {
+			r.first = at + 1
+			return true
+		}
 	}
 	return worked
 }
