@@ -123,7 +123,7 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 	q := &Ring{
 		r: r, end: layout.Engine(cfg.Area), data: cfg.Data,
 		reqs: make([]request, cfg.Requests+2), limit: cfg.Requests,
-		byUser: make([]list, ceilPow2(cfg.Requests)), userKey: rand.Uint64() | 1,
+		byUser: make([]list, ceilPow2(cfg.Requests)), userKey: rand.Uint64(),
 		waiter: make(chan struct{}, 1), done: make(chan struct{}),
 		socks:   newSockTable(cfg.Sockets, cfg.Fixed),
 		backlog: newBacklog(2*(cfg.Requests+1) + 1 + cfg.Messages + cfg.Lends), // a notification for each frame

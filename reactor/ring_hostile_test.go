@@ -305,6 +305,30 @@ func TestRingsShareTurn(t *testing.T) {
 	}
 }
 
+// TestRingUserDataSpread: what is looked for by user data is found by few looks, wherever in it programs keep their numbers.
+func TestRingUserDataSpread(t *testing.T) {
+	for shift := 0; shift <= 48; shift += 4 {
+		const n = 4096
+		r := newRingRig(t, RingConfig{Requests: n, CQEntries: 2 * n})
+		for i := range uint64(n) {
+			r.push(timeout(i<<shift, 1e15, 0, 0))
+			if i%256 == 255 {
+				r.settle()
+			}
+		}
+		for i := range uint64(n) {
+			r.push(opCancel(0, (n-1-i)<<shift))
+			if r.r.Turn(); r.q.steps > 40+4*costRequest {
+				t.Fatalf("numbers shifted by %d: %d looks for one", shift, r.q.steps-3*costRequest)
+			}
+		}
+		if got := r.reap(); len(got) != 2*n {
+			t.Fatalf("%d completions, want %d", len(got), 2*n)
+		}
+		r.idle()
+	}
+}
+
 var ringStress = flag.Duration("ringstress", 300*time.Millisecond, "how long the ring stress runs")
 
 // TestRingStress has both ends run on goroutines of their own, awake and asleep, with chains and a CQ that is too small.
