@@ -14,6 +14,7 @@ import (
 
 	"xdpd/rings"
 	"xdpd/sockets"
+	"xdpd/umem"
 )
 
 // garbage hands out the bytes of a fuzz input; behind its end they are zero.
@@ -33,14 +34,15 @@ func (s *garbage) word() uint32 {
 }
 
 // FuzzRingArea has an application that writes anything anywhere in the shared memory while the engine runs. The engine
-// may refuse, and must do nothing else: no panic, no byte outside of the area, no more requests than there may be.
+// may refuse, and must do nothing else: no panic, no byte outside of the area, no more requests and no more work in a turn than
+// there may be, no frame kept, and nothing of it in another ring of the reactor, which goes on as if alone.
 func FuzzRingArea(f *testing.F) {
 	f.Add([]byte{0, 3, 2})
 	f.Add(bytes.Repeat([]byte{4, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 0, 255}, 40))
 	f.Add(bytes.Repeat([]byte{5, 0, 14, 4, 0, 0, 1, 1, 6, 0, 1, 2, 3}, 60))
 	f.Fuzz(func(t *testing.T, input []byte) {
 		s := &garbage{input}
-		g := newRig(t, options{frames: 64, ring: 16, noLedger: true})
+		g := newRig(t, options{frames: 64, ring: 16})
 		layout, err := rings.LayoutRing(1<<(s.byte()%5), 1<<(s.byte()%5))
 		if err != nil {
 			t.Fatal(err)
@@ -58,6 +60,7 @@ func FuzzRingArea(f *testing.F) {
 		}
 		h := g.bind(echoPort)
 		r.adopt(h)
+		other := ringOn(g, RingConfig{SQEntries: 1, CQEntries: 2, Data: bytes.Repeat([]byte{0x5a}, 4096), Lends: 4})
 		for len(s.b) > 0 {
 			switch kind := s.byte() % 9; kind {
 			case 0: // a word, most likely one of the head
@@ -91,7 +94,14 @@ func FuzzRingArea(f *testing.F) {
 			case 7:
 				g.nic.Deliver(g.udpFrame(echoPort, []byte("x"))) // or drop it: nobody reads them
 			}
+			other.push(nop(1, 0))
 			g.r.Turn()
+			if got := make([]rings.CQE, 2); other.c.Reap(got) != 1 || got[0] != cqe(1, 0) {
+				t.Fatalf("another ring has completions %v", got)
+			}
+			if r.q.steps > maxSteps {
+				t.Fatalf("%d steps in a turn", r.q.steps)
+			}
 			if r.q.used > 9 || r.q.backlog.n > len(r.q.backlog.ring) {
 				t.Fatalf("%d requests, %d completions behind", r.q.used, r.q.backlog.n)
 			}
@@ -99,6 +109,12 @@ func FuzzRingArea(f *testing.F) {
 		r.q.Close()
 		if r.q.used != 0 {
 			t.Fatalf("%d requests outlive the ring", r.q.used)
+		}
+		if lent := g.pool.Ledger().Counts()[umem.Lent]; lent != 0 {
+			t.Fatalf("%d frames are lent to nobody", lent)
+		}
+		if !bytes.Equal(other.q.data[4*rings.LentSize:], bytes.Repeat([]byte{0x5a}, 4096-4*rings.LentSize)) {
+			t.Fatal("another ring's memory was written")
 		}
 		for i, b := range all {
 			if b != 0 && (i < guard || i >= guard+layout.Size) {
