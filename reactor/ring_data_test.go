@@ -360,6 +360,24 @@ func TestRingSendArea(t *testing.T) {
 	n.idle()
 }
 
+// TestRingSlotReused: a socket that is closed while it waits for its turn, and whose number another one gets at once, loses
+// nobody who waits behind it.
+func TestRingSlotReused(t *testing.T) {
+	n := newRingNet(t, RingConfig{})
+	n.res(opSocket(1, sockDgram), 0)
+	n.res(opSocket(1, sockDgram), 1)
+	n.res(n.opAddr(rings.OpBind, 2, 1, 0, 9), 0)
+	n.onPeer(func(h *sockets.Host, now int64) {
+		s, _ := h.UDPBind(0, 0)
+		h.UDPSend(s, []byte("hello"), addrPort(ourAddr, 9), now)
+	})
+	n.run()
+	first, second := opMem(rings.OpRecv, 3, 0, bufAt, 10), opMem(rings.OpRecv, 4, 1, bufAt, 10)
+	first.IOPrio, second.IOPrio = rings.PollFirst, rings.PollFirst
+	n.gives([]rings.SQE{first, second, opClose(5, 0), opSocket(6, sockDgram)}, fails(3, sockets.ECANCELED), cqe(5, 0), cqe(6, 0), cqe(4, 5))
+	n.idle()
+}
+
 // TestRingUDP: datagrams to and from whom the addresses say, cut off where the buffer ends.
 func TestRingUDP(t *testing.T) {
 	n := newRingNet(t, RingConfig{})
