@@ -248,6 +248,9 @@ func (k *kit) finish() {
 		k.t.Errorf("after everything was closed: %d connections, %d, %d and %d table entries, %d ports",
 			h.tcp.conns, h.tcp.flows.n, h.udp.flows.n, h.tcp.bound.n, len(h.udp.ports)+len(h.tcp.ports))
 	}
+	if h.tcp.setBy != [256]int32{} {
+		k.t.Errorf("after everything was closed: settings are had by %v", h.tcp.setBy)
+	}
 	if h.neigh.waiting != 0 || h.frags.frames != 0 || h.timers.n != 0 {
 		k.t.Errorf("left over: %d frames at neighbours, %d in reassembly, %d timers",
 			h.neigh.waiting, h.frags.frames, h.timers.n)

@@ -136,6 +136,7 @@ type tcpTable struct {
 	challenge bucket
 	urgent    map[uint32]uint32 // of connections with urgent data: its last byte's number
 	settings  []tcpSetting      // interned: connections share a few; the first is the default
+	setBy     [256]int32        // how many connections have each
 	pmtu      pmtuCache
 	dialNext  uint32 // RFC 6056 algorithm 3's counter
 }
@@ -204,6 +205,7 @@ func (h *Host) tcpAlloc(k flowKey) (uint32, *tcb) {
 		rcvBuf: uint32(min(rcvBufStart, h.rcvLimit())), ssthresh: ssthreshNone,
 		heardAt: h.nowMS(), sentAt: h.nowMS(),
 	}
+	t.setBy[c.setting]++
 	t.flows.put(demuxTCB, i)
 	h.connCount(1)
 	return i, c
@@ -263,6 +265,7 @@ func (h *Host) tcpFree(i uint32, c *tcb) {
 		return // Flush finds it there and frees the record
 	}
 	c.used = false
+	t.setBy[c.setting]--
 	if c.gen < maxGen {
 		c.next = t.free
 		t.free = i + 1

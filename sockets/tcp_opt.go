@@ -90,28 +90,20 @@ func (h *Host) tcpSet(c *tcb, set tcpSetting) bool {
 	t := &h.tcp
 	n := slices.Index(t.settings, set)
 	if n < 0 {
-		if len(t.settings) > 255 {
-			t.sweepSettings()
-		}
-		if n = len(t.settings); n > 255 {
+		t.setBy[c.setting]-- // what nobody else has is free
+		n = 1 + slices.Index(t.setBy[1:], 0)
+		t.setBy[c.setting]++
+		switch {
+		case n == 0:
 			return false
+		case n == len(t.settings): // without a gap: the first that is free
+			t.settings = append(t.settings, set)
+		default:
+			t.settings[n] = set
 		}
-		t.settings = append(t.settings, set)
 	}
+	t.setBy[c.setting]--
+	t.setBy[n]++
 	c.setting = uint8(n)
 	return true
-}
-
-// sweepSettings forgets all but the default and what connections have.
-func (t *tcpTable) sweepSettings() {
-	var to [256]uint8
-	kept := t.settings[:1:1]
-	t.each(func(_ uint32, c *tcb) {
-		if c.setting != 0 && to[c.setting] == 0 {
-			to[c.setting] = uint8(len(kept))
-			kept = append(kept, t.settings[c.setting])
-		}
-		c.setting = to[c.setting]
-	})
-	t.settings = kept
 }
