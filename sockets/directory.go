@@ -19,6 +19,7 @@ type Directory struct {
 	binds map[bindKey]binding
 	last  uint32 // binding.id that was given
 
+	members  atomic.Uint64 // the Hosts that there are, a bit each
 	conns    [MaxHosts]atomic.Int64
 	cookieAt atomic.Int64 // when any of them last sent a SYN cookie
 }
@@ -47,6 +48,11 @@ type dirPart struct {
 
 // NewDirectory makes one for at most MaxHosts Hosts with the same Config.Seed.
 func NewDirectory() *Directory { return &Directory{binds: make(map[bindKey]binding)} }
+
+// has reports whether there is a Host of that number.
+func (d *Directory) has(host int) bool {
+	return host >= 0 && host < MaxHosts && d.members.Load()>>host&1 != 0
+}
 
 // Conns is how many TCP connections Host i has, with those that are on their way to it (TCPSpread).
 func (d *Directory) Conns(i int) int { return int(d.conns[i].Load()) }

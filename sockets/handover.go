@@ -266,7 +266,7 @@ func (h *Host) passOn(rec *halfOpen, s *segment) (passed, done bool) {
 		return false, false
 	}
 	to := l.spread(rec.key.remote())
-	if to == h.cfg.Self || to < 0 || to >= MaxHosts {
+	if to == h.cfg.Self || !h.cfg.Directory.has(to) {
 		return false, false
 	}
 	h.uncover(s)
@@ -280,14 +280,14 @@ func (h *Host) passOn(rec *halfOpen, s *segment) (passed, done bool) {
 }
 
 // TCPSpread has the connections of a listener go to other Hosts of the group as soon as their handshakes are done: choose
-// names one for a peer. There, TCPListenBehind accepts them. Choosing this Host keeps the connection. Errors: EBADF, EINVAL
-// without a Directory.
+// names one for a peer. There, TCPListenBehind accepts them. Choosing this Host, or one that there is not, keeps the
+// connection. Errors: EBADF, EINVAL without a Directory or for a listener of TCPListenBehind.
 func (h *Host) TCPSpread(s Handle, choose func(remote netip.AddrPort) int) Errno {
 	l := h.tcp.listener(s)
 	switch {
 	case l == nil:
 		return EBADF
-	case h.cfg.Directory == nil:
+	case h.cfg.Directory == nil || l.behind: // where connections would go around for ever
 		return EINVAL
 	}
 	l.spread = choose

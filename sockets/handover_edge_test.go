@@ -163,3 +163,23 @@ func TestHandCookie(t *testing.T) {
 	}
 	g.b.sent()
 }
+
+// TestSpreadNonsense: a choice of a Host that there is not keeps the connection.
+func TestSpreadNonsense(t *testing.T) {
+	for _, to := range []int{-1, 2, 63, 64, 1 << 40} {
+		g := newGroup(t)
+		l, _ := g.a.h.TCPListen(0, svc)
+		g.a.h.TCPSpread(l, func(netip.AddrPort) int { return to })
+		dial(g.a, svc, 1000)
+		if n := len(g.a.h.TakeHanded(nil)); n != 0 {
+			t.Errorf("%d: %d packets go over", to, n)
+		}
+		if _, errno := g.a.h.TCPAccept(l); errno != 0 {
+			t.Errorf("%d: accept: %v", to, errno)
+		}
+	}
+	g, _, behind := spreadTo(t)
+	if errno := g.b.h.TCPSpread(behind, func(netip.AddrPort) int { return 0 }); errno != EINVAL {
+		t.Errorf("what was passed on is passed on: %v", errno)
+	}
+}
