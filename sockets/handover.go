@@ -194,7 +194,10 @@ func (h *Host) InputHanded(m *Handed, now int64) (back []umem.Frame) {
 	if m.open { // from here on it counts by itself, if it becomes a connection
 		defer h.cfg.Directory.conns[h.cfg.Self].Add(-1)
 	}
-	opened := !m.open || h.openHanded(&m.half)
+	why := Drop(0)
+	if m.open {
+		why = h.openHanded(&m.half)
+	}
 	back = h.back[:0]
 	if h.pool.Avail() < m.Frames || p.held && h.rxUsed+m.Frames > h.rxLimit {
 		h.counters.Drops[HandoverNoFrame]++
@@ -213,8 +216,8 @@ func (h *Host) InputHanded(m *Handed, now int64) (back []umem.Frame) {
 		h.pool.Take(f, to)
 	}
 	switch {
-	case !opened:
-		h.drop(&p, TCPNoSocket)
+	case why != 0:
+		h.drop(&p, why)
 	case p.ip.Proto == proto.ProtoTCP:
 		h.tcpInput(&p)
 	case p.ip.Proto == proto.ProtoUDP:
@@ -226,26 +229,34 @@ func (h *Host) InputHanded(m *Handed, now int64) (back []umem.Frame) {
 }
 
 // openHanded goes on with a handshake that the Host with the listener began: the record lives here from now on. What
-// completes it is the segment that comes with it, or with the accept queue full a later one. false: nobody listens.
-func (h *Host) openHanded(rec *halfOpen) bool {
+// completes it is the segment that comes with it, or with the accept queue full a later one. Not 0: it does not, because
+// nobody listens, or as many wait for room in the accept queue as may.
+func (h *Host) openHanded(rec *halfOpen) Drop {
 	k := rec.key
 	li, ok := h.tcp.behind.get(flowKey{Local: k.Local, LPort: k.LPort})
 	if !ok {
 		li, ok = h.tcp.behind.get(flowKey{LPort: k.LPort})
 	}
 	if kind, _ := h.tcp.flows.get(k); kind != 0 {
-		return true // a connection of the same name was quicker, and says what it thinks of the segment
+		return 0 // a connection of the same name was quicker, and says what it thinks of the segment
 	}
+	why := Drop(0)
 	if !ok {
-		h.sendRST(k, rec.iss+1, rec.irs+1, rstAck)
-		h.tcp.flows.forget(k)
-		return false
+		why = TCPNoSocket
+	} else if h.tcp.listeners[li].half >= h.cfg.Backlog || h.tcp.half.n >= h.cfg.MaxConns {
+		why = TCPBacklogFull
+	}
+	if why != 0 {
+		if h.tcp.flows.forget(k); !ok || rec.sentAt != 0 { // a cookie is good again as it is
+			h.sendRST(k, rec.iss+1, rec.irs+1, rstAck)
+		}
+		return why
 	}
 	if rec.sentAt == 0 { // behind a cookie
 		rec.sentAt, rec.asked = h.now, 1 // no good for measuring
 	}
 	h.halfInsert(rec, li)
-	return true
+	return 0
 }
 
 // halfInsert takes a record that another Host, or this one, let go of.

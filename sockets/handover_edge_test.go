@@ -183,3 +183,35 @@ func TestSpreadNonsense(t *testing.T) {
 		t.Errorf("what was passed on is passed on: %v", errno)
 	}
 }
+
+// TestSpreadFlood: peers that complete their handshakes take no more records behind a listener that does not accept than
+// its backlog. Those of whom nothing is left are told.
+func TestSpreadFlood(t *testing.T) {
+	const backlog = 4
+	g, _, behind := spreadTo(t, func(c *Config) { c.Backlog = backlog })
+	refused := 0
+	for i := range uint16(50) {
+		p := newPeer(g.a, svc, 1000+i)
+		synSent(g.a, p, optMSS(1460))
+		p.ackAll()
+		g.carry()
+		g.a.sent()
+		p.k = g.b
+		for _, s := range p.got() {
+			if s.flags&rst != 0 && s.seq == p.ack {
+				refused++
+			}
+		}
+	}
+	if n := g.b.h.tcp.half.n; n != backlog {
+		t.Errorf("%d handshakes wait, the limit is %d", n, backlog)
+	}
+	if want := 50 - 2*backlog; refused != want || g.b.h.counters.Drops[TCPBacklogFull] != uint64(want+backlog) || g.dir.flows() != 2*backlog {
+		t.Errorf("%d resets, %d counted, %d flows; want %d resets", refused, g.b.h.counters.Drops[TCPBacklogFull], g.dir.flows(), want)
+	}
+	for range backlog {
+		if _, errno := g.b.h.TCPAccept(behind); errno != 0 {
+			t.Fatal(errno)
+		}
+	}
+}
