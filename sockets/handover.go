@@ -50,12 +50,18 @@ func (h *Host) portElsewhere(ipProto uint8, local proto.Addr, port uint16) bool 
 
 // udpElsewhere finds the Host that has a UDP socket for k: a connected one first.
 func (h *Host) udpElsewhere(k flowKey) (to int, ok bool) {
+	if to, ok = h.udpConnectedElsewhere(k); !ok {
+		to, ok = h.boundElsewhere(proto.ProtoUDP, k)
+	}
+	return to, ok
+}
+
+// udpConnectedElsewhere finds a Host with a UDP socket that is connected as k.
+func (h *Host) udpConnectedElsewhere(k flowKey) (to int, ok bool) {
 	if h.cfg.Directory == nil {
 		return 0, false
 	}
-	if to, ok = h.cfg.Directory.get(h.sec.udpFlow(k)); !ok {
-		to, ok = h.cfg.Directory.bound(proto.ProtoUDP, k, h.sec.flow(k))
-	}
+	to, ok = h.cfg.Directory.at(bindKey{proto.ProtoUDP, k}, h.sec.flow(k))
 	return to, ok && to != h.cfg.Self
 }
 
@@ -117,10 +123,7 @@ func (h *Host) quotePassOver(q *quote, p *packet) bool {
 	case proto.ProtoTCP:
 		to, ok = h.elsewhere(q.key)
 	case proto.ProtoUDP:
-		if d := h.cfg.Directory; d != nil {
-			to, ok = d.get(h.sec.udpFlow(q.key))
-			ok = ok && to != h.cfg.Self
-		}
+		to, ok = h.udpConnectedElsewhere(q.key)
 	}
 	if ok {
 		h.handOver(p, to, nil)
@@ -307,22 +310,14 @@ func (h *Host) TCPSpread(s Handle, choose func(remote netip.AddrPort) int) Errno
 
 // udpEnter and udpForget tell the group where a UDP socket is.
 func (h *Host) udpEnter(k flowKey) {
-	switch d := h.cfg.Directory; {
-	case d == nil:
-	case k.RPort != 0:
-		d.set(h.sec.udpFlow(k), h.cfg.Self)
-	default:
+	if d := h.cfg.Directory; d != nil {
 		d.bind(bindKey{proto.ProtoUDP, k}, h.cfg.Self)
 	}
 }
 
 func (h *Host) udpForget(u *udpSock) {
 	h.udp.flows.del(u.key)
-	switch d := h.cfg.Directory; {
-	case d == nil:
-	case u.connected:
-		d.del(h.sec.udpFlow(u.key), h.cfg.Self)
-	default:
+	if d := h.cfg.Directory; d != nil {
 		d.unbind(bindKey{proto.ProtoUDP, u.key}, h.cfg.Self)
 	}
 }

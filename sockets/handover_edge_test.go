@@ -215,3 +215,30 @@ func TestSpreadFlood(t *testing.T) {
 		}
 	}
 }
+
+// TestHandUDPTwice: of two Hosts that are connected to the same peer from the same port either gets what comes in on a
+// third, and the other one's ICMP errors; when one closes, the other gets it.
+func TestHandUDPTwice(t *testing.T) {
+	g := newGroup(t)
+	connect := func(k *kit) Handle {
+		s := k.bind(0, 53)
+		if errno := k.h.UDPConnect(s, peerIP, 1000); errno != 0 {
+			t.Fatal(errno)
+		}
+		return s
+	}
+	k := flowKey{Local: usIP, Remote: peerIP, LPort: 53, RPort: 1000}
+	a, b := connect(g.a), connect(g.b)
+	if to, ok := g.a.h.udpElsewhere(k); ok && to != 1 {
+		t.Errorf("from the first it goes to %d", to)
+	}
+	g.b.h.Close(b, g.b.now)
+	g.b.inject(udpFrame(1000, 53, []byte("x")))
+	if g.carry() != 1 {
+		t.Fatal("with one closed, the other one's datagram was not handed over")
+	}
+	g.a.wantRecv(a, []byte("x"))
+	if n := len(g.b.sent()); n != 0 {
+		t.Errorf("%d answers", n)
+	}
+}
