@@ -78,10 +78,7 @@ func (h *Host) tcpPassOver(k flowKey, p *packet) bool {
 	}
 	ours := ok && to == h.cfg.Self  // by and by: it is on its way to us
 	if !ok || ours && p.hops == 0 { // by way of the listener's Host it comes behind its handshake
-		if _, here := h.tcp.listening(k); here {
-			return false
-		}
-		if l, listens := h.boundElsewhere(proto.ProtoTCP, k); listens {
+		if l, listens := h.listensElsewhere(k); listens {
 			to, ok, ours = l, true, false
 		}
 	}
@@ -96,6 +93,18 @@ func (h *Host) tcpPassOver(k flowKey, p *packet) bool {
 		h.handOver(p, to, nil)
 	}
 	return true
+}
+
+// listensElsewhere finds another Host whose listener is to have k: one on the address goes before one on all, of ours too.
+func (h *Host) listensElsewhere(k flowKey) (to int, ok bool) {
+	li, here := h.tcp.listening(k)
+	if !here {
+		return h.boundElsewhere(proto.ProtoTCP, k)
+	}
+	if h.tcp.listeners[li].key.Local != 0 {
+		return 0, false
+	}
+	return h.cfg.Directory.at(bindKey{proto.ProtoTCP, flowKey{Local: k.Local, LPort: k.LPort}}, h.sec.flow(k))
 }
 
 // passAgain hands a SYN that took the place of a connection in TIME-WAIT to a Host that listens. false: there is none.

@@ -242,3 +242,39 @@ func TestHandUDPTwice(t *testing.T) {
 		t.Errorf("%d answers", n)
 	}
 }
+
+// TestHandListeners: a listener on the address goes before one on all addresses, whichever queue a SYN comes in on, and a
+// cookie comes back to the listener that sent it.
+func TestHandListeners(t *testing.T) {
+	for _, cookies := range []bool{false, true} {
+		g := newGroup(t, func(c *Config) { c.Backlog = 2 })
+		all, _ := g.b.h.TCPListen(0, svc)
+		own, errno := g.a.h.TCPListen(usIP, svc)
+		if errno != 0 {
+			t.Fatal(errno)
+		}
+		for i := range uint16(2) {
+			if cookies {
+				newPeer(g.a, svc, 8+i).send(syn, nil)
+			}
+		}
+		g.a.sent()
+		for i, at := range []*kit{g.a, g.b} {
+			p := newPeer(at, svc, 1000+uint16(i))
+			p.send(syn, nil)
+			g.carry()
+			sa := g.a.one().tcp
+			p.irs, p.ack = sa.seq, sa.seq+1
+			p.k = g.b
+			p.ackAll()
+			g.carry()
+			p.none()
+			if _, errno := g.a.h.TCPAccept(own); errno != 0 {
+				t.Errorf("cookies %v, in on %d: the listener on the address: %v", cookies, i, errno)
+			}
+			if _, errno := g.b.h.TCPAccept(all); errno != EAGAIN {
+				t.Errorf("cookies %v, in on %d: the listener on all: %v", cookies, i, errno)
+			}
+		}
+	}
+}
