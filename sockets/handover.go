@@ -19,8 +19,8 @@ type Handed struct {
 
 const (
 	handedMax    = 1024 // packets that one turn hands over
-	handedFrames = 64   // of one datagram
-	maxHops      = 4    // to the TIME-WAIT of an old connection, to the listener, and after a connection that has just left
+	handedFrames = fragPieces
+	maxHops      = 4 // to the TIME-WAIT of an old connection, to the listener, and after a connection that has just left
 )
 
 // elsewhere finds the Host that has a TCP flow which this one has not.
