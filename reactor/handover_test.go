@@ -72,3 +72,61 @@ func TestHandOverBlocked(t *testing.T) {
 		t.Error("the frames are back, and the sender still waits")
 	}
 }
+
+// newHandLoad is a pair of reactors without a ledger: what comes to one is for a socket of the other, or of its own.
+func newHandLoad(t testing.TB, own bool) (turn func()) {
+	rigs, reactors, _ := newRigs(t, 2, options{noLedger: true})
+	if _, err := NewGroup(reactors, GroupConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	a, b := rigs[0], rigs[1]
+	if own {
+		b = a
+	}
+	s := b.bind(echoPort)
+	for _, g := range rigs {
+		g.settle()
+	}
+	frame, buf := append([]byte{}, a.udpFrame(echoPort, make([]byte, 64))...), make([]byte, 100)
+	return func() {
+		for range burst / 2 {
+			a.deliver(frame)
+		}
+		a.r.Turn()
+		if b != a {
+			b.r.Turn()
+		}
+		h, _, _ := b.r.Enter()
+		for n := 0; ; n++ {
+			if _, errno := h.UDPRecv(s, buf); errno != 0 {
+				if n != burst/2 {
+					t.Fatalf("%d of %d datagrams", n, burst/2)
+				}
+				break
+			}
+		}
+		b.r.Leave()
+	}
+}
+
+func TestNoAllocationHandOver(t *testing.T) {
+	turn := newHandLoad(t, false)
+	turn() // makes the lane
+	if n := testing.AllocsPerRun(100, turn); n != 0 {
+		t.Errorf("%v allocations in a turn of %d packets", n, burst/2)
+	}
+}
+
+// BenchmarkHandOver is what a datagram costs that another reactor of the same goroutine receives, and one that comes in
+// where its socket is.
+func BenchmarkHandOver(b *testing.B) {
+	for name, own := range map[string]bool{"direct": true, "over": false} {
+		b.Run(name, func(b *testing.B) {
+			turn := newHandLoad(b, own)
+			for b.Loop() {
+				turn()
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*burst/2), "ns/packet")
+		})
+	}
+}
