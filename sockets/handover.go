@@ -87,8 +87,6 @@ func (h *Host) tcpPassOver(k flowKey, p *packet) bool {
 		h.drop(p, HandoverEarly)
 	case !ok:
 		return false
-	case p.hops >= maxHops:
-		h.drop(p, HandoverFull)
 	default:
 		h.handOver(p, to, nil)
 	}
@@ -147,7 +145,8 @@ func (h *Host) handOver(p *packet, to int, rec *halfOpen) bool {
 	for f := p.f; f != umem.None; f = h.pool.Buf(f).Next {
 		n++
 	}
-	if len(h.handed) >= handedMax || n > handedFrames {
+	h.count(HandedOver)
+	if p.hops >= maxHops || len(h.handed) >= handedMax || n > handedFrames {
 		h.drop(p, HandoverFull)
 		return false
 	}
@@ -164,7 +163,6 @@ func (h *Host) handOver(p *packet, to int, rec *halfOpen) bool {
 		m.open, m.half = true, *rec
 	}
 	h.handed = append(h.handed, m)
-	h.count(HandedOver)
 	return true
 }
 
@@ -202,7 +200,6 @@ func (h *Host) InputHanded(m *Handed, now int64) (back []umem.Frame) {
 	h.now = now
 	p := m.p
 	p.hops++
-	h.count(HandedIn)
 	if m.open { // from here on it counts by itself, if it becomes a connection
 		defer h.cfg.Directory.conns[h.cfg.Self].Add(-1)
 	}
@@ -218,6 +215,7 @@ func (h *Host) InputHanded(m *Handed, now int64) (back []umem.Frame) {
 		}
 		return back
 	}
+	h.count(HandedIn)
 	to := umem.RX
 	if p.held {
 		to = umem.Held

@@ -3,6 +3,8 @@ package sockets
 import (
 	"net/netip"
 	"testing"
+
+	"xdpd/umem"
 )
 
 // timeWaiting leaves the connection of p, which s is on to, in TIME-WAIT, with or without its owner.
@@ -276,5 +278,42 @@ func TestHandListeners(t *testing.T) {
 				t.Errorf("cookies %v, in on %d: the listener on all: %v", cookies, i, errno)
 			}
 		}
+	}
+}
+
+// TestHandCounts: every packet for another Host is counted once, as taken or as dropped on the way, wherever it was.
+func TestHandCounts(t *testing.T) {
+	g := newGroup(t)
+	s := g.b.bind(0, 53)
+	for range handedMax + 10 {
+		g.a.inject(udpFrame(1000, 53, []byte("x")))
+		if len(g.a.h.handed) == 300 { // the rest of the turn finds no room
+			for len(g.a.h.handed) < handedMax {
+				g.a.h.handed = append(g.a.h.handed, Handed{})
+			}
+		}
+	}
+	g.a.h.handed = g.a.h.handed[:300]
+	under := g.a.h.TakeHanded(nil)
+	g.a.h.HandBack(&under[0])
+	var taken []umem.Frame
+	for i := range under[1:] {
+		if i == 100 {
+			for f := g.b.pool.Get(umem.Held); f != umem.None; f = g.b.pool.Get(umem.Held) {
+				taken = append(taken, f)
+			}
+		}
+		for _, f := range g.b.h.InputHanded(&under[1+i], g.b.now) {
+			g.a.h.FrameBack(f)
+		}
+	}
+	g.b.pool.PutN(taken, umem.Held)
+	a, b := &g.a.h.counters, &g.b.h.counters
+	over, in, full, none := a.Stats[HandedOver], b.Stats[HandedIn], a.Drops[HandoverFull], b.Drops[HandoverNoFrame]
+	if over != handedMax+10 || in != 100 || full != handedMax+10-300+1 || none != 199 || over != in+full+none {
+		t.Errorf("%d handed over: %d taken, %d and %d dropped", over, in, full, none)
+	}
+	if got := g.b.h.udp.get(s).datagrams; got != 100 {
+		t.Errorf("%d datagrams", got)
 	}
 }
