@@ -222,7 +222,9 @@ func (h *Host) InputHanded(m *Handed, now int64) (back []umem.Frame) {
 		h.rxUsed += m.Frames
 	}
 	for f := p.f; f != umem.None; f = h.pool.Buf(f).Next {
-		back = append(back, h.pool.Get(umem.Handed))
+		own := h.pool.Get(to)
+		h.pool.Give(own, to)
+		back = append(back, own)
 		h.pool.Take(f, to)
 	}
 	switch {
