@@ -161,8 +161,9 @@ func (s *Stack) open() error {
 		return fmt.Errorf("xdpd: %d reactors for the %d queues of %s: ethtool -L %s combined N gives a device more",
 			s.cfg.Reactors, queues, s.cfg.Interface, s.cfg.Interface)
 	}
-	if n := len(s.cfg.CPUs); n > 0 && n != s.cfg.Reactors {
-		return fmt.Errorf("xdpd: %d CPUs for the %d reactors of %s", n, s.cfg.Reactors, s.cfg.Interface)
+	if n := len(s.cfg.CPUs); n > 0 && (n < s.cfg.Reactors || n > queues) {
+		return fmt.Errorf("xdpd: %d CPUs for the %d reactors of %s: list one for each, or up to one for each of its %d queues",
+			n, s.cfg.Reactors, s.cfg.Interface, queues)
 	}
 	chunk, err := s.cfg.chunkFor(dev.mtu)
 	if err != nil {

@@ -63,6 +63,12 @@ func (s *Stack) Reactors() []*reactor.Reactor {
 	return out
 }
 
+// ListenReactors opens a TCP listener on a port, or a free one (0), for services whose handlers run on the reactors: a socket
+// on each, by their order, with the connections that Config.Spread says. In share mode OpenPorts has them come.
+func (s *Stack) ListenReactors(port uint16) ([]sockets.Handle, error) {
+	return s.group.Listen(0, port, s.cfg.Spread)
+}
+
 // Resize has n goroutines run the reactors from now on. Nothing that is open is touched: a queue only changes who runs it,
 // between two turns. Errors say how many there can be.
 func (s *Stack) Resize(n int) error {
@@ -223,6 +229,11 @@ func (s *Stack) keepPort(h *sockets.Host, c sockets.Handle) error {
 	h.TCPTrack(c)
 	return nil
 }
+
+// KeepPort keeps packets of a connection coming for as long as anything is left of it, in share mode: for connections that
+// were accepted, or dialled, on a reactor directly. Error: the steering program's table of ports is full. The caller holds
+// the reactor's lock.
+func (s *Stack) KeepPort(h *sockets.Host, c sockets.Handle) error { return s.keepPort(h, c) }
 
 // gone ends what keepPort began. It is called on a reactor, with its lock held.
 func (s *Stack) gone(local proto.Addr, port uint16) {

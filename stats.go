@@ -20,6 +20,7 @@ type Stats struct {
 	HugePages bool
 	ChunkSize int
 	MTU       int
+	Loops     int // goroutines that run the reactors (Stack.Resize)
 	Ports     int // share mode: ports that are steered to the engine
 	RSS       RSSStats
 	Verdicts  []xdpprog.Counter
@@ -54,7 +55,8 @@ type FrameStats struct {
 func (s *Stack) Stats() (Stats, error) {
 	st := Stats{
 		Interface: s.cfg.Interface, Driver: s.dev.driver, Native: s.program.Native(), ZeroCopy: s.queues[0].sock.ZeroCopy(),
-		HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(), MTU: s.dev.mtu, RSS: RSSStats{s.steer.rss != nil, s.dev.hash},
+		HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(), MTU: s.dev.mtu,
+		Loops: s.group.Loops(), RSS: RSSStats{s.steer.rss != nil, s.dev.hash},
 	}
 	s.mu.Lock()
 	st.Ports = len(s.ports)

@@ -1,6 +1,7 @@
 package xdpd
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
@@ -11,7 +12,7 @@ import (
 )
 
 // TCPListener is a listening TCP socket on the engine: a net.Listener. On an interface with several queues it is one
-// listener for each, behind one face.
+// listener for each, behind one face; Config.Spread says which connections come to which.
 type TCPListener struct {
 	waiter
 	ends []tcpEnd
@@ -36,15 +37,11 @@ func (s *Stack) Listen(network, address string) (net.Listener, error) {
 	want := a.AddrPort()
 	want = netip.AddrPortFrom(want.Addr().Unmap(), want.Port())
 	addr, _ := proto.AddrFrom(want.Addr())
-	port := want.Port()
-	for _, q := range s.queues {
-		if err := l.listen(q.reactor, addr, port); err != nil {
-			l.closeEnds()
-			return nil, l.fail("listen", err)
-		}
-		port = l.local.Port() // the other queues' listeners get the same
+	if err := l.listen(addr, want.Port()); err != nil {
+		l.closeEnds()
+		return nil, l.fail("listen", err)
 	}
-	l.port = portKey{proto.ProtoTCP, want.Addr(), port}
+	l.port = portKey{proto.ProtoTCP, want.Addr(), l.local.Port()}
 	if err := s.openPort(l.port); err != nil {
 		l.closeEnds()
 		return nil, l.fail("listen", err)
@@ -52,20 +49,22 @@ func (s *Stack) Listen(network, address string) (net.Listener, error) {
 	return l, nil
 }
 
-func (l *TCPListener) listen(r *reactor.Reactor, addr proto.Addr, port uint16) error {
-	h, _, ok := r.Enter()
-	defer r.Leave()
-	if !ok {
+func (l *TCPListener) listen(addr proto.Addr, port uint16) error {
+	socks, err := l.stack.group.Listen(addr, port, l.stack.cfg.Spread)
+	if errors.Is(err, reactor.ErrStopped) {
 		return l.endError()
 	}
-	s, errno := h.TCPListen(addr, port)
-	if errno != 0 {
-		return errno
+	for i, s := range socks {
+		e := tcpEnd{l.stack.queues[i].reactor, s}
+		l.ends = append(l.ends, e)
+		if h, _, ok := e.r.Enter(); ok {
+			l.local, _ = h.TCPAddr(s)
+			// Who accepts looks before it waits: what came before is not missed.
+			e.r.Watch(s, l)
+		}
+		e.r.Leave()
 	}
-	l.ends = append(l.ends, tcpEnd{r, s})
-	l.local, _ = h.TCPAddr(s)
-	r.Watch(s, l)
-	return nil
+	return err
 }
 
 // Accept waits for the next connection.

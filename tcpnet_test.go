@@ -15,6 +15,8 @@ import (
 
 	"xdpd"
 	"xdpd/internal/netlab"
+	"xdpd/reactor"
+	"xdpd/sockets"
 )
 
 // pipes is what nettest wants: connections made by r, with the dialled end first, or last.
@@ -87,6 +89,20 @@ func TestNettestQueues(t *testing.T) {
 	}
 }
 
+// TestNettestSpread has one reactor do the handshakes, and the others the rest.
+func TestNettestSpread(t *testing.T) {
+	lab := newLab(t, netlab.Options{Queues: 3})
+	cfg := engineConfig(lab)
+	cfg.Spread = reactor.RoundRobin
+	stack := openStack(t, lab, cfg)
+	r := role{"accept", kernelSide(lab.Peer, lab.PeerAddr), engineSide(stack, lab.EngineAddr)}
+	nettest.TestConn(t, r.pipes(false))
+	queues := getStats(t, stack).Queues
+	if n := queues[0].Host.Stats[sockets.TCPAccepted]; n != 0 || counted(t, stack, sockets.TCPAccepted) == 0 {
+		t.Errorf("the main reactor accepted %d connections, all of them %d", n, counted(t, stack, sockets.TCPAccepted))
+	}
+}
+
 func TestNettestShare(t *testing.T) {
 	lab, stack := shared(t)
 	us, them := engineSide(stack, lab.EngineAddr), kernelSide(lab.Peer, lab.PeerAddr)
@@ -97,9 +113,15 @@ func TestNettestShare(t *testing.T) {
 
 // TestTCPListener is to listeners what nettest is to connections.
 func TestTCPListener(t *testing.T) {
-	for _, queues := range []int{1, 2} {
-		t.Run(fmt.Sprint(queues), func(t *testing.T) {
-			lab, stack := engine(t, netlab.Options{Queues: queues})
+	for _, c := range []struct {
+		queues int
+		spread reactor.Spread
+	}{{1, nil}, {2, nil}, {1, reactor.RoundRobin}, {3, reactor.LeastConns}} {
+		t.Run(fmt.Sprint(c.queues, " main=", c.spread != nil), func(t *testing.T) {
+			lab := newLab(t, netlab.Options{Queues: c.queues})
+			cfg := engineConfig(lab)
+			cfg.Spread = c.spread
+			stack := openStack(t, lab, cfg)
 			us, them := engineSide(stack, lab.EngineAddr), kernelSide(lab.Peer, lab.PeerAddr)
 			ln := us.open(t).(*xdpd.TCPListener)
 			if ln.Addr().Network() != "tcp" || ln.Addr().(*net.TCPAddr).Port == 0 {

@@ -69,7 +69,10 @@ type Config struct {
 	MaxSpin time.Duration // how long an idle reactor polls before it sleeps (default 50 µs); negative: it never sleeps
 	// Reactors is how many goroutines run the queues' stacks (default one for each queue); Stack.Resize changes it.
 	Reactors int
-	CPUs     []int // pin these goroutines, one CPU for each; for handlers that run on the reactor
+	CPUs     []int // pin these goroutines, the first to the first and so on; for handlers that run on the reactor
+	// Spread says how the connections to a listener come to the reactors. nil: each has those that its queue receives. Else
+	// the first does all handshakes, and hands the connections over: reactor.RoundRobin, LeastConns, or By a function.
+	Spread reactor.Spread
 	// Stalled is told of turns that take longer than 10 ms: a handler blocks. It must not block itself.
 	Stalled func(reactor.Stall)
 
@@ -100,7 +103,7 @@ func (c *Config) defaults() error {
 	case c.Queues != nil && len(c.Queues) == 0:
 		return errors.New("xdpd: an empty list of queues; nil means all of them")
 	case c.Reactors < 0 || len(c.Queues) > 0 && c.Reactors > len(c.Queues):
-		return fmt.Errorf("xdpd: %d reactors for %d queues", c.Reactors, len(c.Queues))
+		return fmt.Errorf("xdpd: %d reactors for %d queues: there can be 1 to %d", c.Reactors, len(c.Queues), len(c.Queues))
 	}
 	for i, q := range c.Queues {
 		if slices.Contains(c.Queues[:i], q) {

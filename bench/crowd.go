@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"xdpd/proto"
@@ -11,40 +12,47 @@ import (
 	"xdpd/umem"
 )
 
-// crowd is a reactor whose Host has many established connections, all in one Poller, and the peer at their other end,
-// behind a simulated NIC.
+// crowd is a reactor whose Host has many established connections, all in one Poller or all read by one Ring, and the peer
+// at their other end, behind a simulated NIC.
 type crowd struct {
-	nic  *simnic.SimNIC
-	host *sockets.Host
-	r    *reactor.Reactor
-	p    *reactor.Poller
-	now  func() int64
-	pass func(ns int64) // lets time go by
+	region *umem.Region
+	nic    *simnic.SimNIC
+	host   *sockets.Host
+	r      *reactor.Reactor
+	now    func() int64
+	pass   func(ns int64) // lets time go by
 
 	segs     *segments
 	frame    [2048]byte
 	snd, rcv []uint32 // of each connection: the peer's next sequence number, and the next that it waits for
+
+	p      *reactor.Poller
+	ring   *crowdRing
+	accept func(from, to int) error // has the application take these connections
 }
+
+// crowdKind is who waits for the connections' data: it opens the listener and sets accept.
+type crowdKind func(c *crowd) error
 
 const (
 	crowdFrames = 8192
-	crowdRing   = 2048
+	crowdQueue  = 2048
 	crowdBatch  = 192 // frames into a turn, whose budget is 256
 	crowdEach   = 1 << 14
 	crowdPort   = 1024 // the first of an address of the peer's
 	crowdData   = 8    // bytes, the most that its segments have
-	crowdMax    = 1 << 20
+	crowdMax    = 1_000_000
 )
 
 // newCrowd makes n connections. The caller runs the reactor, by Turn or Run; as long as that is another goroutine, it may
 // call no more than offer and drain.
-func newCrowd(n int, now func() int64, pass func(ns int64)) (*crowd, error) {
+func newCrowd(kind crowdKind, n int, now func() int64, pass func(ns int64)) (*crowd, error) {
 	region, err := umem.New(umem.Options{Frames: crowdFrames, ChunkSize: 2048})
 	if err != nil {
 		return nil, err
 	}
 	c := &crowd{
-		nic: simnic.NewSimNIC(region, crowdRing, crowdRing, crowdRing, crowdRing), now: now, pass: pass,
+		region: region, nic: simnic.NewSimNIC(region, crowdQueue, crowdQueue, crowdQueue, crowdQueue), now: now, pass: pass,
 		segs: newSegments(0, 1, crowdData), snd: make([]uint32, n), rcv: make([]uint32, n),
 	}
 	pool := umem.NewPool(region, 0, crowdFrames, nil)
@@ -60,10 +68,14 @@ func newCrowd(n int, now func() int64, pass func(ns int64)) (*crowd, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.p = reactor.NewPoller(c.r)
 	c.turn(nil) // fills the fill ring
-	if err := c.establish(); err != nil {
+	if err := kind(c); err != nil {
 		return nil, err
+	}
+	for from := 0; from < n; from += crowdBatch {
+		if err := c.open(from, min(from+crowdBatch, n)); err != nil {
+			return nil, err
+		}
 	}
 	// What a connection has for as long as it is active it gives back after a second.
 	for end := now() + 3e9; now() < end; pass(1e6) {
@@ -72,7 +84,7 @@ func newCrowd(n int, now func() int64, pass func(ns int64)) (*crowd, error) {
 	return c, nil
 }
 
-func (c *crowd) close() error { return c.r.Close() }
+func (c *crowd) close() error { return errors.Join(c.r.Close(), c.region.Close()) }
 
 // next is the segment that the peer would send on a connection.
 func (c *crowd) next(conn int) segment {
@@ -93,30 +105,39 @@ func (c *crowd) turn(take func(frame []byte)) {
 
 // drain is the NIC sending what there is to send.
 func (c *crowd) drain(take func(frame []byte)) {
-	if c.nic.Transmit(crowdRing, take) > 0 {
-		c.nic.Complete(crowdRing)
+	if c.nic.Transmit(crowdQueue, take) > 0 {
+		c.nic.Complete(crowdQueue)
 	}
 }
 
-// establish opens the connections.
-func (c *crowd) establish() error {
+// withPoller has a Poller wait for data; Event.Data is the connection's number.
+func withPoller(c *crowd) error {
+	c.p = reactor.NewPoller(c.r)
 	h, _, _ := c.r.Enter()
+	defer c.r.Leave()
 	l, errno := h.TCPListen(0, ourPort)
-	c.r.Leave()
 	if errno != 0 {
 		return errno
 	}
-	for from := 0; from < len(c.snd); from += crowdBatch {
-		to := min(from+crowdBatch, len(c.snd))
-		if err := c.open(l, from, to); err != nil {
-			return err
+	c.accept = func(from, to int) error {
+		h, _, _ := c.r.Enter()
+		defer c.r.Leave()
+		for conn := from; conn < to; conn++ {
+			s, errno := h.TCPAccept(l)
+			if errno != 0 {
+				return errno
+			}
+			if err := c.p.Add(s, sockets.In, uint64(conn)); err != nil {
+				return err
+			}
 		}
+		return nil
 	}
 	return nil
 }
 
-// open opens the connections from..to; data of each is its number.
-func (c *crowd) open(l sockets.Handle, from, to int) error {
+// open opens the connections from..to.
+func (c *crowd) open(from, to int) error {
 	for conn := from; conn < to; conn++ {
 		if !c.nic.Deliver(putSYN(c.frame[:], c.next(conn))) {
 			return fmt.Errorf("the SYN of connection %d was dropped", conn)
@@ -138,16 +159,8 @@ func (c *crowd) open(l sockets.Handle, from, to int) error {
 		}
 	}
 	c.turn(nil)
-	h, _, _ := c.r.Enter()
-	defer c.r.Leave()
-	for conn := from; conn < to; conn++ {
-		s, errno := h.TCPAccept(l)
-		if errno != 0 {
-			return fmt.Errorf("accept: %w; dropped %v", errno, h.Counters().Drops)
-		}
-		if err := c.p.Add(s, sockets.In, uint64(conn)); err != nil {
-			return err
-		}
+	if err := c.accept(from, to); err != nil {
+		return fmt.Errorf("connections %d to %d are not there: %w; dropped %v", from, to-1, err, c.host.Counters().Drops)
 	}
 	return nil
 }

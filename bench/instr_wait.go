@@ -48,8 +48,7 @@ func countWaits(ctx context.Context, exe string, chosen []instrRow, many, n int)
 func waitLoop(name string, conns, n int) error {
 	debug.SetGCPercent(-1)
 	now := int64(1e12) // virtual, so that two runs do the same
-	pass := func(ns int64) { now += ns }
-	c, err := newCrowd(conns, func() int64 { return now }, pass)
+	c, err := newCrowd(withPoller, conns, func() int64 { return now }, func(ns int64) { now += ns })
 	if err != nil {
 		return err
 	}
@@ -60,10 +59,10 @@ func waitLoop(name string, conns, n int) error {
 // one takes the only event from the Poller.
 func (c *crowd) one(buf []reactor.Event) (reactor.Event, error) {
 	if k, err := c.p.Wait(buf, 0); k != 1 || err != nil {
-		return reactor.Event{}, fmt.Errorf("Wait reported %d sockets: %w", k, err)
+		return reactor.Event{}, fmt.Errorf("a Wait reported %d sockets: %w", k, err)
 	}
 	if e := buf[0]; e.Data != uint64(c.active()) || e.Ready != sockets.In {
-		return e, fmt.Errorf("Wait reported %v of connection %d", e.Ready, e.Data)
+		return e, fmt.Errorf("a Wait reported %v of connection %d", e.Ready, e.Data)
 	}
 	return buf[0], nil
 }

@@ -101,6 +101,20 @@ func cpuTime(pid int) (time.Duration, error) {
 	return time.Duration(t.Nano()), nil
 }
 
+// nap blocks the thread for a while, not only the goroutine. A signal may end it.
+func nap(ns int64) {
+	t := unix.NsecToTimespec(ns)
+	_ = unix.Nanosleep(&t, nil)
+}
+
+// sharpTimers has the calling thread's naps be no more than a few microseconds too long, until undo.
+func sharpTimers() (undo func(), err error) {
+	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
+		return nil, fmt.Errorf("timer slack: %w", err)
+	}
+	return func() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) }, nil // 0: the default again
+}
+
 // kernelRelease is what uname -r says.
 func kernelRelease() string {
 	var u unix.Utsname

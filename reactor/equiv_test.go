@@ -29,7 +29,7 @@ import (
 //   - shutdown(2) of a UDP socket or a listener, which ours do not have.
 //   - What is read after shutdown(SHUT_RD): Linux still gives what was queued, and goes on queueing. To a poll both are at
 //     the end of the stream, but a read of data leaves a pending error where one of the end takes it: none is made.
-//   - EPOLLPRI is asked for, but no step sends urgent data: ours have none.
+//   - EPOLLPRI is asked for, but no step sends urgent data: our sockets take it and never send it.
 //   - Delayed ACKs: Linux's are pushed out (TCP_QUICKACK), ours come in virtual time. Linux pushes none as long as something
 //     lies unread, so the peer reads what comes before a FIN.
 type op struct {

@@ -61,7 +61,7 @@ func (g *Group) check(loops int) error {
 	case loops < 1 || loops > len(g.reactors):
 		return fmt.Errorf("reactor: %d loops for %d queues; there can be 1 to %d", loops, len(g.reactors), len(g.reactors))
 	case len(g.cfg.CPUs) > 0 && loops > len(g.cfg.CPUs):
-		return fmt.Errorf("reactor: %d loops and %d CPUs to pin them to", loops, len(g.cfg.CPUs))
+		return fmt.Errorf("reactor: %d loops and %d CPUs to pin them to: list one for each", loops, len(g.cfg.CPUs))
 	}
 	return nil
 }

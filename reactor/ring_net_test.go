@@ -17,6 +17,7 @@ type ringNet struct {
 	*ringRig
 	peer *rig
 	data []byte
+	cut  bool // the wire loses everything
 }
 
 const (
@@ -68,7 +69,9 @@ func (n *ringNet) run() {
 			return
 		}
 		out, in := n.sent, n.peer.sent
-		n.sent, n.peer.sent = nil, nil
+		if n.sent, n.peer.sent = nil, nil; n.cut {
+			continue
+		}
 		carry(n.peer, out)
 		carry(n.rig, in)
 	}

@@ -73,7 +73,7 @@ func (w *Workers) run() {
 }
 
 // Close has the workers take no more sockets, and waits for those at work, until ctx ends. The sockets stay open. The error
-// says how many are still at work; each ends with what it does.
+// says how many are still at work; each ends when its work does.
 func (w *Workers) Close(ctx context.Context) error {
 	w.p.Close()
 	ended := make(chan struct{})
@@ -85,6 +85,9 @@ func (w *Workers) Close(ctx context.Context) error {
 	case <-ended:
 		return nil
 	case <-ctx.Done():
+		if w.Busy() == 0 {
+			return nil // they are on their way out
+		}
 		return fmt.Errorf("reactor: %d of %d workers are still at work: %w", w.Busy(), w.size, ctx.Err())
 	}
 }

@@ -111,6 +111,7 @@ const (
 	TCPMarked         // data segments with congestion experienced (RFC 3168)
 	TCPPressure       // connections given up because their peers took nothing and others need the frames
 	TCPPathMTU        // times that a path's MTU turned out smaller
+	TCPUrgentLimit    // urgent pointers that nobody will hear of: too many connections have one
 	AnswerElsewhere   // answers to dials that another queue handed over, while the device's hash says that they come in here
 	PortElsewhere     // ports chosen whose answers come in on another queue, for none was found that brings them here
 	NStats
@@ -121,7 +122,7 @@ var statNames = [...]string{
 	"rx_delivered", "handed_over", "handed_in", "rx_coalesced", "tx_frames", "tx_bytes", "tx_arp", "tx_icmp", "tx_udp", "tx_tcp", "tx_fragments",
 	"tcp_accepted", "tcp_resets", "tcp_retransmits", "tcp_timeouts", "tcp_challenges",
 	"tcp_out_of_order_held", "tcp_recoveries", "tcp_loss_probes", "tcp_dsacks", "tcp_spurious", "tcp_syn_cookies",
-	"tcp_marked", "tcp_pressure", "tcp_path_mtu", "answer_elsewhere", "port_elsewhere",
+	"tcp_marked", "tcp_pressure", "tcp_path_mtu", "tcp_urgent_limit", "answer_elsewhere", "port_elsewhere",
 }
 
 // String is the counter's name.

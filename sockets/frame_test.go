@@ -130,6 +130,7 @@ const (
 	rst = 4
 	psh = 8
 	ack = 16
+	urg = 32
 )
 
 // tcpSeg is a TCP segment, from the peer to us unless it was sent by us.
@@ -137,14 +138,14 @@ type tcpSeg struct {
 	sport, dport uint16
 	seq, ack     uint32
 	flags        uint8
-	wnd          uint16
+	wnd, urgent  uint16
 	opts         []byte // a multiple of 4
 	data         []byte
 }
 
 func (s tcpSeg) bytes(src, dst proto.Addr) []byte {
 	b := concat(be16(s.sport), be16(s.dport), be32(s.seq), be32(s.ack),
-		[]byte{byte((20 + len(s.opts)) / 4 << 4), s.flags}, be16(s.wnd), be16(0), be16(0), s.opts, s.data)
+		[]byte{byte((20 + len(s.opts)) / 4 << 4), s.flags}, be16(s.wnd), be16(0), be16(s.urgent), s.opts, s.data)
 	binary.BigEndian.PutUint16(b[16:], inetSum(pseudo(src, dst, 6, len(b)), b))
 	return b
 }

@@ -45,10 +45,10 @@ func (h *Host) UDPTake(s Handle, limit int) (f umem.Frame, d Datagram, err Errno
 	if h.longer(u.head, limit) {
 		return umem.None, d, EMSGSIZE
 	}
-	d.N = d.Size
 	f = h.udpUnlink(u)
 	for g := f; g != umem.None; {
 		next := h.pool.Buf(g).Next
+		d.N += int(h.pool.Buf(g).Len)
 		h.lendOut(g, 0)
 		h.pool.Buf(g).Next = next
 		g = next

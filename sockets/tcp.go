@@ -133,7 +133,8 @@ type tcpTable struct {
 	behind    *flat[flowKey] // listeners for what other Hosts pass on
 	dirty     []uint32
 	challenge bucket
-	settings  []tcpSetting // interned: connections share a few; the first is the default
+	urgent    map[uint32]uint32 // of connections with urgent data: its last byte's number
+	settings  []tcpSetting      // interned: connections share a few; the first is the default
 	pmtu      pmtuCache
 	dialNext  uint32 // RFC 6056 algorithm 3's counter
 }
@@ -143,6 +144,7 @@ func (t *tcpTable) init(h *Host) {
 	t.bound, t.behind = newFlat(h.sec.flow), newFlat(h.sec.flow)
 	t.challenge = bucket{100, h.now}
 	t.settings = []tcpSetting{{KeepAlive: h.cfg.KeepAlive}}
+	t.urgent = map[uint32]uint32{}
 	t.half.init(h)
 	t.tw.init(h)
 }
@@ -255,6 +257,7 @@ func (h *Host) tcpFree(i uint32, c *tcb) {
 	}
 	h.releaseChain(c.rcvHead)
 	c.rcvHead, c.rcvBytes = umem.None, 0
+	delete(h.tcp.urgent, i)
 	if c.dirty {
 		return // Flush finds it there and frees the record
 	}

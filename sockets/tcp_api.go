@@ -17,34 +17,6 @@ func (h *Host) TCPAddr(s Handle) (local, remote netip.AddrPort) {
 	return netip.AddrPort{}, netip.AddrPort{}
 }
 
-// tcpReady is tcp_poll.
-func (h *Host) tcpReady(c *tcb) Ready {
-	var r Ready
-	if c.state == tcpSynSent || c.state == tcpSynRcvd {
-		return 0
-	}
-	eof := c.rcvFIN || c.rcvShut || c.state == tcpClosed
-	if c.rcvBytes > 0 || eof {
-		r |= In
-	}
-	if eof {
-		r |= RdHup
-	}
-	if c.err != 0 {
-		r |= Err
-	}
-	if c.state == tcpClosed || (c.rcvFIN || c.rcvShut) && c.wantFIN {
-		r |= Hup
-	}
-	// Writable only when a third of the buffer is free, or the writer would be woken for every segment acknowledged.
-	if c.state == tcpClosed || c.wantFIN || !c.blocked && h.sndRoomy(c) {
-		r |= Out
-	} else {
-		c.happened |= noSpace
-	}
-	return r
-}
-
 // sndRoomy reports whether a writer is worth waking.
 func (h *Host) sndRoomy(c *tcb) bool {
 	limit := h.sndLimit(c)

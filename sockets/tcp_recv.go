@@ -42,6 +42,7 @@ func (h *Host) tcpData(i uint32, c *tcb, s *segment) {
 			x.eceDue = s.ip.TOS&ecnMask == ecnCE
 		}
 	}
+	h.urgentInput(i, c, s)
 	// Of what the sequence check let through, the front may be old and the end beyond the window.
 	if k := int32(c.rcvNxt - s.seq); k > 0 {
 		if c.sackOK && s.data > 0 {
@@ -222,6 +223,7 @@ func (h *Host) rcvCopy(c *tcb, dst []byte) int {
 
 // rcvTaken is called when the reader took n bytes: the window may grow, and the peer may have to hear of it.
 func (h *Host) rcvTaken(i uint32, c *tcb, n int) {
+	h.urgentRead(i, c)
 	if c.state == tcpClosed || c.rcvFIN {
 		return
 	}

@@ -197,21 +197,6 @@ func (h *Host) UDPSockets() []UDPInfo {
 	return out
 }
 
-// udpReady is udp_poll.
-func (h *Host) udpReady(u *udpSock) Ready {
-	var r Ready
-	if u.datagrams > 0 {
-		r |= In
-	}
-	if u.err != 0 {
-		r |= Err
-	}
-	if !u.blocked {
-		r |= Out
-	}
-	return r
-}
-
 func (h *Host) udpInput(p *packet) {
 	data := h.pool.Data(p.f)
 	u, fault := proto.ParseUDPIn(data, p.n)

@@ -25,14 +25,6 @@ func (h *Host) UDPSend(s Handle, payload []byte, dst netip.AddrPort, now int64) 
 	return err
 }
 
-// UDPTellSent has every datagram that s sends make an event Out, as sock_wfree does: for who waits for edges of it. To all
-// others it would be news of nothing, so it is not done by itself. It lasts until s is closed.
-func (h *Host) UDPTellSent(s Handle) {
-	if u := h.udp.get(s); u != nil {
-		u.tellSent = true
-	}
-}
-
 // udpRoute finds from whom to whom a datagram of n bytes goes, and by which neighbour. Errors as UDPSend, without EAGAIN.
 func (h *Host) udpRoute(s Handle, n int, dst netip.AddrPort) (u *udpSock, k flowKey, hop proto.Addr, err Errno) {
 	u = h.udp.get(s)

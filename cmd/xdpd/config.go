@@ -33,6 +33,9 @@ type fileConfig struct {
 	ChunkSize int            `toml:"chunk_size"`
 	HugePages bool           `toml:"huge_pages"`
 	MaxSpin   duration       `toml:"max_spin"`
+	Reactors  int            `toml:"reactors"`
+	Accept    string         `toml:"accept"`
+	Spread    string         `toml:"spread"`
 	CPUs      []int          `toml:"cpus"`
 	RcvBuf    int            `toml:"rcvbuf"`
 	RcvMax    int            `toml:"rcvmax"`
@@ -41,6 +44,7 @@ type fileConfig struct {
 	NoECN     bool           `toml:"no_ecn"`
 	Ledger    bool           `toml:"ledger"`
 	Control   string         `toml:"control"`
+	Face      string         `toml:"face"`
 
 	Services []serviceSpec `toml:"-"` // the file has them as [[service]]
 }
@@ -154,11 +158,15 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 	if !ok {
 		return xdpd.Config{}, fmt.Errorf("attach is %q; there are best, native and generic", f.Attach)
 	}
+	spread, err := f.spreads()
+	if err != nil {
+		return xdpd.Config{}, err
+	}
 	for _, n := range []struct {
 		key   string
 		value int
 	}{
-		{"frames", f.Frames}, {"chunk_size", f.ChunkSize}, {"rcvbuf", f.RcvBuf}, {"rcvmax", f.RcvMax}, {"sndbuf", f.SndBuf},
+		{"reactors", f.Reactors}, {"frames", f.Frames}, {"chunk_size", f.ChunkSize}, {"rcvbuf", f.RcvBuf}, {"rcvmax", f.RcvMax}, {"sndbuf", f.SndBuf},
 		{"queues", slices.Min(append([]int{0}, f.Queues...))}, {"cpus", slices.Min(append([]int{0}, f.CPUs...))},
 	} {
 		if n.value < 0 {
@@ -182,7 +190,7 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 		Interface: f.Interface, NetNS: f.NetNS, Addrs: f.Addresses, Gateway: f.Gateway, Share: f.Share, VLANs: f.VLANs,
 		Queues: f.Queues, Mode: mode, Attach: attach, Frames: f.Frames, ChunkSize: f.ChunkSize, HugePages: f.HugePages,
 		MaxSpin: time.Duration(f.MaxSpin), CPUs: f.CPUs, RcvBuf: f.RcvBuf, RcvMax: f.RcvMax, SndBuf: f.SndBuf, Ledger: f.Ledger,
-		Congestion: f.Congest, NoECN: f.NoECN,
+		Congestion: f.Congest, NoECN: f.NoECN, Reactors: f.Reactors, Spread: spread,
 	}, nil
 }
 

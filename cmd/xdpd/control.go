@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,10 +29,10 @@ func defaultControlPath(iface string) string { return filepath.Join(controlDir, 
 
 // serveControl answers on a unix socket at path until ctx ends or close is called: HTTP with JSON, so that curl
 // --unix-socket can ask as well. GET /stats is a statsView; POST /drain?backend=ADDRESS:PORT is xdpd drain, with &undo=1 its
-// --undo. The socket is its owner's alone (mode 0600; a folder that is made for it 0700). The socket of a process that died
+// --undo; POST /reactors?n=N is xdpd reactors N. The socket is its owner's alone (mode 0600; a folder that is made for it 0700). The socket of a process that died
 // is replaced; that of a live one is an error.
 func serveControl(ctx context.Context, path string, st *xdpd.Stack, svc *services) (close func(), err error) {
-	return serveAnswers(ctx, path, answers{st.Stats, svc.views, svc.drainBackend})
+	return serveAnswers(ctx, path, answers{st.Stats, svc.views, svc.drainBackend, st.Resize})
 }
 
 // answers is what the control socket tells and does.
@@ -39,6 +40,7 @@ type answers struct {
 	stats    func() (xdpd.Stats, error)
 	services func() []serviceView
 	drain    func(backend string, on bool) error
+	resize   func(n int) error
 }
 
 func serveAnswers(ctx context.Context, path string, a answers) (func(), error) {
@@ -65,6 +67,17 @@ func serveAnswers(ctx context.Context, path string, a answers) (func(), error) {
 	mux.HandleFunc("POST /drain", func(w http.ResponseWriter, r *http.Request) {
 		if err := a.drain(r.FormValue("backend"), r.FormValue("undo") == ""); err != nil {
 			http.Error(w, err.Error(), http.StatusNotFound)
+		}
+	})
+	mux.HandleFunc("POST /reactors", func(w http.ResponseWriter, r *http.Request) {
+		n, err := strconv.Atoi(r.FormValue("n"))
+		if err != nil {
+			err = errors.New("n must be a number of reactors: POST /reactors?n=2")
+		} else {
+			err = a.resize(n)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
 		}
 	})
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second}

@@ -74,7 +74,7 @@ func (c *demoCmd) measure(ctx context.Context, out io.Writer, live *liveLine) (r
 	if err != nil {
 		return nil, err
 	}
-	svc, err := startServices(st, []serviceSpec{echo})
+	svc, err := startServices(st, []serviceSpec{echo}, 0)
 	if err != nil {
 		return nil, err
 	}

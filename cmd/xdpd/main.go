@@ -14,12 +14,13 @@ import (
 )
 
 var cli struct {
-	Run    runCmd    `cmd:"" help:"Run the engine on an interface, with services."`
-	Demo   demoCmd   `cmd:"" help:"Make two namespaces, run the engine in one, drive it from the other."`
-	Doctor doctorCmd `cmd:"" help:"Say what this kernel, driver, privilege and memory limit allow."`
-	Stats  statsCmd  `cmd:"" help:"Show the drop ledger of a running engine."`
-	Ss     ssCmd     `cmd:"" name:"ss" help:"List the sockets of a running engine, as ss(8) does."`
-	Drain  drainCmd  `cmd:"" help:"Give a backend of a running proxy no new flows."`
+	Run      runCmd      `cmd:"" help:"Run the engine on an interface, with services."`
+	Demo     demoCmd     `cmd:"" help:"Make two namespaces, run the engine in one, drive it from the other."`
+	Doctor   doctorCmd   `cmd:"" help:"Say what this kernel, driver, privilege and memory limit allow."`
+	Stats    statsCmd    `cmd:"" help:"Show the drop ledger of a running engine."`
+	Ss       ssCmd       `cmd:"" name:"ss" help:"List the sockets of a running engine, as ss(8) does."`
+	Drain    drainCmd    `cmd:"" help:"Give a backend of a running proxy no new flows."`
+	Reactors reactorsCmd `cmd:"" help:"Say or change how many reactors run the queues of a running engine."`
 }
 
 // exitError is an error with an exit status of its own.

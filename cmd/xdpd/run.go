@@ -21,12 +21,16 @@ type runCmd struct {
 	Gateway   netip.Addr     `short:"g" placeholder:"ADDR" help:"Router for everything outside the prefixes."`
 	Share     bool           `help:"Leave the interface's addresses to the kernel and take only the services' ports."`
 	Services  []string       `short:"s" sep:"none" placeholder:"NAME[=PORT],..." help:"Services, as listed above; repeat for more."`
+	Face      string         `enum:"poller,ring,net," default:"" placeholder:"poller|ring|net" help:"Face of the services that are on all three; see above."`
 	Netns     string         `short:"n" placeholder:"NAME" help:"Network namespace of the interface: a name in /run/netns, or a path."`
 	Queues    []int          `short:"q" placeholder:"N" help:"Receive queues to serve (default all)."`
 	Vlan      []uint16       `placeholder:"ID" help:"VLAN tags of all frames, outermost first."`
 	Mode      string         `enum:"best,copy,zerocopy," default:"" placeholder:"best|copy|zerocopy" help:"How frames get to the engine."`
 	Attach    string         `enum:"best,native,generic," default:"" placeholder:"best|native|generic" help:"Where the steering program is attached."`
-	Cpu       []int          `placeholder:"N" help:"Pin the reactors to these CPUs, one for each queue."`
+	Reactors  int            `placeholder:"N" help:"Goroutines that run the queues (default one for each queue); xdpd reactors changes it."`
+	Accept    string         `enum:"each,main,workers," default:"" placeholder:"each|main|workers" help:"Which reactor accepts TCP connections, and who serves them; see above."`
+	Spread    string         `enum:"round-robin,least-conns," default:"" placeholder:"round-robin|least-conns" help:"With --accept main: which reactor gets a connection."`
+	Cpu       []int          `placeholder:"N" help:"Pin the reactors to these CPUs, one for each."`
 	MaxSpin   time.Duration  `placeholder:"50us" help:"How long an idle reactor polls before it sleeps; negative: it never sleeps."`
 	Control   string         `placeholder:"PATH" help:"Control socket for xdpd stats (default /run/xdpd/IFACE.sock)."`
 	Ledger    bool           `help:"Check the owner of every frame at every step (slow)."`
@@ -45,6 +49,17 @@ Services:
   http=PORT:DIR[:upload]     HTTP/1.1: serves the files in DIR; with upload, PUT and POST to /upload are answered with size
                              and SHA-256 of what came, and nothing is kept
   proxy=PORT:PROTO:HOST:PORT[,HOST:PORT...]   hands connections and datagrams on; PROTO is tcp, udp or tcp+udp
+
+Faces:
+  echo, http and proxy are on all three faces of the engine: NAME@FACE, as in echo@ring=7, or --face for those that do not
+  say. Usual are the poller for echo, and net for http and proxy. On poller and ring, http takes no uploads, and a proxy's
+  datagrams are handed on by net. docs/faces.md says what the faces are.
+
+Accepting:
+  each       every queue's reactor accepts and serves the connections that its queue receives: the device spreads them
+  main       the first queue's reactor accepts for all, and hands each connection over to another, as --spread says
+  workers    as each, but a pool of 4 goroutines for each queue serves the connections, beside the reactor. http and proxy
+             have goroutines of their own in any case
 
 Examples:
   xdpd run -i eth1 -a 10.0.0.2/24 -g 10.0.0.1 -s echo,discard=9000
@@ -84,6 +99,15 @@ func (c *runCmd) merge() (fileConfig, error) {
 	if c.Attach != "" {
 		f.Attach = c.Attach
 	}
+	if c.Reactors != 0 {
+		f.Reactors = c.Reactors
+	}
+	if c.Accept != "" {
+		f.Accept = c.Accept
+	}
+	if c.Spread != "" {
+		f.Spread = c.Spread
+	}
 	if len(c.Cpu) > 0 {
 		f.CPUs = c.Cpu
 	}
@@ -102,7 +126,10 @@ func (c *runCmd) merge() (fileConfig, error) {
 		}
 		f.Services = specs
 	}
-	return f, nil
+	if c.Face != "" {
+		f.Face = c.Face
+	}
+	return f, chooseFaces(f.Services, f.Face)
 }
 
 func (c *runCmd) Run() error {
@@ -131,12 +158,13 @@ const drainTime = 3 * time.Second
 
 // runEngine runs until ctx ends or the engine fails.
 func runEngine(ctx context.Context, cfg xdpd.Config, file fileConfig, every time.Duration, out io.Writer) (err error) {
+	cfg.Stalled = stallLog(out)
 	st, err := xdpd.Open(cfg)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
-	svc, err := startServices(st, file.Services)
+	svc, err := startServices(st, file.Services, file.workers())
 	if err != nil {
 		return err
 	}
@@ -182,9 +210,9 @@ func describe(s *xdpd.Stats) string {
 	if s.ZeroCopy {
 		copies = "zero copy"
 	}
-	queues := "1 queue"
-	if n := len(s.Queues); n > 1 {
-		queues = fmt.Sprintf("%d queues", n)
+	queues := plural(len(s.Queues), "queue")
+	if s.Loops != len(s.Queues) {
+		queues += " run by " + plural(s.Loops, "reactor")
 	}
 	return fmt.Sprintf("%s (%s): %s, %s, %s, MTU %d", s.Interface, s.Driver, attach, copies, queues, s.MTU)
 }

@@ -36,9 +36,17 @@ type faceService interface {
 type serviceReactor struct {
 	r      *reactor.Reactor
 	poller *reactor.Poller
-	socks  map[sockets.Handle]handler
+	socks  map[sockets.Handle]*socket
 	conns  int
-	buf    [65536]byte
+
+	workers *reactor.Workers // serve the connections; nil: the reactor does
+	buf     [65536]byte
+}
+
+// socket is one with what it does, and waits for.
+type socket struct {
+	handler
+	mask sockets.Ready
 }
 
 // handler is one socket's behaviour.
@@ -48,8 +56,8 @@ type handler interface {
 
 const maxConns = 65536 // connections of all services on one reactor
 
-// startServices opens the services' sockets.
-func startServices(st *xdpd.Stack, specs []serviceSpec) (_ *services, err error) {
+// startServices opens the services' sockets. With workers > 0 as many goroutines beside each reactor serve the connections.
+func startServices(st *xdpd.Stack, specs []serviceSpec, workers int) (_ *services, err error) {
 	svc := &services{}
 	defer func() {
 		if err != nil {
@@ -58,8 +66,11 @@ func startServices(st *xdpd.Stack, specs []serviceSpec) (_ *services, err error)
 			_ = svc.Close(at)
 		}
 	}()
+	if err := chooseFaces(specs, ""); err != nil { // for who did not go by the flags
+		return nil, err
+	}
 	for _, s := range specs {
-		if start := faceServices[s.Name]; start != nil {
+		if start := faceServiceOf(&s); start != nil {
 			face, err := start(st, &s)
 			if err != nil {
 				return nil, err
@@ -70,12 +81,15 @@ func startServices(st *xdpd.Stack, specs []serviceSpec) (_ *services, err error)
 		}
 	}
 	for _, r := range st.Reactors() {
-		sr := &serviceReactor{r: r, poller: reactor.NewPoller(r), socks: make(map[sockets.Handle]handler)}
+		sr := &serviceReactor{r: r, poller: reactor.NewPoller(r), socks: make(map[sockets.Handle]*socket)}
+		if workers > 0 {
+			sr.workers = reactor.NewWorkers(r, workers, sr.work)
+		}
 		svc.reactors = append(svc.reactors, sr)
 		h, _, ok := r.Enter()
 		if ok {
 			sr.poller.Serve(sr.handle)
-			err = sr.open(h, svc.counts)
+			err = sr.bind(h, svc.counts)
 		}
 		r.Leave()
 		if err != nil {
@@ -83,6 +97,9 @@ func startServices(st *xdpd.Stack, specs []serviceSpec) (_ *services, err error)
 		}
 	}
 	for _, s := range svc.counts {
+		if err := svc.listen(st, s); err != nil {
+			return nil, err
+		}
 		if err := st.OpenPorts(s.Port, s.TCP, s.UDP); err != nil {
 			return nil, err
 		}
@@ -90,44 +107,86 @@ func startServices(st *xdpd.Stack, specs []serviceSpec) (_ *services, err error)
 	return svc, nil
 }
 
-func (sr *serviceReactor) open(h *sockets.Host, list []*countedService) error {
+// bind opens the services' UDP sockets: one on every reactor, which has what its queue receives.
+func (sr *serviceReactor) bind(h *sockets.Host, list []*countedService) error {
 	for _, c := range list {
-		if c.UDP {
-			s, errno := h.UDPBind(0, c.Port)
-			if errno != 0 {
-				return fmt.Errorf("service %s: UDP port %d: %w", c.Name, c.Port, errno)
-			}
-			if err := sr.add(s, udpServices[c.Name]()); err != nil {
-				return err
-			}
+		if !c.UDP {
+			continue
 		}
-		if c.TCP {
-			s, errno := h.TCPListen(0, c.Port)
-			if errno != 0 {
-				return fmt.Errorf("service %s: TCP port %d: %w", c.Name, c.Port, errno)
-			}
-			if err := sr.add(s, listener{c}); err != nil {
-				return err
-			}
+		s, errno := h.UDPBind(0, c.Port)
+		if errno != 0 {
+			return fmt.Errorf("service %s: UDP port %d: %w", c.Name, c.Port, errno)
+		}
+		if err := sr.add(s, udpServices[c.Name]()); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
+// listen opens a service's TCP listener on all reactors.
+func (svc *services) listen(st *xdpd.Stack, c *countedService) error {
+	if !c.TCP {
+		return nil
+	}
+	socks, err := st.ListenReactors(c.Port)
+	if err != nil {
+		return fmt.Errorf("service %s: TCP port %d: %w", c.Name, c.Port, err)
+	}
+	for i, sr := range svc.reactors {
+		_, _, ok := sr.r.Enter()
+		if ok {
+			err = sr.add(socks[i], listener{c})
+		}
+		sr.r.Leave()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// add has the reactor serve a socket.
 func (sr *serviceReactor) add(s sockets.Handle, hd handler) error {
-	sr.socks[s] = hd
+	sr.socks[s] = &socket{hd, sockets.In}
 	return sr.poller.Add(s, sockets.In, 0)
 }
 
-func (sr *serviceReactor) handle(h *sockets.Host, now int64, e reactor.Event) {
-	if hd := sr.socks[e.Sock]; hd != nil {
-		hd.ready(sr, h, now, e.Sock, e.Ready)
+// addConn has a connection served: by the reactor, or by its workers.
+func (sr *serviceReactor) addConn(s sockets.Handle, hd connHandler) error {
+	sr.conns++
+	sr.socks[s] = &socket{hd, hd.mask()}
+	if sr.workers != nil {
+		return sr.workers.Add(s, hd.mask(), 0)
 	}
+	return sr.poller.Add(s, hd.mask(), 0)
+}
+
+func (sr *serviceReactor) handle(h *sockets.Host, now int64, e reactor.Event) {
+	if k := sr.socks[e.Sock]; k != nil {
+		k.ready(sr, h, now, e.Sock, e.Ready)
+	}
+}
+
+// work is handle on a worker. What these services do is done by calls of the Host, all of it, so it takes the lock for all
+// of it; one that has to compute or wait would do that in between.
+func (sr *serviceReactor) work(e reactor.Event) (next sockets.Ready) {
+	h, now, ok := sr.r.Enter()
+	defer sr.r.Leave()
+	k := sr.socks[e.Sock]
+	if !ok || k == nil {
+		return 0
+	}
+	k.ready(sr, h, now, e.Sock, e.Ready)
+	return k.mask
 }
 
 // want changes what the socket's handler waits for.
 func (sr *serviceReactor) want(s sockets.Handle, mask sockets.Ready) {
-	_ = sr.poller.Mod(s, mask, 0) // the socket is in the poller as long as it is in socks
+	if k := sr.socks[s]; k != nil {
+		k.mask = mask
+	}
+	_ = sr.poller.Mod(s, mask, 0) // one of the workers' is not in it: the worker registers it anew
 }
 
 // closeConn ends a connection: FIN behind what was written, or RST if there is unread data.
@@ -150,7 +209,13 @@ func (svc *services) Close(ctx context.Context) error {
 		closing.Go(func() { errs[i] = f.Close(ctx) })
 	}
 	closing.Wait()
-	return errors.Join(append(errs, svc.drain(ctx))...)
+	errs = append(errs, svc.drain(ctx))
+	for _, sr := range svc.reactors {
+		if sr.workers != nil {
+			errs = append(errs, sr.workers.Close(ctx))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // drain waits for the connections on the reactors.
@@ -192,8 +257,8 @@ func (sr *serviceReactor) shutdown() {
 	if !ok {
 		return
 	}
-	for s, hd := range sr.socks {
-		if _, isConn := hd.(connHandler); isConn {
+	for s, k := range sr.socks {
+		if _, isConn := k.handler.(connHandler); isConn {
 			h.TCPShutdown(s, now)
 			continue
 		}
@@ -242,10 +307,7 @@ func (l listener) ready(sr *serviceReactor, h *sockets.Host, now int64, s socket
 			continue
 		}
 		l.c.n.connections.Add(1)
-		hd := tcpServices[l.c.Name](l.c)
-		sr.conns++
-		sr.socks[c] = hd
-		if err := sr.poller.Add(c, hd.mask(), 0); err != nil {
+		if err := sr.addConn(c, tcpServices[l.c.Name](l.c)); err != nil {
 			sr.closeConn(h, now, c)
 		}
 	}

@@ -56,7 +56,8 @@ var ledgerSections = []ledgerSection{
 			took("reactor.rx_frames"),
 			passed("stack.rx_frames"),
 			dropped("reactor.rx_bad_desc", "reactor.rx_multi_buffer"),
-			notes("reactor.fill_starved", "reactor.wake_rx", "reactor.turns", "reactor.sleeps", "reactor.signals"),
+			notes("reactor.fill_starved", "reactor.wake_rx", "reactor.turns", "reactor.sleeps", "reactor.signals",
+				"reactor.stalls"),
 		}},
 		{"ethernet", []part{
 			took("stack.rx_frames"),
@@ -74,6 +75,11 @@ var ledgerSections = []ledgerSection{
 			passed("stack.rx_icmp", "stack.rx_udp", "stack.rx_tcp"),
 			dropped("drop.ip_*", "drop.icmp_broadcast", "drop.frag_*"),
 			notes("stack.rx_fragments", "stack.reassembled"),
+		}},
+		{"hand-over", []part{
+			took("stack.handed_over"),
+			passed("stack.handed_in"),
+			dropped("drop.handover_*"),
 		}},
 		{"icmp", []part{
 			took("stack.rx_icmp"),
@@ -103,7 +109,7 @@ var ledgerSections = []ledgerSection{
 			dropped("drop.neigh_*", "drop.tx_*", "drop.icmp_rate_limit"),
 			notes("stack.tx_fragments", "stack.tcp_retransmits", "stack.tcp_timeouts", "stack.tcp_resets",
 				"stack.tcp_challenges", "stack.tcp_recoveries", "stack.tcp_loss_probes", "stack.tcp_spurious",
-				"stack.tcp_pressure", "stack.tcp_path_mtu", "stack.port_elsewhere", "stack.answer_elsewhere", "stack.tx_bytes"),
+				"stack.tcp_pressure", "stack.tcp_path_mtu", "stack.tcp_urgent_limit", "stack.port_elsewhere", "stack.answer_elsewhere", "stack.tx_bytes"),
 		}},
 		{"reactor", []part{
 			took("stack.tx_frames"),
@@ -244,6 +250,7 @@ func writeTable(w io.Writer, v *statsView, o tableOptions) error {
 		v.PID, time.Duration(v.UptimeSeconds*float64(time.Second)).Round(time.Second), v.Commit)
 	writeRSS(&b, &v.RSS)
 	writeLedger(&b, v, o)
+	writeReactors(&b, v)
 	writeFrames(&b, v)
 	writeServices(&b, v, o.all)
 	writeSockets(&b, v, o.all)
@@ -313,6 +320,18 @@ func commas(n uint64) string {
 		s = s[:i] + "," + s[i:]
 	}
 	return s
+}
+
+// writeReactors tells what goes from queue to queue: nothing, where there is one.
+func writeReactors(b *strings.Builder, v *statsView) {
+	if len(v.Queues) < 2 {
+		return
+	}
+	fmt.Fprintf(b, "\nREACTORS: %s\n", v.shape())
+	for _, q := range v.Queues {
+		fmt.Fprintf(b, "queue %d: %s packets handed over to others, %s taken from others\n",
+			q.Queue, commas(q.Stack["handed_over"]), commas(q.Stack["handed_in"]))
+	}
 }
 
 func writeFrames(b *strings.Builder, v *statsView) {

@@ -25,7 +25,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 // fabricated is an engine that took 1000 frames on two queues and sent 700.
 func fabricated() xdpd.Stats {
 	s := xdpd.Stats{
-		Interface: "eth1", Driver: "veth", Native: true, ChunkSize: 2048, MTU: 1500,
+		Interface: "eth1", Driver: "veth", Native: true, ChunkSize: 2048, MTU: 1500, Loops: 1,
 		RSS: xdpd.RSSStats{Known: true, What: "Toeplitz, a table of 128; TCP: addresses and ports; UDP: addresses"},
 		Verdicts: []xdpprog.Counter{
 			{Name: "own_arp", Packets: 4, Bytes: 168}, {Name: "own_ipv4", Packets: 1016, Bytes: 1016 * 98},
@@ -55,7 +55,7 @@ func fabricated() xdpd.Stats {
 		sockets.RxFrames: 999, sockets.RxBytes: 99900, sockets.RxARP: 4, sockets.RxICMP: 10, sockets.RxUDP: 600,
 		sockets.RxTCP: 370, sockets.RxDelivered: 900, sockets.RxCoalesced: 20, sockets.TxFrames: 700, sockets.TxBytes: 70000,
 		sockets.TxUDP: 400, sockets.TxTCP: 290, sockets.TxICMP: 9, sockets.TxARP: 1, sockets.TCPAccepted: 2,
-		sockets.TCPRetransmits: 3,
+		sockets.TCPRetransmits: 3, sockets.HandedOver: 21,
 	} {
 		q.Host.Stats[stat] = n
 	}
@@ -63,10 +63,12 @@ func fabricated() xdpd.Stats {
 		sockets.EthNotOurs: 5, sockets.ARPNotOurs: 1, sockets.IPNotOurs: 6, sockets.Drop(proto.IPChecksum): 4,
 		sockets.ICMPIgnored: 1, sockets.UDPNoSocket: 30, sockets.UDPQueueFull: 6, sockets.TCPNoSocket: 7,
 		sockets.TCPClosed: 2, sockets.TxNoFrame: 8, sockets.NeighFailed: 3, sockets.ICMPRateLimit: 2,
+		sockets.HandoverFull: 1,
 	} {
 		q.Host.Drops[drop] = n
 	}
 	second := xdpd.QueueStats{Queue: 1, Frames: xdpd.FrameStats{Total: 16384, Free: 12288, RxLimit: 8192, TxLimit: 4096}}
+	second.Host.Stats[sockets.HandedIn] = 20
 	s.Queues = []xdpd.QueueStats{q, second}
 	return s
 }

@@ -24,6 +24,7 @@ type statsView struct {
 	HugePages     bool                   `json:"huge_pages"`
 	ChunkSize     int                    `json:"chunk_size_bytes"`
 	MTU           int                    `json:"mtu_bytes"`
+	Loops         int                    `json:"reactors"`
 	RSS           rssView                `json:"rss"`
 	PID           int                    `json:"pid"`
 	Commit        string                 `json:"commit"`
@@ -147,7 +148,7 @@ func newTCPView(t *sockets.TCPInfo) tcpView {
 func newStatsView(s *xdpd.Stats) statsView {
 	v := statsView{
 		Interface: s.Interface, Driver: s.Driver, Native: s.Native, ZeroCopy: s.ZeroCopy, HugePages: s.HugePages,
-		ChunkSize: s.ChunkSize, MTU: s.MTU, RSS: rssView(s.RSS), Verdicts: make(map[string]verdictView),
+		ChunkSize: s.ChunkSize, MTU: s.MTU, Loops: s.Loops, RSS: rssView(s.RSS), Verdicts: make(map[string]verdictView),
 	}
 	for _, c := range s.Verdicts {
 		v.Verdicts[c.Name] = verdictView{c.Packets, c.Bytes}

@@ -2,4 +2,5 @@
 
 package seeds
 
+// raceDetector says whether the race detector is on: such runs are shorter.
 const raceDetector = true
