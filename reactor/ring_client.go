@@ -1,6 +1,7 @@
 package reactor
 
 import (
+	"iter"
 	"time"
 
 	"xdpd/rings"
@@ -123,6 +124,27 @@ func (c *RingClient) closedWith(n int) (int, error) {
 		return 0, ErrRingClosed
 	}
 	return n, nil
+}
+
+// All gives completion after completion, as they come, until the ring is closed. Before it waits it submits what was filled
+// in, so that a program is a loop over what happened. One goroutine only, not the reactor's own.
+func (c *RingClient) All() iter.Seq[rings.CQE] {
+	return func(yield func(rings.CQE) bool) {
+		for {
+			cqe, ok := c.Peek()
+			if !ok {
+				c.Submit()
+				if _, err := c.Wait(1, -1); err != nil {
+					return
+				}
+				continue
+			}
+			c.Seen(1)
+			if !yield(cqe) {
+				return
+			}
+		}
+	}
 }
 
 // Serve has the reactor itself call handler for each completion, in its turns, with the lock held: handlers that run to

@@ -115,6 +115,31 @@ func TestRingRecvErrors(t *testing.T) {
 	n.idle()
 }
 
+// TestRingReset: what a request had moved when the peer reset is told, and the error by the next one.
+func TestRingReset(t *testing.T) {
+	for _, send := range []bool{false, true} {
+		n := newRingNet(t, RingConfig{}, options{frames: 1024, ring: 256, change: func(_ *Config, h *sockets.Config) { h.SndBuf = 8192 }})
+		far := n.dialed(0)
+		all := opMem(rings.OpRecv, 1, 0, bufAt, 100)
+		if send {
+			all = opMem(rings.OpSend, 1, 0, bufAt, 500_000)
+		}
+		all.OpFlags, all.Flags = rings.MsgWaitAll, rings.SQELink
+		n.gives([]rings.SQE{all, nop(2, 0)})
+		if !send {
+			n.write(far, []byte("part"))
+		}
+		n.onPeer(func(h *sockets.Host, now int64) { h.TCPAbort(far, now) })
+		got := n.take()
+		if len(got) != 2 || got[0].UserData != 1 || got[0].Res <= 0 || got[0].Res >= int32(all.Len) || got[1] != fails(2, sockets.ECANCELED) {
+			t.Fatalf("completions %v: want less than all, and the end of the chain", got)
+		}
+		n.err(opMem(rings.OpRecv, 3, 0, bufAt, 10), sockets.ECONNRESET)
+		n.res(opMem(rings.OpRecv, 3, 0, bufAt, 10), 0)
+		n.idle()
+	}
+}
+
 func TestRingRecvCancel(t *testing.T) {
 	n := newRingNet(t, RingConfig{})
 	far := n.dialed(0)

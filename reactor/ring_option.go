@@ -19,6 +19,7 @@ const (
 	solSocket    = 1
 	solTCP       = 6
 	soKeepAlive  = 9
+	soLinger     = 13
 	tcpNoDelay   = 1
 	tcpKeepIdle  = 4
 	tcpKeepIntvl = 5
@@ -59,6 +60,8 @@ func issueSetSockOpt(q *Ring, i uint32) verdict {
 		k.noDelay = on
 	case name == solSocket<<32|soKeepAlive:
 		k.keep = on
+	case name == solSocket<<32|soLinger: // struct linger with l_linger 0, the only one there is: CLOSE resets
+		k.reset = v != 0
 	case name == solTCP<<32|tcpKeepIdle && v > 0 && v <= 32767:
 		ka.Idle = v * 1e9
 	case name == solTCP<<32|tcpKeepIntvl && v > 0 && v <= 32767:

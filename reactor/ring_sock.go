@@ -111,10 +111,16 @@ func (q *Ring) dropSock(s uint32) sockets.Handle {
 
 // closeSock closes a socket.
 func (q *Ring) closeSock(s uint32) sockets.Errno {
-	if h := q.dropSock(s); h != 0 {
+	k := q.socks.at(s)
+	reset := k.reset && k.kind == sockConnected
+	switch h := q.dropSock(s); {
+	case h == 0:
+		return 0
+	case reset:
+		return q.r.host.TCPAbort(h, q.now)
+	default:
 		return q.r.host.Close(h, q.now)
 	}
-	return 0
 }
 
 func (t *sockTable) closeAll(q *Ring) {
@@ -191,9 +197,6 @@ func (q *Ring) retry(s uint32, w waitKind) {
 		case again:
 			q.markReady(s)
 			return
-		case held: // it left the queue
-			q.remove(&q.socks.at(s).queues[w], onWait, i)
-			q.at(i).waits = waitNone
 		}
 	}
 }

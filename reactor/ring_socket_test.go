@@ -113,6 +113,9 @@ func TestRingConnect(t *testing.T) {
 	if a, _ := rings.SockAddr(n.data[512:]); a != netip.AddrPortFrom(ourAddr.Netip(), 4321) {
 		t.Errorf("bound to port 4321, connected from %v", a)
 	}
+	n.res(opClose(1, 1), 0)
+	n.res(opSocket(1, sockStream), 1)
+	n.res(n.opAddr(rings.OpBind, 3, 1, ourAddr, 4321), 0) // the port went with the connection
 	n.res(opSocket(1, sockStream), 2)
 	n.listen(3, 90)
 	n.err(n.opAddr(rings.OpConnect, 2, 3, peerAddr, 80), sockets.EISCONN)
@@ -312,6 +315,31 @@ func TestRingSockOpt(t *testing.T) {
 	set(solTCP, 99, 1, sockets.ENOPROTOOPT)
 	set(1<<16|solTCP, tcpNoDelay, 1, sockets.ENOPROTOOPT)
 	n.idle()
+}
+
+// TestRingLinger: CLOSE ends a connection with FIN, and with RST where SO_LINGER was set without time.
+func TestRingLinger(t *testing.T) {
+	n := newRingNet(t, RingConfig{})
+	closing := func(value uint64) (read int, err sockets.Errno) {
+		t.Helper()
+		far := n.dialed(0)
+		n.res(*new(rings.SQE).PrepReset(0), 0)
+		linger := new(rings.SQE).PrepReset(0)
+		linger.Off = value
+		n.res(*linger, 0)
+		n.res(opClose(1, 0), 0)
+		n.onPeer(func(h *sockets.Host, now int64) {
+			read, err = h.TCPRead(far, make([]byte, 1), now)
+			h.Close(far, now)
+		})
+		return read, err
+	}
+	if n, err := closing(0); n != 0 || err != 0 {
+		t.Errorf("without SO_LINGER the peer reads %d, %v", n, err)
+	}
+	if _, err := closing(1); err != sockets.ECONNRESET {
+		t.Errorf("with SO_LINGER the peer reads %v, want ECONNRESET", err)
+	}
 }
 
 // TestRingChain: a whole conversation in one chain, through a slot of the fixed table.

@@ -277,3 +277,23 @@ func TestUntell(t *testing.T) {
 		t.Errorf("told of %v, want only the second", freed)
 	}
 }
+
+// TestTCPSendLentSplit: a lent frame that a small window cuts is told of once.
+func TestTCPSendLentSplit(t *testing.T) {
+	k, c := established(t)
+	c.tcb().maxWnd, c.wnd = 600, 600
+	c.ackAll()
+	f, _ := k.h.Lend()
+	want := pattern(1000)
+	copy(k.pool.Data(f), want)
+	if err := k.h.TCPSendLent(c.h, f, umem.Headroom, 1000, 5, k.now); err != 0 {
+		t.Fatal(err)
+	}
+	wantSeg(t, c.one(), ack, c.ack-600, c.seq, want[:600])
+	c.ackAll()
+	wantSeg(t, c.one(), ack, c.ack-400, c.seq, want[600:])
+	c.ackAll()
+	if freed := k.h.TakeFreed(nil); !slices.Equal(freed, []uint32{5}) {
+		t.Errorf("told of %v, want it once", freed)
+	}
+}
