@@ -230,6 +230,11 @@ func (s *Stack) keepPort(h *sockets.Host, c sockets.Handle) error {
 	return nil
 }
 
+// KeepPort keeps packets of a connection coming for as long as anything is left of it, in share mode: for connections that
+// were accepted, or dialled, on a reactor directly. Error: the steering program's table of ports is full. The caller holds
+// the reactor's lock.
+func (s *Stack) KeepPort(h *sockets.Host, c sockets.Handle) error { return s.keepPort(h, c) }
+
 // gone ends what keepPort began. It is called on a reactor, with its lock held.
 func (s *Stack) gone(local proto.Addr, port uint16) {
 	// There is nobody to tell of an error, which an open port always is: it only keeps the kernel from using it.

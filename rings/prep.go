@@ -122,6 +122,20 @@ func (s *SQE) PrepReset(fd int32) *SQE {
 	return s
 }
 
+// Keep-alive's settings, as level and option of setsockopt(2).
+const (
+	KeepOn       = 1<<32 | 9 // SO_KEEPALIVE
+	KeepIdle     = 6<<32 | 4 // TCP_KEEPIDLE: seconds
+	KeepInterval = 6<<32 | 5 // TCP_KEEPINTVL: seconds
+	KeepCount    = 6<<32 | 6 // TCP_KEEPCNT
+)
+
+// PrepKeepAlive changes one of the settings of keep-alive.
+func (s *SQE) PrepKeepAlive(fd int32, setting, value uint64) *SQE {
+	s.Opcode, s.FD, s.Len, s.OpFlags, s.Off = OpSetSockOpt, fd, uint32(setting>>32), uint32(setting), value
+	return s
+}
+
 // PrepTimeout ends after ns nanoseconds.
 func (s *SQE) PrepTimeout(ns uint64) *SQE {
 	s.Opcode, s.Addr = OpTimeout, ns

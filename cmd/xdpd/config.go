@@ -44,6 +44,7 @@ type fileConfig struct {
 	NoECN     bool           `toml:"no_ecn"`
 	Ledger    bool           `toml:"ledger"`
 	Control   string         `toml:"control"`
+	Face      string         `toml:"face"`
 
 	Services []serviceSpec `toml:"-"` // the file has them as [[service]]
 }

@@ -34,7 +34,7 @@ func TestExampleConfig(t *testing.T) {
 		Interface: "eth1", Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")},
 		Gateway: netip.MustParseAddr("10.0.0.1"), Mode: "best", Attach: "best", MaxSpin: duration(50 * time.Microsecond),
 		Frames: 16384, RcvBuf: 1 << 20, RcvMax: 3 << 20, SndBuf: 4 << 20, Congest: "cubic",
-		Services: []serviceSpec{{Name: "echo", Port: 7, TCP: true, UDP: true}, {Name: "discard", Port: 9000, TCP: true}},
+		Services: []serviceSpec{{Name: "echo", Port: 7, TCP: true, UDP: true, Face: "poller"}, {Name: "discard", Port: 9000, TCP: true}},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("the example is read as\n%+v, want\n%+v", got, want)
@@ -139,7 +139,7 @@ func TestConfigErrors(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{"interface = \"a\"\nadresses = [\"10.0.0.2/24\"]\n", "line 2: unknown key adresses; there are interface, netns, addresses"},
 		{"a = 1\nb = 2\n", "line 2: unknown key b"},
-		{"[[service]]\nname = \"echo\"\nprot = 7\n", "line 3: unknown key service.prot; there are name, port, tcp, udp"},
+		{"[[service]]\nname = \"echo\"\nprot = 7\n", "line 3: unknown key service.prot; there are name, face, port, tcp, udp"},
 		{"[engine]\nx = 1\n", "line 1: unknown key engine"},
 		{"frames = \"many\"\n", "line 1: frames"},
 		{"interface = \"a\"\nframes = 1\nframes = 2\n", "line 3:"},
@@ -156,8 +156,8 @@ func TestConfigErrors(t *testing.T) {
 		{"reactors = -1\n", "reactors has -1"},
 		{"accept = \"all\"\n", "accept is \"all\"; there are each, main and workers"},
 		{"accept = \"main\"\nspread = \"random\"\n", "spread is \"random\"; there are round-robin and least-conns"},
-		{"accept = \"workers\"\nspread = \"least-conns\"\n", "where the device spreads the connections: leave it out, or accept with main"},
-		{"spread = \"round-robin\"\n", "leave it out, or accept with main"},
+		{"accept = \"workers\"\nspread = \"least-conns\"\n", "where the device spreads the connections: leave it out, or have main accept (--accept main)"},
+		{"spread = \"round-robin\"\n", "leave it out, or have main accept (--accept main)"},
 		{"queues = [0, -2]\n", "queues has -2"},
 		{"queues = [1, 1]\n", "queues has 1 twice"},
 		{"cpus = [-1]\n", "cpus has -1"},
@@ -223,6 +223,10 @@ func TestParseServices(t *testing.T) {
 		{"daytime", "hold (port 10, TCP), chargen (port 19, TCP and UDP)"},
 		{"Echo", `there is no service "Echo"`},
 		{"echo=", `echo has port ""`},
+		{"echo@", "echo@ says no face: there are poller, ring, net"},
+		{"echo@disk=7", `echo is wanted on the face "disk"; there are poller, ring, net`},
+		{"discard@ring", "discard is on the poller alone: leave @ring out"},
+		{"http@ring=80:/srv:upload", "http takes uploads on the face net alone"},
 		{"echo=0", `echo has port "0"`},
 		{"echo=65536", `echo has port "65536"`},
 		{"echo=-7", `echo has port "-7"`},
@@ -239,12 +243,14 @@ func TestParseServices(t *testing.T) {
 // TestServicesExist holds the list of names against the services that there are.
 func TestServicesExist(t *testing.T) {
 	for _, s := range knownServices {
-		onFace := faceServices[s.Name] != nil
-		if !onFace && ((udpServices[s.Name] != nil) != s.UDP || (tcpServices[s.Name] != nil) != s.TCP) {
-			t.Errorf("%s is announced for %s, and is something else", s.Name, s.protocols())
+		list := []string{""}
+		if usualFace[s.Name] != "" {
+			list = faceNames
 		}
-	}
-	if n := len(tcpServices) + len(faceServices); n != len(knownServices) {
-		t.Errorf("there are %d services, %d have a name", n, len(knownServices))
+		for _, s.Face = range list {
+			if faceServiceOf(&s) == nil && ((udpServices[s.Name] != nil) != s.UDP || (tcpServices[s.Name] != nil) != s.TCP) {
+				t.Errorf("%s on %q is announced for %s, and is something else", s.Name, s.Face, s.protocols())
+			}
+		}
 	}
 }

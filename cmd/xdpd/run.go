@@ -21,6 +21,7 @@ type runCmd struct {
 	Gateway   netip.Addr     `short:"g" placeholder:"ADDR" help:"Router for everything outside the prefixes."`
 	Share     bool           `help:"Leave the interface's addresses to the kernel and take only the services' ports."`
 	Services  []string       `short:"s" sep:"none" placeholder:"NAME[=PORT],..." help:"Services, as listed above; repeat for more."`
+	Face      string         `enum:"poller,ring,net," default:"" placeholder:"poller|ring|net" help:"Face of the services that are on all three; see above."`
 	Netns     string         `short:"n" placeholder:"NAME" help:"Network namespace of the interface: a name in /run/netns, or a path."`
 	Queues    []int          `short:"q" placeholder:"N" help:"Receive queues to serve (default all)."`
 	Vlan      []uint16       `placeholder:"ID" help:"VLAN tags of all frames, outermost first."`
@@ -48,6 +49,11 @@ Services:
   http=PORT:DIR[:upload]     HTTP/1.1: serves the files in DIR; with upload, PUT and POST to /upload are answered with size
                              and SHA-256 of what came, and nothing is kept
   proxy=PORT:PROTO:HOST:PORT[,HOST:PORT...]   hands connections and datagrams on; PROTO is tcp, udp or tcp+udp
+
+Faces:
+  echo, http and proxy are on all three faces of the engine: NAME@FACE, as in echo@ring=7, or --face for those that do not
+  say. Usual are the poller for echo, and net for http and proxy. On poller and ring, http takes no uploads, and a proxy's
+  datagrams are handed on by net. docs/faces.md says what the faces are.
 
 Accepting:
   each       every queue's reactor accepts and serves the connections that its queue receives: the device spreads them
@@ -120,7 +126,10 @@ func (c *runCmd) merge() (fileConfig, error) {
 		}
 		f.Services = specs
 	}
-	return f, nil
+	if c.Face != "" {
+		f.Face = c.Face
+	}
+	return f, chooseFaces(f.Services, f.Face)
 }
 
 func (c *runCmd) Run() error {

@@ -26,12 +26,6 @@ func checkBalance(word string) error {
 	return nil
 }
 
-// faceServices start the services on the net face.
-var faceServices = map[string]func(*xdpd.Stack, *serviceSpec) (faceService, error){
-	"http":  startHTTP,
-	"proxy": startProxy,
-}
-
 func startHTTP(st *xdpd.Stack, spec *serviceSpec) (faceService, error) {
 	s, err := newFileServer(spec)
 	if err != nil {
@@ -55,6 +49,7 @@ type proxyService struct {
 type protoProxy struct {
 	*proxy.Proxy
 	protocol string
+	loops    *loopServer // its data path on the poller or the ring; nil: on the net face
 }
 
 func startProxy(st *xdpd.Stack, spec *serviceSpec) (_ faceService, err error) {
@@ -79,22 +74,28 @@ func startProxy(st *xdpd.Stack, spec *serviceSpec) (_ faceService, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := s.serve(st, p, protocol); err != nil {
+		if err := s.serve(st, p, protocol, spec.Face); err != nil {
 			return nil, fmt.Errorf("service proxy: %w", err)
 		}
 	}
 	return s, nil
 }
 
-func (s *proxyService) serve(st *xdpd.Stack, p *proxy.Proxy, protocol string) error {
+func (s *proxyService) serve(st *xdpd.Stack, p *proxy.Proxy, protocol, face string) (err error) {
 	address := fmt.Sprintf(":%d", s.port)
-	if protocol == "tcp" {
+	pp := &protoProxy{Proxy: p, protocol: protocol}
+	switch {
+	case protocol == "tcp" && (face == "poller" || face == "ring"):
+		if pp.loops, err = joinLoops(st, face, s.port, p); err != nil {
+			return err
+		}
+	case protocol == "tcp":
 		l, err := st.Listen("tcp", address)
 		if err != nil {
 			return err
 		}
 		s.serving.Go(func() { _ = p.ServeTCP(l) })
-	} else {
+	default:
 		c, err := st.ListenPacket("udp", address)
 		if err != nil {
 			return err
@@ -102,7 +103,7 @@ func (s *proxyService) serve(st *xdpd.Stack, p *proxy.Proxy, protocol string) er
 		s.serving.Go(func() { _ = p.ServeUDP(c.(*xdpd.UDPConn)) })
 	}
 	s.serving.Go(p.Run)
-	s.proxies = append(s.proxies, &protoProxy{p, protocol})
+	s.proxies = append(s.proxies, pp)
 	return nil
 }
 
@@ -123,7 +124,14 @@ func (s *proxyService) Close(ctx context.Context) error {
 	errs := make([]error, len(s.proxies))
 	var closing sync.WaitGroup
 	for i, p := range s.proxies {
-		closing.Go(func() { errs[i] = p.Shutdown(ctx) })
+		closing.Go(func() {
+			if p.loops != nil {
+				p.loops.finish()
+			}
+			if errs[i] = p.Shutdown(ctx); p.loops != nil {
+				p.loops.abort() // its flows have ended
+			}
+		})
 	}
 	closing.Wait()
 	s.serving.Wait()

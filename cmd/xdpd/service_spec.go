@@ -16,6 +16,7 @@ type serviceSpec struct {
 	Name     string
 	Port     uint16 // in knownServices 0: there is no usual one
 	TCP, UDP bool
+	Face     string // see faceNames; "": nobody said
 	serviceOptions
 }
 
@@ -70,6 +71,9 @@ func (s *serviceSpec) protocols() string {
 
 // check refuses a spec that lacks what its service needs, or has what is another's.
 func (s *serviceSpec) check() error {
+	if err := s.checkFace(); err != nil {
+		return err
+	}
 	others := s.serviceOptions
 	switch s.Name {
 	case "http":
@@ -145,8 +149,8 @@ func parseSize(text string) (uint64, error) {
 	return n << shift, nil
 }
 
-// parseServices reads the list that flags have, items separated by commas: NAME, NAME=PORT, http=PORT:DIR[:upload],
-// source=PORT[:SIZE], proxy=PORT:tcp|udp|tcp+udp:HOST:PORT. A HOST:PORT without a name is one more backend of the proxy
+// parseServices reads the list that flags have, items separated by commas: NAME, NAME=PORT, NAME@FACE=PORT,
+// http=PORT:DIR[:upload], source=PORT[:SIZE], proxy=PORT:tcp|udp|tcp+udp:HOST:PORT. A HOST:PORT without a name is one more backend of the proxy
 // before it.
 func parseServices(list string) ([]serviceSpec, error) {
 	var specs []serviceSpec
@@ -157,7 +161,11 @@ func parseServices(list string) ([]serviceSpec, error) {
 			specs[n-1].Backends = append(specs[n-1].Backends, item)
 			continue
 		}
+		name, face, faced := strings.Cut(name, "@")
 		spec, err := knownService(name)
+		if spec.Face = face; faced && face == "" {
+			err = fmt.Errorf("%s@ says no face: there are %s", name, strings.Join(faceNames, ", "))
+		}
 		if err == nil && given {
 			err = spec.parseValue(value)
 		}
@@ -211,6 +219,7 @@ func (s *serviceSpec) parseValue(value string) (err error) {
 // serviceTable is one [[service]] of the file; what is left out is as the service itself has it.
 type serviceTable struct {
 	Name     string   `toml:"name"`
+	Face     string   `toml:"face"`
 	Port     *int     `toml:"port"`
 	TCP      *bool    `toml:"tcp"`
 	UDP      *bool    `toml:"udp"`
@@ -248,6 +257,7 @@ func (t *serviceTable) spec() (serviceSpec, error) {
 	if !spec.TCP && !spec.UDP {
 		return spec, fmt.Errorf("%s has both tcp and udp off: leave the table out", t.Name)
 	}
+	spec.Face = t.Face
 	spec.serviceOptions = serviceOptions{
 		Dir: t.Dir, Upload: t.Upload, Backends: t.Backends, Balance: t.Balance,
 		Check: time.Duration(t.Check), Idle: time.Duration(t.Idle), Flows: t.Flows,

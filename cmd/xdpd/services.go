@@ -66,8 +66,11 @@ func startServices(st *xdpd.Stack, specs []serviceSpec, workers int) (_ *service
 			_ = svc.Close(at)
 		}
 	}()
+	if err := chooseFaces(specs, ""); err != nil { // for who did not go by the flags
+		return nil, err
+	}
 	for _, s := range specs {
-		if start := faceServices[s.Name]; start != nil {
+		if start := faceServiceOf(&s); start != nil {
 			face, err := start(st, &s)
 			if err != nil {
 				return nil, err

@@ -132,33 +132,48 @@ func TestServeFiles(t *testing.T) {
 	dir := webRootIfRoot(t)
 	const size = 48<<20 + 77
 	want := bigFile(t, filepath.Join(dir, "big"), size)
-	s := serve(t, "http=80:"+dir+":upload")
-	c := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return s.DialContext(ctx, "tcp4", s.at(80))
-	}}}
-	defer c.CloseIdleConnections()
-	resp, body := ask(t, c, "GET", "/big", nil)
-	if got := sha256.Sum256([]byte(body)); resp.StatusCode != 200 || len(body) != size || hex.EncodeToString(got[:]) != want {
-		t.Errorf("%d with %d bytes, SHA-256 %x, want %d, %s", resp.StatusCode, len(body), got, size, want)
-	}
-	resp, part := ask(t, c, "GET", "/big", nil, "Range", "bytes=1000000-1000999")
-	if resp.StatusCode != 206 || part != body[1000000:1001000] {
-		t.Errorf("a range is answered %d with %d bytes", resp.StatusCode, len(part))
-	}
-	if resp, _ := ask(t, c, "HEAD", "/big", nil); resp.StatusCode != 200 || resp.ContentLength != size {
-		t.Errorf("HEAD is answered %d, length %d", resp.StatusCode, resp.ContentLength)
-	}
-	if resp, text := ask(t, c, "GET", "/relative", nil); resp.StatusCode != 403 || strings.Contains(text, secret) {
-		t.Errorf("a link that leads outside is answered %d %q", resp.StatusCode, text)
-	}
-	resp, answer := ask(t, c, "PUT", "/upload/big", strings.NewReader(body))
-	var got uploaded
-	if err := json.Unmarshal([]byte(answer), &got); err != nil || got.Size != size || got.SHA256 != want {
-		t.Errorf("the upload is answered %d %q, %v", resp.StatusCode, answer, err)
-	}
-	if n := s.service(t, "http", "tcp").Counters; n["requests"] != 5 || n["uploads"] != 1 || n["bytes_sent"] < size || n["bytes_received"] < size {
-		t.Errorf("counted %v", n)
-	}
+	eachFace(t, func(t *testing.T, face string) {
+		upload := ":upload"
+		if face != "net" {
+			upload = ""
+		}
+		s := serve(t, "http@"+face+"=80:"+dir+upload)
+		c := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return s.DialContext(ctx, "tcp4", s.at(80))
+		}}}
+		defer c.CloseIdleConnections()
+		resp, body := ask(t, c, "GET", "/big", nil)
+		if got := sha256.Sum256([]byte(body)); resp.StatusCode != 200 || len(body) != size || hex.EncodeToString(got[:]) != want {
+			t.Errorf("%d with %d bytes, SHA-256 %x, want %d, %s", resp.StatusCode, len(body), got, size, want)
+		}
+		resp, part := ask(t, c, "GET", "/big", nil, "Range", "bytes=1000000-1000999")
+		if resp.StatusCode != 206 || part != body[1000000:1001000] {
+			t.Errorf("a range is answered %d with %d bytes", resp.StatusCode, len(part))
+		}
+		if resp, _ := ask(t, c, "HEAD", "/big", nil); resp.StatusCode != 200 || resp.ContentLength != size {
+			t.Errorf("HEAD is answered %d, length %d", resp.StatusCode, resp.ContentLength)
+		}
+		if resp, text := ask(t, c, "GET", "/relative", nil); resp.StatusCode != 403 || strings.Contains(text, secret) {
+			t.Errorf("a link that leads outside is answered %d %q", resp.StatusCode, text)
+		}
+		resp, answer := ask(t, c, "PUT", "/upload/big", strings.NewReader(body))
+		if upload == "" {
+			if resp.StatusCode != 405 || resp.Header.Get("Allow") != "GET, HEAD" {
+				t.Errorf("an upload is answered %d, allowed is %q", resp.StatusCode, resp.Header.Get("Allow"))
+			}
+		} else {
+			var got uploaded
+			if err := json.Unmarshal([]byte(answer), &got); err != nil || got.Size != size || got.SHA256 != want {
+				t.Errorf("the upload is answered %d %q, %v", resp.StatusCode, answer, err)
+			}
+		}
+		n := s.service(t, "http", "tcp").Counters
+		if n["requests"] != 5 || n["bytes_sent"] < size || upload != "" && (n["uploads"] != 1 || n["bytes_received"] < size) {
+			t.Errorf("counted %v", n)
+		}
+		c.CloseIdleConnections()
+		s.restful(t)
+	})
 }
 
 // webRootIfRoot spares the work to who may not run the test.
@@ -366,9 +381,10 @@ func (b *tcpBackend) stop() {
 }
 
 // TestServeTCPProxy: two backends in the kernel, one of which dies and returns, and then both die.
-func TestServeTCPProxy(t *testing.T) {
-	needRoot(t)
-	s := serve(t, "proxy=80:tcp:10.77.0.1:8001,10.77.0.1:8002")
+func TestServeTCPProxy(t *testing.T) { eachFace(t, testServeTCPProxy) }
+
+func testServeTCPProxy(t *testing.T, face string) {
+	s := serve(t, "proxy@"+face+"=80:tcp:10.77.0.1:8001,10.77.0.1:8002")
 	a, b := s.tcpBackend(t, 8001, "a"), s.tcpBackend(t, 8002, "b")
 	becomes := func(want string) {
 		t.Helper()
@@ -441,6 +457,7 @@ func TestServeTCPProxy(t *testing.T) {
 	if n := s.service(t, "proxy", "tcp").Counters["no_backend"]; n != 1 {
 		t.Errorf("%d are counted", n)
 	}
+	s.restful(t)
 }
 
 // TestServeAndList holds a connection and looks at it with xdpd ss.
