@@ -233,11 +233,11 @@ func TestServeProxyLimits(t *testing.T) {
 func TestServeQueues(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "page"), sourceBytes(make([]byte, 1<<20), 0), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "page"), sourceBytes(make([]byte, 1<<18), 0), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	eachFace(t, func(t *testing.T, face string) {
-		const conns = 24
+		const conns = 8
 		s := serveAs(t, "echo,proxy=80:tcp:10.77.0.1:8001,http=81:"+dir, netlab.Options{Queues: 3}, fileConfig{Face: face})
 		backend := s.tcpBackend(t, 8001, "a")
 		eventually(t, "the backend", func() bool { return fmt.Sprint(s.state(t, "tcp")) == "[up]" })
@@ -250,7 +250,7 @@ func TestServeQueues(t *testing.T) {
 			defer conn.Close()
 			c := conn.(*net.TCPConn)
 			_ = c.SetDeadline(time.Now().Add(30 * time.Second))
-			want := sourceBytes(make([]byte, 1<<20), 0)
+			want := sourceBytes(make([]byte, 1<<18), 0)
 			sent := make(chan error, 1)
 			if port == 81 {
 				_, err := io.WriteString(c, "GET /page HTTP/1.0\r\n\r\n")
