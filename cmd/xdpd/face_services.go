@@ -192,7 +192,8 @@ type httpLoops struct {
 	loops      *loopServer
 }
 
-func startHTTPLoops(st *xdpd.Stack, spec *serviceSpec) (faceService, error) {
+// newHTTPLoops opens the folder.
+func newHTTPLoops(spec *serviceSpec) (*httpLoops, error) {
 	root, err := os.OpenRoot(spec.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("service http: %w", err)
@@ -203,13 +204,21 @@ func startHTTPLoops(st *xdpd.Stack, spec *serviceSpec) (faceService, error) {
 		Files: rootFiles{root}, HeaderTime: httpHeaderTime, IdleTime: httpIdleTime, StallTime: httpStallTime,
 		Requests: &s.n.requests, Sent: &s.n.sent, Received: &s.n.received,
 	}
+	return s, nil
+}
+
+func startHTTPLoops(st *xdpd.Stack, spec *serviceSpec) (faceService, error) {
+	s, err := newHTTPLoops(spec)
+	if err != nil {
+		return nil, err
+	}
 	s.loops, err = listenLoops(st, spec.Face, spec.Port, httpConns, &s.n.refused, func(faces.Loop) *openStream {
 		s.n.connections.Add(1)
 		stream := web.New(&s.cfg)
 		return &openStream{Stream: stream, finish: stream.Finish}
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("service http: %w", err), root.Close())
+		return nil, errors.Join(fmt.Errorf("service http: %w", err), s.root.Close())
 	}
 	return s, nil
 }
