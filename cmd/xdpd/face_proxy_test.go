@@ -230,7 +230,15 @@ func TestServeProxyLimits(t *testing.T) {
 }
 
 // TestServeQueues: every queue has its own loop, and dials by itself.
-func TestServeQueues(t *testing.T) {
+func TestServeQueues(t *testing.T) { testServeAll(t, netlab.Options{Queues: 3}, fileConfig{}) }
+
+// TestServeShare: beside the kernel, on its address, only what has a port comes to the engine, also what was dialled.
+func TestServeShare(t *testing.T) {
+	testServeAll(t, netlab.Options{KernelAddr: true}, fileConfig{Share: true})
+}
+
+// testServeAll has all three services at work at a time, on each face.
+func testServeAll(t *testing.T, wire netlab.Options, file fileConfig) {
 	needRoot(t)
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "page"), sourceBytes(make([]byte, 1<<18), 0), 0o644); err != nil {
@@ -238,7 +246,8 @@ func TestServeQueues(t *testing.T) {
 	}
 	eachFace(t, func(t *testing.T, face string) {
 		const conns = 8
-		s := serveAs(t, "echo,proxy=80:tcp:10.77.0.1:8001,http=81:"+dir, netlab.Options{Queues: 3}, fileConfig{Face: face})
+		file.Face = face
+		s := serveAs(t, "echo,proxy=80:tcp:10.77.0.1:8001,http=81:"+dir, wire, file)
 		backend := s.tcpBackend(t, 8001, "a")
 		eventually(t, "the backend", func() bool { return fmt.Sprint(s.state(t, "tcp")) == "[up]" })
 		parallel(t, 3*conns, func(i int) error {

@@ -65,6 +65,9 @@ func serveAs(t *testing.T, services string, wire netlab.Options, file fileConfig
 	s := &served{lab, filepath.Join(t.TempDir(), "c.sock"), &lines{n: make(chan struct{}, 1)}}
 	file.Interface, file.NetNS, file.Control, file.Services = lab.EngineDev, lab.Engine.Path(), s.control, specs
 	file.Addresses, file.Ledger = []netip.Prefix{netip.PrefixFrom(lab.EngineAddr, 24)}, true
+	if file.Share {
+		file.Addresses = nil
+	}
 	cfg, err := file.stackConfig()
 	if err != nil {
 		t.Fatal(err)
