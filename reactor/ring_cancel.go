@@ -36,7 +36,7 @@ func issueCancel(q *Ring, i uint32) verdict {
 	return done
 }
 
-// cancelMatching is __io_async_cancel: of one request, 0 or why not; of all, how many.
+// cancelMatching is __io_async_cancel: of one request, 0 or -ENOENT; of all, how many.
 func (q *Ring) cancelMatching(s *rings.SQE, sock uint32) (res int32) {
 	all := s.OpFlags&(rings.CancelAll|rings.CancelAny) != 0
 	byUser := s.OpFlags&rings.CancelAny == 0 && (s.OpFlags&rings.CancelUserData != 0 || s.OpFlags&(rings.CancelFD|rings.CancelOp) == 0)
@@ -53,9 +53,9 @@ func (q *Ring) cancelMatching(s *rings.SQE, sock uint32) (res int32) {
 		case sock != 0 && p.sock != sock:
 		case s.OpFlags&rings.CancelOp != 0 && uint32(p.sqe.Opcode) != s.Len:
 		default:
-			err := q.cancelOne(from)
+			q.cancelOne(from)
 			if !all {
-				return -int32(err)
+				return 0
 			}
 			res++
 		}
@@ -66,13 +66,12 @@ func (q *Ring) cancelMatching(s *rings.SQE, sock uint32) (res int32) {
 	return res
 }
 
-// cancelOne ends a request that was started, with ECANCELED, if it can end.
-func (q *Ring) cancelOne(i uint32) sockets.Errno {
-	if err := q.release(i); err != 0 {
-		return err
+// cancelOne cancels a request that was started. It is never too late: what was done of it is told.
+func (q *Ring) cancelOne(i uint32) {
+	if undo := ops[q.at(i).sqe.Opcode].cancel; undo != nil {
+		undo(q, i)
 	}
 	q.canceled(i)
-	return 0
 }
 
 // canceled ends a request with ECANCELED, or with what was done of it (io_sendrecv_fail). A buffer that it took is named
@@ -86,14 +85,6 @@ func (q *Ring) canceled(i uint32) {
 		p.res, p.partial = int32(p.arg[0]), true
 	}
 	q.complete(i)
-}
-
-// release has an operation let go of a request that is not done: 0, or EALREADY when it is too late.
-func (q *Ring) release(i uint32) sockets.Errno {
-	if cancel := ops[q.at(i).sqe.Opcode].cancel; cancel != nil {
-		return cancel(q, i)
-	}
-	return 0
 }
 
 // findUser gives the oldest request of that opcode with that user data, or 0.

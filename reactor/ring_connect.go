@@ -110,11 +110,10 @@ func (q *Ring) notConnected(s uint32) {
 }
 
 // cancelConnect gives the handshake up.
-func cancelConnect(q *Ring, i uint32) sockets.Errno {
+func cancelConnect(q *Ring, i uint32) {
 	if p := q.at(i); p.arg[0] != 0 && q.sock(p).kind == sockConnecting {
 		q.notConnected(p.sock - 1)
 	}
-	return 0
 }
 
 func checkAccept(_ *Ring, s *rings.SQE) sockets.Errno {

@@ -48,14 +48,18 @@ func FuzzRingArea(f *testing.F) {
 		const guard = 256
 		all := rings.NewRingArea(rings.RingLayout{Size: layout.Size + 2*guard})
 		area := all[guard : guard+layout.Size : guard+layout.Size]
-		r := ringOn(g, RingConfig{SQEntries: layout.SQEntries, CQEntries: layout.CQEntries, Area: area, Requests: 8, Sockets: 4, Fixed: 2, Messages: 2, Data: make([]byte, 4096)})
+		data := make([]byte, 4096)
+		r := ringOn(g, RingConfig{
+			SQEntries: layout.SQEntries, CQEntries: layout.CQEntries, Area: area, Requests: 8, Sockets: 4, Fixed: 2, Messages: 2,
+			Data: data, Lends: 4, LendTable: 2048, Areas: [][]byte{make([]byte, 100)},
+		})
 		if _, err := r.q.AddPeer(r.q); err != nil {
 			t.Fatal(err)
 		}
 		h := g.bind(echoPort)
 		r.adopt(h)
 		for len(s.b) > 0 {
-			switch kind := s.byte() % 8; kind {
+			switch kind := s.byte() % 9; kind {
 			case 0: // a word, most likely one of the head
 				at := int(s.byte()) % 8 * 128
 				if s.byte()%4 == 0 {
@@ -81,6 +85,9 @@ func FuzzRingArea(f *testing.F) {
 				}
 			case 6:
 				g.clock.AdvanceTo(g.clock.Now() + int64(s.byte()))
+			case 8: // addresses, buffers, or the table of lent frames
+				at := s.word() % 4096
+				copy(data[at:], s.b[:min(len(s.b), int(s.byte()))])
 			case 7:
 				g.nic.Deliver(g.udpFrame(echoPort, []byte("x"))) // or drop it: nobody reads them
 			}

@@ -71,7 +71,7 @@ func issuePollRemove(q *Ring, i uint32) verdict {
 	case poll == 0:
 		q.at(i).res = -int32(sockets.ENOENT)
 	case s.Len == 0:
-		q.at(i).res = -int32(q.cancelOne(poll))
+		q.cancelOne(poll)
 	default:
 		q.updatePoll(poll, s)
 	}

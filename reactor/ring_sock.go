@@ -197,9 +197,6 @@ func (q *Ring) retry(s uint32, w waitKind) {
 		case again:
 			q.markReady(s)
 			return
-		case held: // it left the queue
-			q.remove(&q.socks.at(s).queues[w], onWait, i)
-			q.at(i).waits = waitNone
 		}
 	}
 }

@@ -31,8 +31,8 @@ type operation struct {
 	check func(q *Ring, s *rings.SQE) sockets.Errno
 	// issue tries the request. It may come to be called more than once.
 	issue func(q *Ring, i uint32) verdict
-	// cancel undoes what issue began when it said held, and says whether the request can end now: 0, or EALREADY.
-	cancel func(q *Ring, i uint32) sockets.Errno
+	// cancel undoes what issue began, before the request ends; nil: there is nothing to undo.
+	cancel func(q *Ring, i uint32)
 
 	queue    waitKind // of its socket; what it is not first in is not issued
 	socket   bool     // FD names a socket, which issue finds in request.sock; else EBADF

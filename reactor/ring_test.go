@@ -41,3 +41,18 @@ func TestRingSleeping(t *testing.T) {
 		t.Errorf("Wait after the end: %v", err)
 	}
 }
+
+// What a LINK_TIMEOUT cuts off tells how far it came: bytes that were taken from the stream are not lost.
+func TestRingLinkTimeoutProgress(t *testing.T) {
+	n := newRingNet(t, RingConfig{})
+	far := n.dialed(0)
+	recv := with(opMem(rings.OpRecv, 1, 0, bufAt, 10), rings.SQELink)
+	recv.OpFlags = rings.MsgWaitAll
+	n.gives([]rings.SQE{recv, with(linkTimeout(2, 1e9), rings.SQELink), nop(3, 0)})
+	n.write(far, []byte("four"))
+	n.pass(1e9)
+	n.want(n.take(), fails(2, sockets.ETIME), cqe(1, 4), fails(3, sockets.ECANCELED))
+	if got := string(n.bytes(bufAt, 4)); got != "four" {
+		t.Errorf("received %q", got)
+	}
+}

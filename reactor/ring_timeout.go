@@ -90,13 +90,10 @@ func (q *Ring) heapRemove(h *reqHeap, i uint32) {
 }
 
 func init() {
-	ops[rings.OpTimeout] = operation{check: checkTimeout, issue: issueTimeout, cancel: letGo}
+	ops[rings.OpTimeout] = operation{check: checkTimeout, issue: issueTimeout}
 	ops[rings.OpLinkTimeout] = operation{check: checkLinkTimeout, issue: func(*Ring, uint32) verdict { panic("reactor: a LINK_TIMEOUT alone") }}
 	ops[rings.OpTimeoutRemove] = operation{check: checkTimeoutRemove, issue: issueTimeoutRemove, instant: true}
 }
-
-// letGo is the cancel of an operation that has nothing to undo.
-func letGo(*Ring, uint32) sockets.Errno { return 0 }
 
 const timeoutFlags = rings.TimeoutAbs | rings.TimeoutEtimeOK | rings.TimeoutMultishot
 
@@ -221,14 +218,8 @@ func (q *Ring) expireLink(l uint32) {
 	i := t.timeout
 	q.heapRemove(&q.timers, l)
 	q.at(i).timeout = 0
-	err := q.release(i)
-	if err != 0 {
-		q.endLink(l, err)
-		return
-	}
 	q.endLink(l, sockets.ETIME)
-	q.at(i).res, q.at(i).cflags = -int32(sockets.ECANCELED), 0
-	q.complete(i)
+	q.cancelOne(i)
 }
 
 func checkTimeoutRemove(_ *Ring, s *rings.SQE) sockets.Errno {
@@ -259,7 +250,8 @@ func (q *Ring) timeoutRemove(s *rings.SQE) sockets.Errno {
 		return sockets.ENOENT
 	}
 	if s.OpFlags == 0 {
-		return q.cancelOne(i)
+		q.cancelOne(i)
+		return 0
 	}
 	p := q.at(i)
 	q.heapRemove(&q.counts, i)

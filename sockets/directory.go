@@ -16,7 +16,8 @@ type Directory struct {
 	parts [256]dirPart
 
 	mu    sync.RWMutex
-	binds map[bindKey]uint64 // the Hosts that have a socket there, a bit each
+	binds map[bindKey]binding
+	last  uint32 // binding.id that was given
 
 	conns    [MaxHosts]atomic.Int64
 	cookieAt atomic.Int64 // when any of them last sent a SYN cookie
@@ -26,6 +27,12 @@ type Directory struct {
 type bindKey struct {
 	proto uint8
 	key   flowKey // without the remote side
+}
+
+// binding is who has a socket at a place.
+type binding struct {
+	hosts uint64 // a bit each
+	id    uint32 // of no other binding, before or after
 }
 
 // dirPart is an open-addressing table of 8 bytes a slot: 56 bits of the flow's keyed hash, and 1 + the Host's number. Two
@@ -39,7 +46,7 @@ type dirPart struct {
 }
 
 // NewDirectory makes one for at most MaxHosts Hosts with the same Config.Seed.
-func NewDirectory() *Directory { return &Directory{binds: make(map[bindKey]uint64)} }
+func NewDirectory() *Directory { return &Directory{binds: make(map[bindKey]binding)} }
 
 // Conns is how many TCP connections Host i has, with those that are on their way to it (TCPSpread).
 func (d *Directory) Conns(i int) int { return int(d.conns[i].Load()) }
@@ -81,14 +88,30 @@ func (d *Directory) set(hash uint64, host int) {
 	p := d.part(hash)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.put(hash, host, true)
+}
+
+// claim makes a flow host's, unless another has it.
+func (d *Directory) claim(hash uint64, host int) bool {
+	p := d.part(hash)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.put(hash, host, false)
+}
+
+func (p *dirPart) put(hash uint64, host int, whoever bool) bool {
 	if (p.n+1)*4 > len(p.slots)*3 {
 		p.resize(max(8, 2*len(p.slots)))
 	}
 	i, ok := p.find(fingerprint(hash))
+	if ok && !whoever && p.slots[i]&0xff != uint64(host+1) {
+		return false
+	}
 	if !ok {
 		p.n++
 	}
 	p.slots[i] = fingerprint(hash)<<8 | uint64(host+1)
+	return true
 }
 
 // del says that host has a flow no more. Somebody else's entry stays.
@@ -132,19 +155,30 @@ func (p *dirPart) resize(n int) {
 	}
 }
 
-// bind and unbind say that host has a socket at k, or has it no more.
-func (d *Directory) bind(k bindKey, host int) {
+// bind says that host has a socket at k. The id is the same for all Hosts that have one there, and another once none had.
+func (d *Directory) bind(k bindKey, host int) (id uint32) {
 	d.mu.Lock()
-	d.binds[k] |= 1 << host
-	d.mu.Unlock()
+	defer d.mu.Unlock()
+	b := d.binds[k]
+	if b.hosts == 0 {
+		d.last++
+		b.id = d.last
+	}
+	b.hosts |= 1 << host
+	d.binds[k] = b
+	return b.id
 }
 
+// unbind says that host has none any more.
 func (d *Directory) unbind(k bindKey, host int) {
 	d.mu.Lock()
-	if d.binds[k] &^= 1 << host; d.binds[k] == 0 {
+	defer d.mu.Unlock()
+	b := d.binds[k]
+	if b.hosts &^= 1 << host; b.hosts == 0 {
 		delete(d.binds, k)
+		return
 	}
-	d.mu.Unlock()
+	d.binds[k] = b
 }
 
 // bound finds a Host with a socket that takes what comes to k from anybody: on the address, or on all. Of several the one
@@ -152,10 +186,10 @@ func (d *Directory) unbind(k bindKey, host int) {
 func (d *Directory) bound(proto uint8, k flowKey, hash uint64) (host int, ok bool) {
 	k.Remote, k.RPort = 0, 0
 	d.mu.RLock()
-	hosts := d.binds[bindKey{proto, k}]
+	hosts := d.binds[bindKey{proto, k}].hosts
 	if hosts == 0 {
 		k.Local = 0
-		hosts = d.binds[bindKey{proto, k}]
+		hosts = d.binds[bindKey{proto, k}].hosts
 	}
 	d.mu.RUnlock()
 	if hosts == 0 {
@@ -165,13 +199,4 @@ func (d *Directory) bound(proto uint8, k flowKey, hash uint64) (host int, ok boo
 		hosts &= hosts - 1
 	}
 	return bits.TrailingZeros64(hosts), true
-}
-
-// claim makes a flow host's, unless another has it.
-func (d *Directory) claim(hash uint64, host int) bool {
-	if has, ok := d.get(hash); ok && has != host {
-		return false
-	}
-	d.set(hash, host)
-	return true
 }

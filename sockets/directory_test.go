@@ -2,6 +2,7 @@ package sockets
 
 import (
 	"math/rand/v2"
+	"sync"
 	"testing"
 
 	"xdpd/proto"
@@ -87,5 +88,26 @@ func TestDirectoryBinds(t *testing.T) {
 	d.unbind(bindKey{proto.ProtoUDP, any53}, 1)
 	if host, ok := d.bound(proto.ProtoUDP, k, 5<<32); !ok || host != 63 {
 		t.Errorf("after two left: %d, %v", host, ok)
+	}
+}
+
+// TestDirectoryClaimRace: of Hosts that claim a flow at the same time one gets it.
+func TestDirectoryClaimRace(t *testing.T) {
+	const flows = 200_000
+	d := NewDirectory()
+	var got [2]int
+	var claimers sync.WaitGroup
+	for host := range got {
+		claimers.Go(func() {
+			for i := range uint64(flows) {
+				if d.claim(i*0x9e3779b97f4a7c15, host) {
+					got[host]++
+				}
+			}
+		})
+	}
+	claimers.Wait()
+	if got[0]+got[1] != flows {
+		t.Errorf("%d flows were claimed %d and %d times", flows, got[0], got[1])
 	}
 }

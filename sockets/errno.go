@@ -8,7 +8,6 @@ const (
 	EADDRNOTAVAIL   = syscall.EADDRNOTAVAIL
 	EAFNOSUPPORT    = syscall.EAFNOSUPPORT
 	EAGAIN          = syscall.EAGAIN
-	EALREADY        = syscall.EALREADY
 	EBADF           = syscall.EBADF
 	EBADFD          = syscall.EBADFD
 	ECANCELED       = syscall.ECANCELED

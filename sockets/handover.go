@@ -20,7 +20,7 @@ type Handed struct {
 const (
 	handedMax    = 1024 // packets that one turn hands over
 	handedFrames = 64   // of one datagram
-	maxHops      = 3    // to the listener's Host and after its connection, which has just left
+	maxHops      = 4    // to the TIME-WAIT of an old connection, to the listener, and after a connection that has just left
 )
 
 // elsewhere finds the Host that has a TCP flow which this one has not.
@@ -61,30 +61,53 @@ func (h *Host) udpElsewhere(k flowKey) (to int, ok bool) {
 
 // tcpPassOver hands a segment to the Host that has its connection, or with none a listener for it. false: it stays.
 func (h *Host) tcpPassOver(k flowKey, p *packet) bool {
-	to, ok := h.elsewhere(k)
-	if ok && p.hops >= maxHops {
-		h.drop(p, HandoverFull)
-		return true
+	d := h.cfg.Directory
+	if d == nil {
+		return false
 	}
-	if !ok && p.hops == 0 { // whom a listener's Host gave it to finds it there, or nowhere
+	to, ok := d.get(h.sec.flow(k))
+	if ok && to == h.cfg.Self && len(h.tcp.flows.leaving) > 0 { // it may be of those that left in this turn
+		h.tcp.flows.settle()
+		to, ok = d.get(h.sec.flow(k))
+	}
+	ours := ok && to == h.cfg.Self  // by and by: it is on its way to us
+	if !ok || ours && p.hops == 0 { // by way of the listener's Host it comes behind its handshake
 		if _, here := h.tcp.listening(k); here {
 			return false
 		}
-		to, ok = h.boundElsewhere(proto.ProtoTCP, k)
+		if l, listens := h.boundElsewhere(proto.ProtoTCP, k); listens {
+			to, ok, ours = l, true, false
+		}
 	}
-	if ok {
+	switch {
+	case ours:
+		h.drop(p, HandoverEarly)
+	case !ok:
+		return false
+	case p.hops >= maxHops:
+		h.drop(p, HandoverFull)
+	default:
 		h.handOver(p, to, nil)
+	}
+	return true
+}
+
+// passAgain hands a SYN that took the place of a connection in TIME-WAIT to a Host that listens. false: there is none.
+func (h *Host) passAgain(k flowKey, s *segment) bool {
+	to, ok := h.boundElsewhere(proto.ProtoTCP, k)
+	if ok {
+		h.tcp.flows.forget(k) // or it would come back
+		h.uncover(s)
+		h.handOver(s.packet, to, nil)
 	}
 	return ok
 }
 
-// early reports a segment that came by hand before the connection that is to be ours: it comes again.
-func (h *Host) early(k flowKey, p *packet) bool {
-	if p.hops == 0 || h.cfg.Directory == nil {
-		return false
-	}
-	to, ok := h.cfg.Directory.get(h.sec.flow(k))
-	return ok && to == h.cfg.Self
+// uncover has the Buf cover the TCP header again, for a segment that another Host is to look at.
+func (h *Host) uncover(s *segment) {
+	b := h.pool.Buf(s.f)
+	b.Off -= uint16(s.tcp.DataOff)
+	b.Len += uint16(s.tcp.DataOff)
 }
 
 // quotePassOver hands an ICMP error to the Host that has the socket it is about.
@@ -246,9 +269,7 @@ func (h *Host) passOn(rec *halfOpen, s *segment) (passed, done bool) {
 	if to == h.cfg.Self || to < 0 || to >= MaxHosts {
 		return false, false
 	}
-	b := h.pool.Buf(s.f)
-	b.Off -= uint16(s.tcp.DataOff)
-	b.Len += uint16(s.tcp.DataOff)
+	h.uncover(s)
 	if !h.handOver(s.packet, to, rec) {
 		return false, true
 	}

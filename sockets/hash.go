@@ -72,9 +72,9 @@ func (s *secret) next() uint64 {
 // isn is RFC 6528: a 4 µs clock plus a keyed hash of the connection's four-tuple.
 func (s *secret) isn(k flowKey, now int64) uint32 { return s.digest(k, 0, forISN) + uint32(now/4000) }
 
-// cookieBase and cookie are the keyed parts of a SYN cookie of listener li, of generation gen.
-func (s *secret) cookieBase(k flowKey, li, gen uint32) uint32 {
-	return s.digest(k, gen, forCookieBase|li&(1<<24-1))
+// cookieBase and cookie are the keyed parts of a SYN cookie of a listener.
+func (s *secret) cookieBase(k flowKey, listener uint32) uint32 {
+	return s.digest(k, listener, forCookieBase)
 }
 
 func (s *secret) cookie(k flowKey, irs, more uint32) uint32 {

@@ -234,6 +234,9 @@ type packet struct {
 	ip     proto.IPv4
 	srcMAC proto.MAC
 	bcast  bool // the frame was a link-layer broadcast or multicast
+
+	again bool   // a SYN that takes the place of a connection in TIME-WAIT,
+	after uint32 // whose sequence numbers its ISN must lie behind (RFC 9293 3.6.1)
 }
 
 // Input takes a received frame: n bytes from off in the chunk of f, which the caller owns as umem.RX. The frame is the

@@ -128,6 +128,7 @@ type tcpTable struct {
 	half      halfTable
 	tw        twTable
 	listeners []tcpListener
+	opened    uint32 // listeners so far
 	bound     *flat[flowKey]
 	behind    *flat[flowKey] // listeners for what other Hosts pass on
 	dirty     []uint32

@@ -327,10 +327,10 @@ const (
 	cookieNoTS   = 1 << cookieBits
 )
 
-// cookieBase is of one listener: a cookie goes with it, as what is half open does. Another on the same port may have reset
-// the flow before it sends cookies itself, and must not open it then.
+// cookieBase is of one listener, or of those that a group has on the same port at the same time: a cookie goes with them,
+// as what is half open does. A later one may have reset the flow before it sends cookies itself, and must not open it then.
 func (h *Host) cookieBase(li uint32, k flowKey) uint32 {
-	return h.sec.cookieBase(k, li, h.tcp.listeners[li].gen)
+	return h.sec.cookieBase(k, h.tcp.listeners[li].cookieID)
 }
 
 func (h *Host) sendCookie(r *halfOpen) {

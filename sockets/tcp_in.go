@@ -14,9 +14,6 @@ type segment struct {
 	data int    // bytes of data
 	fin  bool
 	syn  bool // it had a SYN, which was dealt with: its window is not scaled (RFC 7323 2.2)
-
-	again bool   // it takes the place of a connection in TIME-WAIT,
-	after uint32 // whose sequence numbers its ISN must lie behind (RFC 9293 3.6.1)
 }
 
 // length is SEG.LEN: data, SYN and FIN.
@@ -69,16 +66,14 @@ func (h *Host) tcpInput(p *packet) {
 			return
 		}
 	}
-	if h.early(k, p) {
-		h.drop(p, HandoverEarly)
-		return
-	}
 	li, ok := h.tcp.listening(k)
-	if !ok {
+	switch {
+	case ok:
+		h.tcpListenInput(li, k, &s)
+	case s.again && h.passAgain(k, &s):
+	default:
 		h.tcpClosedPort(k, &s)
-		return
 	}
-	h.tcpListenInput(li, k, &s)
 }
 
 // listening finds the listener for a flow.

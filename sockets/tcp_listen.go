@@ -16,6 +16,7 @@ type tcpListener struct {
 	open     bool   // listens to the wire
 	half     int    // half-open connections
 	cookieAt int64  // when a SYN cookie was last sent
+	cookieID uint32 // what its cookies are bound to
 	ready    connQueue
 	behind   bool                     // for what other Hosts pass on
 	spread   func(netip.AddrPort) int // chooses the Host of a connection; nil: this one
@@ -46,8 +47,10 @@ func (h *Host) TCPListenBound(s Handle) Errno {
 	if !l.open {
 		l.open = true
 		h.tcp.bound.put(l.key, s.index())
-		if d := h.cfg.Directory; d != nil {
-			d.bind(bindKey{proto.ProtoTCP, l.key}, h.cfg.Self)
+		h.tcp.opened++
+		l.cookieID = h.tcp.opened
+		if d := h.cfg.Directory; d != nil { // an ACK may come in on another queue than its SYN, where another Host listens
+			l.cookieID = d.bind(bindKey{proto.ProtoTCP, l.key}, h.cfg.Self)
 		}
 	}
 	return 0

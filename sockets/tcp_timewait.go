@@ -105,6 +105,9 @@ func (h *Host) mayReuse(k flowKey, tsOK bool, tsRecent, rcvNxt uint32, s *segmen
 		newer = seqLT(tsRecent, s.opt.TSVal)
 	}
 	_, ok := h.tcp.listening(k)
+	if !ok { // of a connection that was passed on the listener is elsewhere
+		_, ok = h.boundElsewhere(proto.ProtoTCP, k)
+	}
 	return ok && (newer || seqLT(rcvNxt, s.seq))
 }
 

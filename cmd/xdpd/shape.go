@@ -39,7 +39,7 @@ func (f *fileConfig) spreads() (reactor.Spread, error) {
 	case f.Accept == acceptMain:
 		return spread, nil
 	case f.Spread != "":
-		return nil, fmt.Errorf("spread is %q where the device spreads the connections: leave it out, or accept with main",
+		return nil, fmt.Errorf("spread is %q where the device spreads the connections: leave it out, or have main accept (--accept main)",
 			f.Spread)
 	}
 	return nil, nil

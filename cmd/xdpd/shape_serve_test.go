@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"xdpd/internal/netlab"
+	"xdpd/sockets"
 )
 
 // queues asks for the counters of all queues.
@@ -210,5 +211,40 @@ func TestServeResize(t *testing.T) {
 				t.Errorf("5 reactors for 4 queues: %v", err)
 			}
 		})
+	}
+}
+
+// blocker is a service whose handler waits for a channel.
+type blocker chan struct{}
+
+func (blocker) mask() sockets.Ready { return sockets.In }
+
+func (b blocker) ready(sr *serviceReactor, h *sockets.Host, now int64, s sockets.Handle, _ sockets.Ready) {
+	<-b
+	sr.closeConn(h, now, s)
+}
+
+// TestServeStall: a handler that blocks is a line in the log, and counted; the engine goes on when it returns.
+func TestServeStall(t *testing.T) {
+	needRoot(t)
+	hold, release := tcpServices["hold"], make(blocker)
+	tcpServices["hold"] = func(*countedService) connHandler { return release }
+	t.Cleanup(func() { tcpServices["hold"] = hold })
+	s := serveAs(t, "echo,hold", netlab.Options{}, fileConfig{})
+	letGo := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(letGo) // or a failure would be a hang
+	if _, err := s.dial(t, "tcp", 10).Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the line", func() bool { return strings.Contains(s.text(), "xdpd.(*serviceReactor).handle does not return\n") })
+	letGo()
+	if err := echoed(s.dial(t, "tcp", 7), 1, 1000); err != nil {
+		t.Error(err)
+	}
+	if q := s.queues(t)[0]; q.Reactor["stalls"] == 0 {
+		t.Error("xdpd stats does not count it")
+	}
+	if n := strings.Count(s.text(), "does not return"); n != 1 {
+		t.Errorf("it is told %d times:\n%s", n, s.text())
 	}
 }

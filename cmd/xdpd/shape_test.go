@@ -23,12 +23,12 @@ func TestShapeOfFlags(t *testing.T) {
 	}{
 		{runCmd{Config: path}, 3, true, 0, ""},
 		{runCmd{Config: path, Reactors: 2, Spread: "round-robin"}, 2, true, 0, ""},
-		{runCmd{Config: path, Accept: "each"}, 0, false, 0, "accept with main"},
+		{runCmd{Config: path, Accept: "each"}, 0, false, 0, "have main accept (--accept main)"},
 		{runCmd{Accept: "main"}, 0, true, 0, ""},
 		{runCmd{Accept: "workers"}, 0, false, workersEach, ""},
 		{runCmd{Accept: "each"}, 0, false, 0, ""},
 		{runCmd{}, 0, false, 0, ""},
-		{runCmd{Spread: "least-conns"}, 0, false, 0, "accept with main"},
+		{runCmd{Spread: "least-conns"}, 0, false, 0, "have main accept (--accept main)"},
 		{runCmd{Reactors: -1}, 0, false, 0, "reactors has -1"},
 	} {
 		f, err := c.cmd.merge()
