@@ -51,7 +51,7 @@ func TestFaceOfFlags(t *testing.T) {
 	for want, flags := range map[string]runCmd{
 		`face is "disk"`:                {Face: "disk"},
 		"uploads on the face net":       {Face: "ring", Services: []string{"http=80:/:upload"}},
-		"a proxy on poller or ring has": {Config: writeConfig(t, "face = \"ring\"\n[[service]]\nname = \"proxy\"\nport = 1\nflows = 32769\nbackends = [\"10.0.0.1:1\"]\n")},
+		"a proxy on poller or ring has": {Config: writeConfig(t, "face = \"ring\"\n[[service]]\nname = \"proxy\"\nport = 1\nflows = 32737\nbackends = [\"10.0.0.1:1\"]\n")},
 	} {
 		if _, err := flags.merge(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v gives %v, want %q", flags, err, want)
