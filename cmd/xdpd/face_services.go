@@ -100,6 +100,14 @@ type openStream struct {
 	finish func() // has it end of its own accord; nil: it ends when its peers do
 }
 
+// Splicer is that of its Stream, if it has one.
+func (s *openStream) Splicer() faces.Splicer {
+	if inner, ok := s.Stream.(interface{ Splicer() faces.Splicer }); ok {
+		return inner.Splicer()
+	}
+	return nil
+}
+
 func (s *openStream) Closed(err error) {
 	delete(s.open, s)
 	s.Stream.Closed(err)
