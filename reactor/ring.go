@@ -86,7 +86,8 @@ type Ring struct {
 	client   *RingClient
 	closed   atomic.Bool
 	now      int64 // of the turn
-	steps    int   // looks at requests in this turn: searching is work too
+	steps    int   // of this turn, see maxSteps
+	cut      bool  // settle stopped at maxSteps; the next turn goes on
 	counters rings.RingCounters
 }
 
@@ -213,6 +214,7 @@ func (q *Ring) postMore(i uint32, res int32, flags uint32) bool {
 		return false
 	}
 	q.counters.Completed++
+	q.steps += costRequest
 	if q.at(i).sqe.Opcode != rings.OpTimeout {
 		q.counted++
 	}

@@ -108,6 +108,119 @@ func FuzzRingArea(f *testing.F) {
 	})
 }
 
+// workOf fills a ring with idle timeouts, submits chains, and gives the most work that one of the turns did until the last
+// completion came.
+func workOf(t *testing.T, idle int, list []rings.SQE) (most int) {
+	t.Helper()
+	r := newRingRig(t, RingConfig{SQEntries: 1024, CQEntries: 1 << 16, Requests: 1 << 15})
+	for k := range idle {
+		list = append([]rings.SQE{{Opcode: rings.OpTimeout, Addr: 1e15, UserData: uint64(k)}}, list...)
+	}
+	want := len(list) - idle
+	for turns := 0; want > 0; turns++ {
+		if turns > 10_000 {
+			t.Fatalf("%d completions are missing", want)
+		}
+		n := min(len(list), 256)
+		r.push(list[:n]...)
+		list = list[n:]
+		r.r.Turn()
+		most = max(most, r.q.steps)
+		for r.c.Reap(make([]rings.CQE, 1)) == 1 {
+			want--
+		}
+		if len(list) == 0 && want > 0 && r.q.end.SQ.Avail() == 0 && !r.r.unfinished() {
+			if at := r.q.r.ringDeadline(); at > r.clock.Now()+1e12 {
+				t.Fatalf("%d completions are missing, and nobody will come for them", want)
+			}
+		}
+	}
+	return most
+}
+
+// A turn does so much for a ring and no more, however its requests hang together.
+func TestRingWorkBounded(t *testing.T) {
+	repeat := func(s rings.SQE, n int) (list []rings.SQE) {
+		for range n {
+			list = append(list, s)
+		}
+		list[n-1].Flags &^= rings.SQEHardLink | rings.SQELink
+		return list
+	}
+	search := rings.SQE{Opcode: rings.OpCancel, OpFlags: rings.CancelAll | rings.CancelOp, Len: uint32(rings.OpRecv), Flags: rings.SQEHardLink}
+	drain := repeat(nop(1, rings.SQELink), 20_000)
+	drain[0].Flags |= rings.SQEDrain
+	for _, test := range []struct {
+		name string
+		idle int
+		list []rings.SQE
+		most int
+	}{
+		{"searches in a chain", 4000, repeat(search, 2000), maxSteps + 4000 + 2*costRequest},
+		{"a long chain", 0, repeat(nop(1, rings.SQELink), 20_000), maxSteps + 2*costRequest},
+		{"a long chain behind a drain", 0, drain, maxSteps + 2*costRequest},
+		{"timeouts that end at once", 0, append(repeat(rings.SQE{Opcode: rings.OpTimeout, Off: 20_001}, 20_000), nop(1, 0)), maxSteps + 2*256*costRequest},
+		{"timeouts that one completion ends", 0, append(repeat(rings.SQE{Opcode: rings.OpTimeout, Addr: 1e15, Off: 1}, 20_000), nop(1, 0)), maxSteps + 2*costRequest},
+	} {
+		most := workOf(t, test.idle, test.list)
+		if most > test.most {
+			t.Errorf("%s: %d steps in a turn, at most %d may be", test.name, most, test.most)
+		}
+		if most < maxSteps/2 && test.name != "timeouts that end at once" {
+			t.Errorf("%s: %d steps, too few to try the limit", test.name, most)
+		}
+	}
+}
+
+// Buffers of one byte make work of a window full of data, which waits for the next turn as well; nothing of it is lost, and
+// a request behind it gets its turn.
+func TestRingSmallBuffersBounded(t *testing.T) {
+	for _, s := range []rings.SQE{
+		selectBuf(rings.OpRecv, 1, 0, 7, rings.RecvBundle|rings.RecvMultishot),
+		selectBuf(rings.OpRecv, 1, 0, 7, rings.RecvBundle),
+		selectBuf(rings.OpRecv, 1, 0, 7, 0),
+	} {
+		const size, ringAt = 30_000, 1 << 17
+		n := newRingNet(t, RingConfig{SQEntries: 4096, CQEntries: 1 << 16, Requests: 1 << 15})
+		far := n.dialed(0)
+		g, _ := rings.NewBufGiver(n.data[ringAt : ringAt+rings.BufRingMax*rings.BufEntrySize])
+		n.res(rings.SQE{Opcode: rings.OpBufRing, Addr: ringAt, Len: rings.BufRingMax, BufGroup: 7}, 0)
+		for i := range size {
+			g.Add(rings.Buf{Addr: uint64(bufAt + i), Len: 1, ID: uint16(i)})
+		}
+		g.Publish()
+		n.write(far, fill(make([]byte, size), 3))
+		list := []rings.SQE{s}
+		if s.IOPrio&rings.RecvMultishot == 0 {
+			for len(list) < size/64 {
+				list = append(list, s)
+			}
+		}
+		n.push(list...)
+		got, most := 0, 0
+		for turns := 0; got < size && turns < 1000; turns++ {
+			n.r.Turn()
+			most = max(most, n.q.steps)
+			for c, ok := n.c.Peek(); ok; c, ok = n.c.Peek() {
+				n.c.Seen(1)
+				got += int(max(c.Res, 0))
+				if c.Flags&rings.CQEMore == 0 && len(list) < size {
+					n.push(s)
+				}
+			}
+		}
+		if want := fill(make([]byte, size), 3); got != size || !bytes.Equal(n.bytes(bufAt, size), want) {
+			t.Errorf("%d bytes of %d, or wrong ones", got, size)
+		}
+		if limit := maxSteps + maxBundle*costRequest + 3*costRequest; most > limit {
+			t.Errorf("%+v: %d steps in a turn, at most %d may be", s, most, limit)
+		}
+		if most < 256*costRequest {
+			t.Errorf("%d steps: nothing was counted", most)
+		}
+	}
+}
+
 var ringStress = flag.Duration("ringstress", 300*time.Millisecond, "how long the ring stress runs")
 
 // TestRingStress has both ends run on goroutines of their own, awake and asleep, with chains and a CQ that is too small.

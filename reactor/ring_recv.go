@@ -56,6 +56,10 @@ func issueRecv(q *Ring, i uint32) verdict {
 		return again
 	}
 	for range batch {
+		if q.steps >= maxSteps {
+			break
+		}
+		q.steps += costRequest
 		k := q.sock(p)
 		more := false
 		n, err := 0, q.readable(k)
@@ -204,6 +208,7 @@ func (q *Ring) receiveBundle(p *request, k *ringSock) (total int, err sockets.Er
 			}
 			return total, err
 		}
+		q.steps += costRequest
 		if total += n; p.cflags&rings.CQEBuffer != 0 {
 			q.groups[p.sqe.BufGroup].Next()
 		} else {

@@ -15,7 +15,11 @@ func (r *Reactor) runRings(now int64) (worked bool) {
 func (q *Ring) run(now int64) bool {
 	q.now, q.steps = now, 0
 	q.flush()
-	worked := q.takeMail()
+	worked := q.cut
+	if q.cut {
+		q.settle()
+	}
+	worked = q.takeMail() || worked
 	worked = q.serveReady() || worked
 	for left := budget; ; {
 		n := q.consume(left)
@@ -64,7 +68,7 @@ func (r *Reactor) publishRings() {
 func (r *Reactor) ringWork() bool {
 	for _, q := range r.rings {
 		waiting := q.backlog.n > 0
-		if q.readyQ.head != 0 || q.mail.n.Load() > 0 || q.staged > 0 || waiting && q.end.CQ.Free() > 0 ||
+		if q.cut || q.readyQ.head != 0 || q.mail.n.Load() > 0 || q.staged > 0 || waiting && q.end.CQ.Free() > 0 ||
 			!waiting && q.held.head == 0 && (!q.drain || q.used == 0) && q.end.SQ.Avail() > 0 ||
 			q.handler != nil && q.client.app.CQ.Avail() > 0 {
 			return true

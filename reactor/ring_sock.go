@@ -164,9 +164,9 @@ func (q *Ring) markReady(s uint32) {
 	q.readyQ.tail = s + 1
 }
 
-// serveReady tries the requests of sockets on which something happened before this call.
+// serveReady tries the requests of sockets on which something happened before this call, as many as a turn may.
 func (q *Ring) serveReady() (worked bool) {
-	for last := q.readyQ.tail; q.readyQ.head != 0; {
+	for last := q.readyQ.tail; q.readyQ.head != 0 && q.steps < maxSteps; {
 		s := q.readyQ.head - 1
 		k := q.socks.at(s)
 		if q.readyQ.head = k.next; k.next == sockListEnd {
@@ -185,9 +185,13 @@ func (q *Ring) serveReady() (worked bool) {
 	return worked
 }
 
-// retry serves a queue in order until its first request has to wait.
+// retry serves a queue in order until its first request has to wait, or the turn has done enough.
 func (q *Ring) retry(s uint32, w waitKind) {
 	for q.socks.at(s).queues[w].head != 0 {
+		if q.steps >= maxSteps {
+			q.markReady(s)
+			return
+		}
 		i := q.socks.at(s).queues[w].head
 		switch ops[q.at(i).sqe.Opcode].issue(q, i) {
 		case done:

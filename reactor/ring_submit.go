@@ -42,8 +42,12 @@ type operation struct {
 	progress bool     // request.arg[0] is how many bytes were done before it had to wait: cancelled, it tells them
 }
 
-// maxSteps bounds the search for requests in a turn.
-const maxSteps = 64 * 1024
+// maxSteps bounds what a ring does in a turn beyond its SQEs, of which one may have much as its consequence: a look at a
+// request in a search is a step; to begin or to end one, and to fill a buffer, costs as much as some.
+const (
+	maxSteps    = 64 * 1024
+	costRequest = 8
+)
 
 // ops is written by init functions only. An opcode without issue is unknown.
 var ops [256]operation
@@ -154,9 +158,12 @@ func (q *Ring) check(s *rings.SQE) sockets.Errno {
 	return op.check(q, s)
 }
 
-// settle starts what may start, until nothing may.
+// settle starts what may start, until nothing may, or the turn has done enough.
 func (q *Ring) settle() {
 	for {
+		if q.cut = q.steps >= maxSteps; q.cut {
+			return
+		}
 		if i := q.startQ.head; i != 0 {
 			q.remove(&q.startQ, onWait, i)
 			q.start(i)
@@ -174,6 +181,7 @@ func (q *Ring) start(i uint32) {
 	p := q.at(i)
 	op := &ops[p.sqe.Opcode]
 	q.started++
+	q.steps += costRequest
 	p.order, p.running = q.started, true
 	if op.socket {
 		s, ok := q.socks.lookup(p.sqe.FD, p.sqe.Flags&rings.SQEFixedSocket != 0)
@@ -206,6 +214,7 @@ func (q *Ring) start(i uint32) {
 // complete ends a request with request.res: its CQE, its LINK_TIMEOUT, its chain.
 func (q *Ring) complete(i uint32) {
 	p := q.at(i)
+	q.steps += costRequest
 	q.unlist(i)
 	failed := p.res < 0 || p.partial
 	if p.sqe.Opcode == rings.OpTimeout && p.res == -int32(sockets.ETIME) && p.sqe.OpFlags&rings.TimeoutEtimeOK != 0 {

@@ -147,7 +147,7 @@ func (q *Ring) satisfyCount() bool {
 
 // expire ends the timeouts whose time has come. now is the turn's: one that is set anew comes in a later one.
 func (q *Ring) expire() (worked bool) {
-	for len(q.timers.reqs) > 0 {
+	for len(q.timers.reqs) > 0 && q.steps < maxSteps {
 		i := q.timers.reqs[0]
 		p := q.at(i)
 		if p.deadline > q.now {
