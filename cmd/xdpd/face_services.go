@@ -345,7 +345,11 @@ func (s *echoService) accept(l net.Listener) {
 		}
 		s.n.connections.Add(1)
 		s.serving.Go(func() {
-			_, _ = io.Copy(c, c) // whatever ends it ends the connection
+			_, err := io.Copy(c, c)
+			if h, ok := c.(*xdpd.TCPConn); ok && errors.Is(err, os.ErrDeadlineExceeded) { // Close's: the peer is told, and not reset
+				_ = errors.Join(h.CloseWrite(), h.SetReadDeadline(time.Time{}))
+				_, _ = io.Copy(io.Discard, h)
+			}
 			c.Close()
 			s.mu.Lock()
 			delete(s.conns, c)
