@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"sync"
 	"time"
 
@@ -130,17 +129,15 @@ func (l *ringLoop) provide(id uint16) {
 	l.give.Publish()
 }
 
-// nudge has the goroutine's Wait return.
+// nudge has the goroutine's Wait return. It must not wait for room in the SQ, which may come only when the goroutine has
+// taken completions: where there is none, there are connections, and the sweep is the next occasion.
 func (l *ringLoop) nudge() {
 	l.submit.Lock()
 	defer l.submit.Unlock()
-	s := l.c.SQE()
-	for ; s == nil; s = l.c.SQE() {
+	if s := l.c.SQE(); s != nil {
+		s.PrepNop().UserData = opNone
 		l.c.Submit()
-		runtime.Gosched()
 	}
-	s.PrepNop().UserData = opNone
-	l.c.Submit()
 }
 
 // push has an operation submitted at the end of the round.
