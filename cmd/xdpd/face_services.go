@@ -100,6 +100,14 @@ type openStream struct {
 	finish func() // has it end of its own accord; nil: it ends when its peers do
 }
 
+// Splicer is that of its Stream, if it has one.
+func (s *openStream) Splicer() faces.Splicer {
+	if inner, ok := s.Stream.(interface{ Splicer() faces.Splicer }); ok {
+		return inner.Splicer()
+	}
+	return nil
+}
+
 func (s *openStream) Closed(err error) {
 	delete(s.open, s)
 	s.Stream.Closed(err)
@@ -337,7 +345,11 @@ func (s *echoService) accept(l net.Listener) {
 		}
 		s.n.connections.Add(1)
 		s.serving.Go(func() {
-			_, _ = io.Copy(c, c) // whatever ends it ends the connection
+			_, err := io.Copy(c, c)
+			if h, ok := c.(*xdpd.TCPConn); ok && errors.Is(err, os.ErrDeadlineExceeded) { // Close's: the peer is told, and not reset
+				_ = errors.Join(h.CloseWrite(), h.SetReadDeadline(time.Time{}))
+				_, _ = io.Copy(io.Discard, h)
+			}
 			c.Close()
 			s.mu.Lock()
 			delete(s.conns, c)

@@ -432,6 +432,69 @@ func TestWhim(t *testing.T) {
 	})
 }
 
+// mirror is a Splicer that echoes.
+type mirror struct {
+	*whim
+	passed int
+}
+
+func (m *mirror) Splicer() Splicer { return m }
+func (m *mirror) Onto() Conn       { return m.conn }
+func (m *mirror) Passed(n int)     { m.passed += n }
+
+// TestSplice: what is passed on is every byte, on a ring in the frames in which it came, also beside some that are stuck.
+func TestSplice(t *testing.T) {
+	seed := seeds.One(t)
+	eachFace(t, 100, func(b *bed) {
+		t := b.t
+		over := make(chan error, 100)
+		b.listen(7, func() Stream {
+			return &mirror{whim: &whim{r: rand.New(rand.NewPCG(seed, 0)), l: b.l, over: over}}
+		})
+		var stuck []*net.TCPConn
+		for range 4 {
+			c := b.dial(7)
+			_ = c.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
+			for n := 1; n > 0; {
+				n, _ = c.Write(make([]byte, 1<<20))
+			}
+			stuck = append(stuck, c)
+		}
+		const size = 2 << 20
+		text := make([]byte, size)
+		rand.NewChaCha8([32]byte{byte(seed)}).Read(text)
+		for range 3 {
+			c := b.dial(7)
+			done := make(chan error, 1)
+			go func() {
+				_, err := c.Write(text)
+				done <- errors.Join(err, c.CloseWrite())
+			}()
+			got, err := io.ReadAll(c)
+			if err = errors.Join(err, <-done); err != nil || !bytes.Equal(got, text) {
+				t.Errorf("of %d bytes come back %d, %v", size, len(got), err)
+			}
+			c.Close()
+			if err := <-over; err != nil {
+				t.Error(err)
+			}
+		}
+		if l, ok := b.l.(*ringLoop); ok {
+			reactor := b.st.Reactors()[0]
+			reactor.Enter()
+			n := l.q.Counters()
+			reactor.Leave()
+			if n.SentZC < 3*size/1500 || n.CopiedZC > size/4 {
+				t.Errorf("%d frames are sent as they lie, %d bytes are copied", n.SentZC, n.CopiedZC)
+			}
+		}
+		for _, c := range stuck {
+			_ = c.SetLinger(0)
+			c.Close()
+		}
+	})
+}
+
 // TestQueue against a plain slice.
 func TestQueue(t *testing.T) {
 	r := rand.New(rand.NewPCG(seeds.One(t), 0))
