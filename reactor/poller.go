@@ -38,6 +38,7 @@ type Poller struct {
 	id      uint16 // 1 + its index in Reactor.pollers
 	ready   readyList
 	closed  bool
+	due     bool // in Reactor.due
 	handler Handler
 	name    *string // of the handler
 	batch   []Event // scratch of serve
@@ -179,6 +180,7 @@ func (p *Poller) tell(i ref, w *watch, what sockets.Ready) (woke, taken bool) {
 		p.r.watches.push(&p.ready, i)
 	}
 	if p.handler != nil {
+		p.fallDue()
 		return false, true
 	}
 	woke = p.wakeOne(wokenByEvent)
@@ -270,6 +272,32 @@ func (p *Poller) take(buf []Event) int {
 // to completion. The masks mean what they mean to Wait. The caller holds the lock (Enter).
 func (p *Poller) Serve(handler Handler) {
 	p.handler, p.name = handler, funcName(handler)
+	if p.ready.n > 0 {
+		p.fallDue()
+	}
+}
+
+// fallDue has the handler called in this turn, or the next.
+func (p *Poller) fallDue() {
+	if !p.due {
+		p.due = true
+		p.r.due = append(p.r.due, p)
+	}
+}
+
+// serveDue serves the pollers whose sockets became ready. What does not run dry, or becomes ready meanwhile, is for the next
+// turn: so each handler has its share of a turn.
+func (r *Reactor) serveDue(now int64) (worked bool) {
+	r.due, r.dueNow = r.dueNow[:0], r.due
+	for i, p := range r.dueNow {
+		r.dueNow[i] = nil
+		p.due = false
+		worked = p.serve(now) || worked
+		if p.ready.n > 0 {
+			p.fallDue()
+		}
+	}
+	return worked
 }
 
 // serve runs the handler for a bounded number of events. Wait finds it by its name (inHandler).

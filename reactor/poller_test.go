@@ -3,6 +3,7 @@ package reactor
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"testing"
 	"time"
 
@@ -400,5 +401,59 @@ func TestServe(t *testing.T) {
 		if k != 1 {
 			t.Errorf("handler %d ran %d times for one datagram", data, k)
 		}
+	}
+}
+
+// TestServeMany: of many pollers with handlers a turn serves those that have something, and asks no other, be it that a
+// socket became ready before Serve or after, or that a poller was closed in between.
+func TestServeMany(t *testing.T) {
+	g := newPollRig(t)
+	calls := map[int]int{}
+	var all []*Poller
+	var socks []sockets.Handle
+	for i := range 100 {
+		p, s := NewPoller(g.r), g.bind(uint16(1000+i))
+		all, socks = append(all, p), append(socks, s)
+		g.enter(func(*sockets.Host, int64) {
+			if err := p.Add(s, sockets.In, 0); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if i == 3 {
+			g.datagram(1003)
+		}
+		g.enter(func(*sockets.Host, int64) {
+			p.Serve(func(h *sockets.Host, _ int64, e Event) {
+				calls[i]++
+				if _, err := h.UDPRecv(e.Sock, nil); err != 0 {
+					t.Error(err)
+				}
+			})
+		})
+	}
+	if len(g.r.due) != 1 || !g.r.unfinished() {
+		t.Errorf("%d pollers are due, want the one whose socket was ready", len(g.r.due))
+	}
+	g.settle()
+	for _, i := range []int{3, 50, 50, 99} {
+		g.datagram(uint16(1000 + i))
+	}
+	if want := map[int]int{3: 2, 50: 2, 99: 1}; !maps.Equal(calls, want) {
+		t.Errorf("calls by poller %v, want %v", calls, want)
+	}
+	if worked, _ := g.r.Turn(); worked || len(g.r.due) != 0 || g.r.unfinished() {
+		t.Errorf("%d pollers are due, and nothing came", len(g.r.due))
+	}
+	g.deliver(g.udpFrame(1004, nil))
+	g.r.receive(g.clock.Now())
+	g.enter(func(*sockets.Host, int64) {
+		if err := all[4].Mod(socks[4], sockets.In, 0); err != nil || len(g.r.due) != 1 {
+			t.Errorf("%v; %d pollers are due", err, len(g.r.due))
+		}
+	})
+	all[4].Close()
+	g.settle()
+	if calls[4] != 0 || len(g.r.due) != 0 {
+		t.Errorf("a closed poller was served %d times", calls[4])
 	}
 }

@@ -58,8 +58,12 @@ type Reactor struct {
 	sinks   map[sockets.Handle]Sink // of sockets that are in no poller
 	watches watchTable              // of those that are in some
 	pollers []*Poller               // nil: a place that is free
+	due     []*Poller               // with a handler, and something ready for it since they were served last
+	dueNow  []*Poller               // scratch of serveDue: the two change places
 	rings   []*Ring
+	tagged  map[uint16]*Ring
 	tag     uint16   // of the last ring
+	first   int      // of the rings that had no time in the last turn
 	freed   []uint32 // scratch of tellFreed
 	events  []sockets.Event
 	refs    []ref       // scratch of tell
@@ -118,7 +122,7 @@ func New(cfg Config) (*Reactor, error) {
 	}
 	r := &Reactor{
 		cfg: cfg, port: cfg.Port, pool: cfg.Pool, host: cfg.Host, wake: wake, now: cfg.Clock,
-		sinks: make(map[sockets.Handle]Sink),
+		sinks: make(map[sockets.Handle]Sink), tagged: make(map[uint16]*Ring),
 	}
 	r.own = newLoop([]*Reactor{r})
 	return r, nil
@@ -215,12 +219,7 @@ func (r *Reactor) Leave() {
 
 // unfinished reports whether the Host or a handler has work that only a turn does.
 func (r *Reactor) unfinished() bool {
-	for _, p := range r.pollers {
-		if p != nil && p.handler != nil && p.ready.n > 0 {
-			return true
-		}
-	}
-	return r.host.Busy() || r.ringWork()
+	return len(r.due) > 0 || r.host.Busy() || r.ringWork()
 }
 
 // Watch has sink told about events of s. The caller holds the lock (Enter). A nil sink ends it. A socket has one sink:

@@ -36,10 +36,14 @@ const (
 	maxRequests     = 1 << 20
 	maxSockets      = 1 << 24
 	maxPeers        = 1 << 10
+	maxRings        = 1 << 10 // of a reactor: each turn looks at every SQ, for who submits may tell nobody
 )
 
 // ErrRingClosed is what calls on a closed ring, or on one of a stopped reactor, return.
 var ErrRingClosed = errors.New("ring: closed")
+
+// ErrTooManyRings says that a reactor has as many rings as it may.
+var ErrTooManyRings = errors.New("ring: too many rings")
 
 // Ring is the engine's end of a pair of rings, io_uring's context: it takes SQEs, keeps the requests that are not done,
 // and gives CQEs. It belongs to one reactor, whose lock guards it.
@@ -119,7 +123,7 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 	q := &Ring{
 		r: r, end: layout.Engine(cfg.Area), data: cfg.Data,
 		reqs: make([]request, cfg.Requests+2), limit: cfg.Requests,
-		byUser: make([]list, ceilPow2(cfg.Requests)), userKey: rand.Uint64() | 1,
+		byUser: make([]list, ceilPow2(cfg.Requests)), userKey: rand.Uint64(),
 		waiter: make(chan struct{}, 1), done: make(chan struct{}),
 		socks:   newSockTable(cfg.Sockets, cfg.Fixed),
 		backlog: newBacklog(2*(cfg.Requests+1) + 1 + cfg.Messages + cfg.Lends), // a notification for each frame
@@ -140,8 +144,11 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 	if r.stopped {
 		return nil, ErrRingClosed
 	}
+	if len(r.rings) >= maxRings {
+		return nil, ErrTooManyRings
+	}
 	q.tag = r.ringTag()
-	r.rings = append(r.rings, q)
+	r.rings, r.tagged[q.tag] = append(r.rings, q), q
 	q.end.SQ.SetNeedWakeup(r.asleep)
 	return q, nil
 }
@@ -283,6 +290,7 @@ func (q *Ring) Close() {
 		q.socks.closeAll(q)
 		q.freeLends()
 		q.r.rings = slices.DeleteFunc(q.r.rings, func(other *Ring) bool { return other == q })
+		delete(q.r.tagged, q.tag)
 	}
 	q.shut()
 	if q.eventFD.fd != 0 {

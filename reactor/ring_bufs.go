@@ -54,7 +54,8 @@ func issueBufRing(q *Ring, i uint32) verdict {
 }
 
 // pick gives the next buffer of a request's group, which stays there until took is called. limit bounds its length; 0:
-// none. Errors: ENOBUFS; EFAULT for one that is empty or not in the registered memory, which is then gone.
+// none. Errors: ENOBUFS; EFAULT for one that is empty or not in the registered memory, which is then gone, but not when it only
+// ends a bundle: the next request tells of it.
 func (q *Ring) pick(p *request, limit uint32) (mem []byte, b rings.Buf, err sockets.Errno) {
 	g := q.groups[p.sqe.BufGroup]
 	if g == nil || g.Avail() == 0 {
@@ -66,7 +67,7 @@ func (q *Ring) pick(p *request, limit uint32) (mem []byte, b rings.Buf, err sock
 	if mem, err = q.mem(b.Addr, uint64(b.Len)); err == 0 && (b.Len == 0 || b.Len > 1<<31-1) {
 		err = sockets.EFAULT
 	}
-	if err != 0 {
+	if err != 0 && p.cflags&rings.CQEBuffer == 0 {
 		g.Next()
 	}
 	return mem, b, err

@@ -50,6 +50,7 @@ func (q *Ring) dial(s uint32, remote proto.Addr, port uint16) sockets.Errno {
 	}
 	c, err := q.r.host.TCPDial(local, lport, remote, port, q.now)
 	if err != 0 {
+		q.searched(lport, err)
 		return err
 	}
 	if q.ports != nil {

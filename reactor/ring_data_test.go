@@ -239,6 +239,23 @@ func TestRingBundle(t *testing.T) {
 	n.idle()
 }
 
+// TestRingBundleHostile: a buffer that is none ends the bundle before it, and the next request tells of it.
+func TestRingBundleHostile(t *testing.T) {
+	n := newRingNet(t, RingConfig{})
+	far := n.dialed(0)
+	g := n.group(7, 1, 16)
+	g.Add(rings.Buf{Addr: ^uint64(0), Len: 1, ID: 101})
+	g.Add(rings.Buf{Addr: bufAt + 16, Len: 16, ID: 102})
+	g.Publish()
+	n.write(far, fill(make([]byte, 20), 0))
+	s := selectBuf(rings.OpRecv, 1, 0, 7, rings.RecvBundle)
+	n.gives([]rings.SQE{s, s, s}, buf(1, 16, 100, rings.CQESockNonempty), fails(1, sockets.EFAULT), buf(1, 4, 102, 0))
+	if !bytes.Equal(n.bytes(bufAt, 20), fill(make([]byte, 20), 0)) {
+		t.Error("wrong bytes in the buffers")
+	}
+	n.idle()
+}
+
 // TestRingSelectWaitAll: all goes into the one buffer that was taken with the first byte, and a cancel names it.
 func TestRingSelectWaitAll(t *testing.T) {
 	n := newRingNet(t, RingConfig{})
@@ -340,6 +357,24 @@ func TestRingSendArea(t *testing.T) {
 	n.err(s, sockets.EINVAL)
 	n.res(opSocket(1, sockDgram), 1)
 	n.err(rings.SQE{Opcode: rings.OpSendArea, FD: 1, BufGroup: 1, Len: 10}, sockets.EOPNOTSUPP)
+	n.idle()
+}
+
+// TestRingSlotReused: a socket that is closed while it waits for its turn, and whose number another one gets at once, loses
+// nobody who waits behind it.
+func TestRingSlotReused(t *testing.T) {
+	n := newRingNet(t, RingConfig{})
+	n.res(opSocket(1, sockDgram), 0)
+	n.res(opSocket(1, sockDgram), 1)
+	n.res(n.opAddr(rings.OpBind, 2, 1, 0, 9), 0)
+	n.onPeer(func(h *sockets.Host, now int64) {
+		s, _ := h.UDPBind(0, 0)
+		h.UDPSend(s, []byte("hello"), addrPort(ourAddr, 9), now)
+	})
+	n.run()
+	first, second := opMem(rings.OpRecv, 3, 0, bufAt, 10), opMem(rings.OpRecv, 4, 1, bufAt, 10)
+	first.IOPrio, second.IOPrio = rings.PollFirst, rings.PollFirst
+	n.gives([]rings.SQE{first, second, opClose(5, 0), opSocket(6, sockDgram)}, fails(3, sockets.ECANCELED), cqe(5, 0), cqe(6, 0), cqe(4, 5))
 	n.idle()
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"xdpd/rings"
 	"xdpd/sockets"
+	"xdpd/umem"
 )
 
 // garbage hands out the bytes of a fuzz input; behind its end they are zero.
@@ -33,14 +34,15 @@ func (s *garbage) word() uint32 {
 }
 
 // FuzzRingArea has an application that writes anything anywhere in the shared memory while the engine runs. The engine
-// may refuse, and must do nothing else: no panic, no byte outside of the area, no more requests than there may be.
+// may refuse, and must do nothing else: no panic, no byte outside of the area, no more requests and no more work in a turn than
+// there may be, no frame kept, and nothing of it in another ring of the reactor, which goes on as if alone.
 func FuzzRingArea(f *testing.F) {
 	f.Add([]byte{0, 3, 2})
 	f.Add(bytes.Repeat([]byte{4, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 0, 255}, 40))
 	f.Add(bytes.Repeat([]byte{5, 0, 14, 4, 0, 0, 1, 1, 6, 0, 1, 2, 3}, 60))
 	f.Fuzz(func(t *testing.T, input []byte) {
 		s := &garbage{input}
-		g := newRig(t, options{frames: 64, ring: 16, noLedger: true})
+		g := newRig(t, options{frames: 64, ring: 16})
 		layout, err := rings.LayoutRing(1<<(s.byte()%5), 1<<(s.byte()%5))
 		if err != nil {
 			t.Fatal(err)
@@ -58,6 +60,7 @@ func FuzzRingArea(f *testing.F) {
 		}
 		h := g.bind(echoPort)
 		r.adopt(h)
+		other := ringOn(g, RingConfig{SQEntries: 1, CQEntries: 2, Data: bytes.Repeat([]byte{0x5a}, 4096), Lends: 4})
 		for len(s.b) > 0 {
 			switch kind := s.byte() % 9; kind {
 			case 0: // a word, most likely one of the head
@@ -91,7 +94,14 @@ func FuzzRingArea(f *testing.F) {
 			case 7:
 				g.nic.Deliver(g.udpFrame(echoPort, []byte("x"))) // or drop it: nobody reads them
 			}
+			other.push(nop(1, 0))
 			g.r.Turn()
+			if got := make([]rings.CQE, 2); other.c.Reap(got) != 1 || got[0] != cqe(1, 0) {
+				t.Fatalf("another ring has completions %v", got)
+			}
+			if r.q.steps > maxSteps {
+				t.Fatalf("%d steps in a turn", r.q.steps)
+			}
 			if r.q.used > 9 || r.q.backlog.n > len(r.q.backlog.ring) {
 				t.Fatalf("%d requests, %d completions behind", r.q.used, r.q.backlog.n)
 			}
@@ -99,6 +109,12 @@ func FuzzRingArea(f *testing.F) {
 		r.q.Close()
 		if r.q.used != 0 {
 			t.Fatalf("%d requests outlive the ring", r.q.used)
+		}
+		if lent := g.pool.Ledger().Counts()[umem.Lent]; lent != 0 {
+			t.Fatalf("%d frames are lent to nobody", lent)
+		}
+		if !bytes.Equal(other.q.data[4*rings.LentSize:], bytes.Repeat([]byte{0x5a}, 4096-4*rings.LentSize)) {
+			t.Fatal("another ring's memory was written")
 		}
 		for i, b := range all {
 			if b != 0 && (i < guard || i >= guard+layout.Size) {
@@ -218,6 +234,114 @@ func TestRingSmallBuffersBounded(t *testing.T) {
 		if most < 256*costRequest {
 			t.Errorf("%d steps: nothing was counted", most)
 		}
+	}
+}
+
+// A search of all ports that finds none free takes longer than anything else that an SQE can ask for: one a turn.
+func TestRingPortSearchBounded(t *testing.T) {
+	n := newRingNet(t, RingConfig{})
+	h, _, _ := n.r.Enter()
+	for port := uint16(32768); port < 61000; port++ { // net.ipv4.ip_local_port_range
+		h.UDPBind(0, port)
+		h.TCPBind(0, port)
+	}
+	n.r.Leave()
+	n.res(opSocket(1, sockDgram), 0)
+	n.res(opSocket(1, sockStream), 1)
+	n.addr(0, 0, 0)
+	n.addr(64, peerAddr, 80)
+	opAddr := func(op rings.Op, fd int32, at uint64) rings.SQE {
+		return rings.SQE{Opcode: op, FD: fd, Addr: at, Off: rings.SockAddrSize, UserData: 2}
+	}
+	for _, test := range []struct {
+		s    rings.SQE
+		want sockets.Errno
+	}{
+		{opAddr(rings.OpBind, 0, 0), sockets.EADDRINUSE},
+		{opAddr(rings.OpBind, 1, 0), sockets.EADDRINUSE},
+		{opLen(rings.OpListen, 2, 1, 1), sockets.EADDRINUSE},
+		{opAddr(rings.OpConnect, 1, 64), sockets.EADDRNOTAVAIL},
+	} {
+		const tries = 20
+		for range tries {
+			n.push(test.s)
+		}
+		for got := 0; got < tries; {
+			before := n.q.counters.Submitted
+			n.r.Turn()
+			if did := n.q.counters.Submitted - before; did != 1 {
+				t.Fatalf("%+v: %d searches in a turn", test.s, did)
+			}
+			for c, ok := n.c.Peek(); ok; c, ok = n.c.Peek() {
+				n.want([]rings.CQE{c}, fails(2, test.want))
+				n.c.Seen(1)
+				got++
+			}
+		}
+	}
+}
+
+// TestRingsShareTurn: rings that are never done share the time of a turn, and each comes to its turn as often as the others.
+func TestRingsShareTurn(t *testing.T) {
+	now := int64(1e12)
+	g := newRig(t, options{change: func(c *Config, _ *sockets.Config) {
+		c.Clock = func() int64 { now += turnNS / 2; return now } // a ring takes half a turn
+	}})
+	var list []*ringRig
+	for range 10 {
+		list = append(list, ringOn(g, RingConfig{SQEntries: 1, CQEntries: 1 << 10}))
+	}
+	for turn := range 100 {
+		before := uint64(0)
+		for _, r := range list {
+			before += r.q.counters.Completed
+			for r.c.Submit(); ; r.c.Submit() {
+				slot := r.c.SQE()
+				if slot == nil {
+					break
+				}
+				*slot = nop(1, 0)
+			}
+		}
+		if worked, _ := g.r.Turn(); !worked || !g.r.unfinished() {
+			t.Fatal("a turn that left rings waiting says that it had no work")
+		}
+		after := uint64(0)
+		for _, r := range list {
+			after += r.q.counters.Completed
+		}
+		if did := after - before; did < 1 || did > 3 {
+			t.Fatalf("turn %d served %d rings", turn, did)
+		}
+	}
+	for i, r := range list {
+		if got := r.q.counters.Completed; got < 10 {
+			t.Errorf("ring %d was served %d times in 100 turns", i, got)
+		}
+	}
+}
+
+// TestRingUserDataSpread: what is looked for by user data is found by few looks, wherever in it programs keep their numbers.
+func TestRingUserDataSpread(t *testing.T) {
+	for shift := 0; shift <= 48; shift += 4 {
+		const n = 4096
+		r := newRingRig(t, RingConfig{Requests: n, CQEntries: 2 * n})
+		for i := range uint64(n) {
+			r.push(timeout(i<<shift, 1e15, 0, 0))
+			if i%256 == 255 {
+				r.settle()
+			}
+		}
+		for i := range uint64(n) {
+			r.push(opCancel(0, (n-1-i)<<shift))
+			if r.r.Turn(); r.q.steps > 40+4*costRequest {
+				t.Fatalf("numbers shifted by %d: %d looks for one", shift, r.q.steps-3*costRequest)
+			}
+		}
+		if got := r.reap(); len(got) != 2*n {
+			t.Fatalf("%d completions, want %d", len(got), 2*n)
+		}
+		r.idle()
 	}
 }
 

@@ -201,7 +201,7 @@ func (q *Ring) tell(id uint16) uint32 { return uint32(q.tag)<<16 | uint32(id) }
 // ringTag gives a tag that no ring has; 0 is nobody's.
 func (r *Reactor) ringTag() uint16 {
 	for {
-		if r.tag++; r.tag != 0 && !slices.ContainsFunc(r.rings, func(q *Ring) bool { return q.tag == r.tag }) {
+		if r.tag++; r.tag != 0 && r.tagged[r.tag] == nil {
 			return r.tag
 		}
 	}
@@ -216,11 +216,9 @@ func (r *Reactor) sending() bool {
 func (r *Reactor) tellFreed() {
 	r.freed = r.host.TakeFreed(r.freed[:0])
 	for _, tell := range r.freed {
-		for _, q := range r.rings {
-			if q.tag == uint16(tell>>16) {
-				q.lends.sent--
-				q.notify(uint16(tell), 0)
-			}
+		if q := r.tagged[uint16(tell>>16)]; q != nil {
+			q.lends.sent--
+			q.notify(uint16(tell), 0)
 		}
 	}
 }

@@ -1,19 +1,33 @@
 package reactor
 
+import "slices"
+
 // What a reactor does for its rings. The lock is held.
 
 // runRings takes what is submitted, serves sockets that became ready, and ends timeouts: in each turn, and in Leave
-// when the reactor sleeps.
+// when the reactor sleeps. Rings that have much to do share the time of a turn: who was not reached is the next turn's first.
 func (r *Reactor) runRings(now int64) (worked bool) {
 	r.tellFreed()
-	for _, q := range r.rings {
-		worked = q.run(now) || worked
+	n := len(r.rings)
+	for i := range n {
+		at := (r.first + i) % n
+		if !r.rings[at].run(now) {
+			continue
+		}
+		worked = true
+		if i < n-1 && r.now()-now >= turnNS {
+			r.first = at + 1
+			return true
+		}
 	}
 	return worked
 }
 
 func (q *Ring) run(now int64) bool {
 	q.now, q.steps = now, 0
+	if !q.hasWork() && q.deadline() > now {
+		return false
+	}
 	q.flush()
 	worked := q.cut
 	if q.cut {
@@ -66,26 +80,30 @@ func (r *Reactor) publishRings() {
 
 // ringWork reports whether a ring has something that only a turn does.
 func (r *Reactor) ringWork() bool {
-	for _, q := range r.rings {
-		waiting := q.backlog.n > 0
-		if q.cut || q.readyQ.head != 0 || q.mail.n.Load() > 0 || q.staged > 0 || waiting && q.end.CQ.Free() > 0 ||
-			!waiting && q.held.head == 0 && (!q.drain || q.used == 0) && q.end.SQ.Avail() > 0 ||
-			q.handler != nil && q.client.app.CQ.Avail() > 0 {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(r.rings, (*Ring).hasWork)
+}
+
+func (q *Ring) hasWork() bool {
+	waiting := q.backlog.n > 0
+	return q.cut || q.readyQ.head != 0 || q.mail.n.Load() > 0 || q.staged > 0 || waiting && q.end.CQ.Free() > 0 ||
+		!waiting && q.held.head == 0 && (!q.drain || q.used == 0) && q.end.SQ.Avail() > 0 ||
+		q.handler != nil && q.client.app.CQ.Avail() > 0
 }
 
 // ringDeadline is when the first timeout ends.
 func (r *Reactor) ringDeadline() int64 {
 	d := foreverNS
 	for _, q := range r.rings {
-		if len(q.timers.reqs) > 0 {
-			d = min(d, q.at(q.timers.reqs[0]).deadline)
-		}
+		d = min(d, q.deadline())
 	}
 	return d
+}
+
+func (q *Ring) deadline() int64 {
+	if len(q.timers.reqs) == 0 {
+		return foreverNS
+	}
+	return q.at(q.timers.reqs[0]).deadline
 }
 
 // ringsNeedWakeup tells the applications whether the reactor sleeps. Once they are told that it does it looks at the rings

@@ -85,9 +85,13 @@ func (q *Ring) remove(l *list, kind int, i uint32) {
 	q.at(i).links[kind] = link{}
 }
 
-// bucket is where requests with that user data are.
+// bucket is where requests with that user data are: with the steps of MurmurHash3's fmix64, for programs have their numbers
+// in any bits.
 func (q *Ring) bucket(user uint64) *list {
-	return &q.byUser[(user*q.userKey)>>32&uint64(len(q.byUser)-1)]
+	x := user ^ q.userKey
+	x = (x ^ x>>33) * 0xff51afd7ed558ccd
+	x = (x ^ x>>33) * 0xc4ceb9fe1a85ec53
+	return &q.byUser[x>>32&uint64(len(q.byUser)-1)]
 }
 
 // backlog holds completions that found the CQ full.

@@ -160,14 +160,14 @@ func (q *Ring) bind(s uint32, local proto.Addr, port uint16) sockets.Errno {
 	k := q.socks.at(s)
 	if k.kind == sockTCP {
 		h, err := q.r.host.TCPBind(local, port)
-		if err == 0 {
+		if q.searched(port, err); err == 0 {
 			k.kind = sockBound
 			q.setHandle(s, h)
 		}
 		return err
 	}
 	h, err := q.r.host.UDPBind(local, port)
-	if err != 0 {
+	if q.searched(port, err); err != 0 {
 		return err
 	}
 	a, _ := q.r.host.UDPAddr(h)
@@ -177,6 +177,13 @@ func (q *Ring) bind(s uint32, local proto.Addr, port uint16) sockets.Errno {
 	}
 	q.setHandle(s, h)
 	return 0
+}
+
+// searched notes what it cost to find no free port, where the choice of it was the Host's.
+func (q *Ring) searched(port uint16, err sockets.Errno) {
+	if port == 0 && (err == sockets.EADDRINUSE || err == sockets.EADDRNOTAVAIL) {
+		q.steps += costPorts
+	}
 }
 
 func (q *Ring) openPort(k *ringSock, p portKey) sockets.Errno {

@@ -43,10 +43,12 @@ type operation struct {
 }
 
 // maxSteps bounds what a ring does in a turn beyond its SQEs, of which one may have much as its consequence: a look at a
-// request in a search is a step; to begin or to end one, and to fill a buffer, costs as much as some.
+// request in a search is a step; to begin or to end one, and to fill a buffer, costs as much as some, and to learn that all
+// ports are taken as much as a turn may.
 const (
 	maxSteps    = 64 * 1024
 	costRequest = 8
+	costPorts   = maxSteps
 )
 
 // ops is written by init functions only. An opcode without issue is unknown.

@@ -1,6 +1,7 @@
 package reactor
 
 import (
+	"errors"
 	"testing"
 
 	"xdpd/rings"
@@ -54,5 +55,43 @@ func TestRingLinkTimeoutProgress(t *testing.T) {
 	n.want(n.take(), fails(2, sockets.ETIME), cqe(1, 4), fails(3, sockets.ECANCELED))
 	if got := string(n.bytes(bufAt, 4)); got != "four" {
 		t.Errorf("received %q", got)
+	}
+}
+
+// TestRingsLimit: a reactor has so many rings and no more, and a place that is given back is one again. Each has a tag of
+// its own, however many came and went.
+func TestRingsLimit(t *testing.T) {
+	g := newRig(t, options{})
+	small := RingConfig{SQEntries: 1, CQEntries: 1, Requests: 1, Sockets: 1, Messages: 1}
+	var first *Ring
+	for i := range maxRings {
+		q, err := NewRing(g.r, small)
+		if err != nil {
+			t.Fatalf("ring %d: %v", i, err)
+		}
+		if first == nil {
+			first = q
+		}
+	}
+	g.r.tag = 1<<16 - 10 // so that tags begin anew, where the oldest rings have theirs
+	for range 20 {
+		if _, err := NewRing(g.r, small); !errors.Is(err, ErrTooManyRings) {
+			t.Fatalf("one ring too many: %v", err)
+		}
+		first.Close()
+		var err error
+		if first, err = NewRing(g.r, small); err != nil {
+			t.Fatalf("in the place of a closed one: %v", err)
+		}
+	}
+	tags := map[uint16]bool{0: true}
+	for _, q := range g.r.rings {
+		if tags[q.tag] || g.r.tagged[q.tag] != q {
+			t.Fatalf("tag %d is another ring's as well", q.tag)
+		}
+		tags[q.tag] = true
+	}
+	if len(g.r.tagged) != maxRings {
+		t.Errorf("%d tags of %d rings", len(g.r.tagged), maxRings)
 	}
 }

@@ -248,12 +248,7 @@ func (r *Reactor) deliver(now int64) bool {
 			r.woke = sink.Ready(s, sockets.Err|sockets.Hup) || r.woke
 		}
 	}
-	for _, p := range r.pollers {
-		if p != nil && p.handler != nil {
-			worked = p.serve(now) || worked
-		}
-	}
-	return worked
+	return r.serveDue(now) || worked
 }
 
 // transmit moves the Host's output to the TX ring and kicks the device once if it has entries it did not take.

@@ -244,9 +244,9 @@ func (k *kit) finish() {
 		k.t.Errorf("after everything was closed: %d received and %d outgoing frames held, %d of %d free; by owner: %v",
 			rx, tx, k.pool.Avail(), k.pool.Total(), k.pool.Ledger().Counts())
 	}
-	if h.tcp.conns != 0 || h.tcp.flows.n != 0 || h.udp.flows.n != 0 || h.tcp.bound.n != 0 || len(h.udp.ports) != 0 {
+	if h.tcp.conns != 0 || h.tcp.flows.n != 0 || h.udp.flows.n != 0 || h.tcp.bound.n != 0 || len(h.udp.ports)+len(h.tcp.ports) != 0 {
 		k.t.Errorf("after everything was closed: %d connections, %d, %d and %d table entries, %d ports",
-			h.tcp.conns, h.tcp.flows.n, h.udp.flows.n, h.tcp.bound.n, len(h.udp.ports))
+			h.tcp.conns, h.tcp.flows.n, h.udp.flows.n, h.tcp.bound.n, len(h.udp.ports)+len(h.tcp.ports))
 	}
 	if h.neigh.waiting != 0 || h.frags.frames != 0 || h.timers.n != 0 {
 		k.t.Errorf("left over: %d frames at neighbours, %d in reassembly, %d timers",

@@ -101,7 +101,7 @@ func (h *Host) dialPort(k flowKey, only bool) uint16 {
 		if i < choosy && !h.answeredHere(proto.ProtoTCP, k) {
 			continue
 		}
-		if kind, _ := h.tcp.flows.get(k); kind == 0 && !h.tcpPortUsed(k.Local, k.LPort) && h.dialClaim(k) {
+		if kind, _ := h.tcp.flows.get(k); kind == 0 && h.tcp.ports[k.LPort] == 0 && h.dialClaim(k) {
 			return k.LPort
 		}
 	}

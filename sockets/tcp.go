@@ -128,7 +128,8 @@ type tcpTable struct {
 	half      halfTable
 	tw        twTable
 	listeners []tcpListener
-	opened    uint32 // listeners so far
+	opened    uint32         // listeners so far
+	ports     map[uint16]int // listeners that use a local port
 	bound     *flat[flowKey]
 	behind    *flat[flowKey] // listeners for what other Hosts pass on
 	dirty     []uint32
@@ -144,7 +145,7 @@ func (t *tcpTable) init(h *Host) {
 	t.bound, t.behind = newFlat(h.sec.flow), newFlat(h.sec.flow)
 	t.challenge = bucket{100, h.now}
 	t.settings = []tcpSetting{{KeepAlive: h.cfg.KeepAlive}}
-	t.urgent = map[uint32]uint32{}
+	t.urgent, t.ports = map[uint32]uint32{}, map[uint16]int{}
 	t.half.init(h)
 	t.tw.init(h)
 }

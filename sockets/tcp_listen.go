@@ -79,7 +79,7 @@ func (h *Host) TCPBind(local proto.Addr, port uint16) (Handle, Errno) {
 	}
 	t := &h.tcp
 	if port == 0 {
-		free := func(p uint16) bool { return !h.tcpPortUsed(0, p) && !h.portElsewhere(proto.ProtoTCP, local, p) }
+		free := func(p uint16) bool { return t.ports[p] == 0 && !h.portElsewhere(proto.ProtoTCP, local, p) }
 		if port = h.ephemeral(proto.ProtoTCP, flowKey{Local: local}, free); port == 0 {
 			return 0, EADDRINUSE
 		}
@@ -96,11 +96,15 @@ func (h *Host) TCPBind(local proto.Addr, port uint16) (Handle, Errno) {
 	}
 	l := &t.listeners[i]
 	*l = tcpListener{key: flowKey{Local: local, LPort: port}, gen: l.gen + 1, used: true}
+	t.ports[port]++
 	return makeHandle(kindListener, l.gen, uint32(i)), 0
 }
 
 // tcpPortUsed reports whether a listener, or a bound socket, stands in the way of one on local:port.
 func (h *Host) tcpPortUsed(local proto.Addr, port uint16) bool {
+	if h.tcp.ports[port] == 0 {
+		return false
+	}
 	for i := range h.tcp.listeners {
 		l := &h.tcp.listeners[i]
 		if l.used && l.key.LPort == port && (local == 0 || l.key.Local == 0 || l.key.Local == local) {
@@ -178,5 +182,8 @@ func (h *Host) tcpCloseListener(s Handle) Errno {
 		}
 	}
 	l.used = false
+	if h.tcp.ports[l.key.LPort]--; h.tcp.ports[l.key.LPort] == 0 {
+		delete(h.tcp.ports, l.key.LPort)
+	}
 	return 0
 }
