@@ -42,7 +42,8 @@ func TestWaitLoops(t *testing.T) {
 }
 
 // TestWaitInstructions: what a Poller.Wait costs is the ready sockets, never the idle ones beside them; and so for the way
-// there from the RX ring. The counts repeat to a percent.
+// there from the RX ring. The counts repeat to a percent, if they are long: the runtime's own work comes with the
+// time that passes.
 func TestWaitInstructions(t *testing.T) {
 	const many, limit = 20_000, 0.03
 	if _, err := exec.LookPath("valgrind"); err != nil {
@@ -60,7 +61,7 @@ func TestWaitInstructions(t *testing.T) {
 		var v [2]float64
 		for i, conns := range []int{waitFew, many} {
 			var err error
-			if v[i], err = waitInstructions(t.Context(), exe, r.loop, conns, 10_000); err != nil {
+			if v[i], err = waitInstructions(t.Context(), exe, r.loop, conns, 30_000); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -93,7 +93,7 @@ func (g *Group) generation() (again bool) {
 	}
 	var running sync.WaitGroup
 	for i, l := range g.loops {
-		pin, cpu := len(g.cfg.CPUs) > 0, 0
+		pin, cpu := len(g.cfg.CPUs) > 0 && g.err == nil, 0 // after a failure, of pinning perhaps, they only end
 		if pin {
 			cpu = g.cfg.CPUs[i]
 		}

@@ -31,7 +31,7 @@ type peer struct {
 
 const (
 	laneSize   = 256  // packets
-	laneFrames = 1024 // frames under way, at most a quarter of the pool
+	laneFrames = 1024 // frames under way, at most a quarter of the pool, and on all lanes half of it
 )
 
 // join makes the reactors a group, in the order of their Hosts' numbers, before any of them runs.
@@ -74,7 +74,8 @@ func (r *Reactor) handOut() {
 	}
 }
 
-// takeBack takes the frames that came in return. They wake nobody: it is enough to look when more goes out, or anyway.
+// takeBack takes the frames that came in return. They wake nobody: it is enough to look when more goes out, or anyway, and
+// now and then while somebody is short of frames (deadline).
 func (r *Reactor) takeBack(p *peer) {
 	if p.away == 0 {
 		return
@@ -85,20 +86,20 @@ func (r *Reactor) takeBack(p *peer) {
 	}
 	p.gotIn.Release(n)
 	p.away -= int(n)
+	r.away -= int(n)
 }
 
 // Away is how many frames went to other reactors for which none came yet. The caller holds the lock (Enter).
-func (r *Reactor) Away() (n int) {
+func (r *Reactor) Away() int {
 	for i := range r.peers {
 		r.takeBack(&r.peers[i])
-		n += r.peers[i].away
 	}
-	return n
+	return r.away
 }
 
 func (r *Reactor) pass(p *peer, m *sockets.Handed) bool {
 	out := r.outTo(p)
-	if p.away+m.Frames > min(laneFrames, r.pool.Total()/4) {
+	if p.away+m.Frames > min(laneFrames, r.pool.Total()/4) || r.away+m.Frames > r.pool.Total()/2 {
 		return false
 	}
 	idx, n := out.Reserve(1)
@@ -107,6 +108,7 @@ func (r *Reactor) pass(p *peer, m *sockets.Handed) bool {
 	}
 	*out.Slot(idx) = *m
 	p.away += m.Frames
+	r.away += m.Frames
 	return true
 }
 

@@ -28,7 +28,7 @@ func newLoop(reactors []*Reactor) *loop {
 	return l
 }
 
-// run runs the reactors until all have stopped, or quit is set and they were signalled.
+// run runs the reactors until all have stopped or one failed, or quit is set and they were signalled.
 func (l *loop) run(pin bool, cpu int) error {
 	if pin {
 		runtime.LockOSThread()
@@ -40,8 +40,8 @@ func (l *loop) run(pin bool, cpu int) error {
 		defer undo() // the thread may run other goroutines later
 	}
 	for idleSince := int64(0); ; {
-		worked, woke, deadline, alive := l.turns()
-		if alive == 0 || l.quit.Load() {
+		worked, woke, deadline, ended := l.turns()
+		if ended || l.quit.Load() {
 			return nil
 		}
 		if woke {
@@ -63,9 +63,10 @@ func (l *loop) run(pin bool, cpu int) error {
 	}
 }
 
-// turns does one turn of each reactor.
-func (l *loop) turns() (worked, woke bool, deadline int64, alive int) {
+// turns does one turn of each reactor. ended: none runs any more, or one failed, of which the others must hear.
+func (l *loop) turns() (worked, woke bool, deadline int64, ended bool) {
 	deadline = foreverNS
+	alive, failed := 0, false
 	for _, r := range l.reactors {
 		if r.over {
 			continue
@@ -74,12 +75,13 @@ func (l *loop) turns() (worked, woke bool, deadline int64, alive int) {
 		if stop {
 			r.over = true
 			r.finish()
+			failed = failed || r.endedWith() != nil
 			continue
 		}
 		alive++
 		worked, woke, deadline = worked || w, woke || r.woke, min(deadline, d)
 	}
-	return worked, woke, deadline, alive
+	return worked, woke, deadline, failed || alive == 0
 }
 
 // spin polls without a lock until there is work (true) or the spin time is over. Each round yields, so that goroutines

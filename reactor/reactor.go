@@ -79,6 +79,7 @@ type Reactor struct {
 	peers    []peer                 // of its group, by Host number
 	self     int                    // its own
 	handed   []sockets.Handed
+	away     int   // frames of all peers.away
 	own      *loop // what Run runs
 
 	inFill    int

@@ -101,7 +101,8 @@ func (r *Reactor) Turn() (worked bool, deadline int64) {
 
 func (r *Reactor) deadline(now int64) int64 {
 	d := min(r.host.NextDeadline(), r.waits.next(), r.ringDeadline())
-	if r.host.Blocked() && r.inTX > 0 || r.sending() { // completions free frames without a wake-up
+	// Completions, and what comes back from other reactors, free frames without a wake-up.
+	if r.host.Blocked() && r.inTX+r.away > 0 || r.away > 0 && r.inFill < r.cfg.FillFrames/2 || r.sending() {
 		d = min(d, now+blockedNS)
 	}
 	if r.port.TX.Pending() > 0 || r.host.TxPending() > 0 {

@@ -19,14 +19,16 @@ type Directory struct {
 	binds map[bindKey]binding
 	last  uint32 // binding.id that was given
 
+	members  atomic.Uint64 // the Hosts that there are, a bit each
 	conns    [MaxHosts]atomic.Int64
 	cookieAt atomic.Int64 // when any of them last sent a SYN cookie
 }
 
-// bindKey is where a socket waits for packets of anybody.
+// bindKey is where sockets wait for packets: of anybody, and key is without the remote side, or, connected ones of UDP, of
+// one peer. There may be one on each Host.
 type bindKey struct {
 	proto uint8
-	key   flowKey // without the remote side
+	key   flowKey
 }
 
 // binding is who has a socket at a place.
@@ -47,6 +49,11 @@ type dirPart struct {
 
 // NewDirectory makes one for at most MaxHosts Hosts with the same Config.Seed.
 func NewDirectory() *Directory { return &Directory{binds: make(map[bindKey]binding)} }
+
+// has reports whether there is a Host of that number.
+func (d *Directory) has(host int) bool {
+	return host >= 0 && host < MaxHosts && d.members.Load()>>host&1 != 0
+}
 
 // Conns is how many TCP connections Host i has, with those that are on their way to it (TCPSpread).
 func (d *Directory) Conns(i int) int { return int(d.conns[i].Load()) }
@@ -181,16 +188,10 @@ func (d *Directory) unbind(k bindKey, host int) {
 	d.binds[k] = b
 }
 
-// bound finds a Host with a socket that takes what comes to k from anybody: on the address, or on all. Of several the one
-// that hash chooses, always the same.
-func (d *Directory) bound(proto uint8, k flowKey, hash uint64) (host int, ok bool) {
-	k.Remote, k.RPort = 0, 0
+// at finds a Host with a socket at k. Of several the one that hash chooses, always the same.
+func (d *Directory) at(k bindKey, hash uint64) (host int, ok bool) {
 	d.mu.RLock()
-	hosts := d.binds[bindKey{proto, k}].hosts
-	if hosts == 0 {
-		k.Local = 0
-		hosts = d.binds[bindKey{proto, k}].hosts
-	}
+	hosts := d.binds[k].hosts
 	d.mu.RUnlock()
 	if hosts == 0 {
 		return 0, false
@@ -199,4 +200,14 @@ func (d *Directory) bound(proto uint8, k flowKey, hash uint64) (host int, ok boo
 		hosts &= hosts - 1
 	}
 	return bits.TrailingZeros64(hosts), true
+}
+
+// bound finds a Host with a socket that takes what comes to k from anybody: on the address, or on all.
+func (d *Directory) bound(proto uint8, k flowKey, hash uint64) (host int, ok bool) {
+	k.Remote, k.RPort = 0, 0
+	if host, ok = d.at(bindKey{proto, k}, hash); !ok {
+		k.Local = 0
+		host, ok = d.at(bindKey{proto, k}, hash)
+	}
+	return host, ok
 }

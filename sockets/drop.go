@@ -87,7 +87,7 @@ const (
 	Reassembled  // datagrams put together
 	RxPartialSum // accepted with only the pseudo-header sum: a kernel sender's checksum offload on veth
 	RxDelivered  // datagrams and segments queued on a socket
-	HandedOver   // packets for another Host's sockets
+	HandedOver   // packets for another Host's sockets: HandedIn there, or dropped as HandoverFull here, HandoverNoFrame there
 	HandedIn     // packets that another Host received for ours
 	RxCoalesced  // TCP segments compacted into the frame before them
 	TxFrames

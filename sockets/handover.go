@@ -19,8 +19,8 @@ type Handed struct {
 
 const (
 	handedMax    = 1024 // packets that one turn hands over
-	handedFrames = 64   // of one datagram
-	maxHops      = 4    // to the TIME-WAIT of an old connection, to the listener, and after a connection that has just left
+	handedFrames = fragPieces
+	maxHops      = 4 // to the TIME-WAIT of an old connection, to the listener, and after a connection that has just left
 )
 
 // elsewhere finds the Host that has a TCP flow which this one has not.
@@ -50,12 +50,18 @@ func (h *Host) portElsewhere(ipProto uint8, local proto.Addr, port uint16) bool 
 
 // udpElsewhere finds the Host that has a UDP socket for k: a connected one first.
 func (h *Host) udpElsewhere(k flowKey) (to int, ok bool) {
+	if to, ok = h.udpConnectedElsewhere(k); !ok {
+		to, ok = h.boundElsewhere(proto.ProtoUDP, k)
+	}
+	return to, ok
+}
+
+// udpConnectedElsewhere finds a Host with a UDP socket that is connected as k.
+func (h *Host) udpConnectedElsewhere(k flowKey) (to int, ok bool) {
 	if h.cfg.Directory == nil {
 		return 0, false
 	}
-	if to, ok = h.cfg.Directory.get(h.sec.udpFlow(k)); !ok {
-		to, ok = h.cfg.Directory.bound(proto.ProtoUDP, k, h.sec.flow(k))
-	}
+	to, ok = h.cfg.Directory.at(bindKey{proto.ProtoUDP, k}, h.sec.flow(k))
 	return to, ok && to != h.cfg.Self
 }
 
@@ -72,10 +78,7 @@ func (h *Host) tcpPassOver(k flowKey, p *packet) bool {
 	}
 	ours := ok && to == h.cfg.Self  // by and by: it is on its way to us
 	if !ok || ours && p.hops == 0 { // by way of the listener's Host it comes behind its handshake
-		if _, here := h.tcp.listening(k); here {
-			return false
-		}
-		if l, listens := h.boundElsewhere(proto.ProtoTCP, k); listens {
+		if l, listens := h.listensElsewhere(k); listens {
 			to, ok, ours = l, true, false
 		}
 	}
@@ -84,12 +87,22 @@ func (h *Host) tcpPassOver(k flowKey, p *packet) bool {
 		h.drop(p, HandoverEarly)
 	case !ok:
 		return false
-	case p.hops >= maxHops:
-		h.drop(p, HandoverFull)
 	default:
 		h.handOver(p, to, nil)
 	}
 	return true
+}
+
+// listensElsewhere finds another Host whose listener is to have k: one on the address goes before one on all, of ours too.
+func (h *Host) listensElsewhere(k flowKey) (to int, ok bool) {
+	li, here := h.tcp.listening(k)
+	if !here {
+		return h.boundElsewhere(proto.ProtoTCP, k)
+	}
+	if h.tcp.listeners[li].key.Local != 0 {
+		return 0, false
+	}
+	return h.cfg.Directory.at(bindKey{proto.ProtoTCP, flowKey{Local: k.Local, LPort: k.LPort}}, h.sec.flow(k))
 }
 
 // passAgain hands a SYN that took the place of a connection in TIME-WAIT to a Host that listens. false: there is none.
@@ -117,10 +130,7 @@ func (h *Host) quotePassOver(q *quote, p *packet) bool {
 	case proto.ProtoTCP:
 		to, ok = h.elsewhere(q.key)
 	case proto.ProtoUDP:
-		if d := h.cfg.Directory; d != nil {
-			to, ok = d.get(h.sec.udpFlow(q.key))
-			ok = ok && to != h.cfg.Self
-		}
+		to, ok = h.udpConnectedElsewhere(q.key)
 	}
 	if ok {
 		h.handOver(p, to, nil)
@@ -135,7 +145,8 @@ func (h *Host) handOver(p *packet, to int, rec *halfOpen) bool {
 	for f := p.f; f != umem.None; f = h.pool.Buf(f).Next {
 		n++
 	}
-	if len(h.handed) >= handedMax || n > handedFrames {
+	h.count(HandedOver)
+	if p.hops >= maxHops || len(h.handed) >= handedMax || n > handedFrames {
 		h.drop(p, HandoverFull)
 		return false
 	}
@@ -152,7 +163,6 @@ func (h *Host) handOver(p *packet, to int, rec *halfOpen) bool {
 		m.open, m.half = true, *rec
 	}
 	h.handed = append(h.handed, m)
-	h.count(HandedOver)
 	return true
 }
 
@@ -190,11 +200,13 @@ func (h *Host) InputHanded(m *Handed, now int64) (back []umem.Frame) {
 	h.now = now
 	p := m.p
 	p.hops++
-	h.count(HandedIn)
 	if m.open { // from here on it counts by itself, if it becomes a connection
 		defer h.cfg.Directory.conns[h.cfg.Self].Add(-1)
 	}
-	opened := !m.open || h.openHanded(&m.half)
+	why := Drop(0)
+	if m.open {
+		why = h.openHanded(&m.half)
+	}
 	back = h.back[:0]
 	if h.pool.Avail() < m.Frames || p.held && h.rxUsed+m.Frames > h.rxLimit {
 		h.counters.Drops[HandoverNoFrame]++
@@ -203,18 +215,21 @@ func (h *Host) InputHanded(m *Handed, now int64) (back []umem.Frame) {
 		}
 		return back
 	}
+	h.count(HandedIn)
 	to := umem.RX
 	if p.held {
 		to = umem.Held
 		h.rxUsed += m.Frames
 	}
 	for f := p.f; f != umem.None; f = h.pool.Buf(f).Next {
-		back = append(back, h.pool.Get(umem.Handed))
+		own := h.pool.Get(to)
+		h.pool.Give(own, to)
+		back = append(back, own)
 		h.pool.Take(f, to)
 	}
 	switch {
-	case !opened:
-		h.drop(&p, TCPNoSocket)
+	case why != 0:
+		h.drop(&p, why)
 	case p.ip.Proto == proto.ProtoTCP:
 		h.tcpInput(&p)
 	case p.ip.Proto == proto.ProtoUDP:
@@ -226,26 +241,34 @@ func (h *Host) InputHanded(m *Handed, now int64) (back []umem.Frame) {
 }
 
 // openHanded goes on with a handshake that the Host with the listener began: the record lives here from now on. What
-// completes it is the segment that comes with it, or with the accept queue full a later one. false: nobody listens.
-func (h *Host) openHanded(rec *halfOpen) bool {
+// completes it is the segment that comes with it, or with the accept queue full a later one. Not 0: it does not, because
+// nobody listens, or as many wait for room in the accept queue as may.
+func (h *Host) openHanded(rec *halfOpen) Drop {
 	k := rec.key
 	li, ok := h.tcp.behind.get(flowKey{Local: k.Local, LPort: k.LPort})
 	if !ok {
 		li, ok = h.tcp.behind.get(flowKey{LPort: k.LPort})
 	}
 	if kind, _ := h.tcp.flows.get(k); kind != 0 {
-		return true // a connection of the same name was quicker, and says what it thinks of the segment
+		return 0 // a connection of the same name was quicker, and says what it thinks of the segment
 	}
+	why := Drop(0)
 	if !ok {
-		h.sendRST(k, rec.iss+1, rec.irs+1, rstAck)
-		h.tcp.flows.forget(k)
-		return false
+		why = TCPNoSocket
+	} else if h.tcp.listeners[li].half >= h.cfg.Backlog || h.tcp.half.n >= h.cfg.MaxConns {
+		why = TCPBacklogFull
+	}
+	if why != 0 {
+		if h.tcp.flows.forget(k); !ok || rec.sentAt != 0 { // a cookie is good again as it is
+			h.sendRST(k, rec.iss+1, rec.irs+1, rstAck)
+		}
+		return why
 	}
 	if rec.sentAt == 0 { // behind a cookie
 		rec.sentAt, rec.asked = h.now, 1 // no good for measuring
 	}
 	h.halfInsert(rec, li)
-	return true
+	return 0
 }
 
 // halfInsert takes a record that another Host, or this one, let go of.
@@ -266,7 +289,7 @@ func (h *Host) passOn(rec *halfOpen, s *segment) (passed, done bool) {
 		return false, false
 	}
 	to := l.spread(rec.key.remote())
-	if to == h.cfg.Self || to < 0 || to >= MaxHosts {
+	if to == h.cfg.Self || !h.cfg.Directory.has(to) {
 		return false, false
 	}
 	h.uncover(s)
@@ -280,14 +303,14 @@ func (h *Host) passOn(rec *halfOpen, s *segment) (passed, done bool) {
 }
 
 // TCPSpread has the connections of a listener go to other Hosts of the group as soon as their handshakes are done: choose
-// names one for a peer. There, TCPListenBehind accepts them. Choosing this Host keeps the connection. Errors: EBADF, EINVAL
-// without a Directory.
+// names one for a peer. There, TCPListenBehind accepts them. Choosing this Host, or one that there is not, keeps the
+// connection. Errors: EBADF, EINVAL without a Directory or for a listener of TCPListenBehind.
 func (h *Host) TCPSpread(s Handle, choose func(remote netip.AddrPort) int) Errno {
 	l := h.tcp.listener(s)
 	switch {
 	case l == nil:
 		return EBADF
-	case h.cfg.Directory == nil:
+	case h.cfg.Directory == nil || l.behind: // where connections would go around for ever
 		return EINVAL
 	}
 	l.spread = choose
@@ -296,22 +319,14 @@ func (h *Host) TCPSpread(s Handle, choose func(remote netip.AddrPort) int) Errno
 
 // udpEnter and udpForget tell the group where a UDP socket is.
 func (h *Host) udpEnter(k flowKey) {
-	switch d := h.cfg.Directory; {
-	case d == nil:
-	case k.RPort != 0:
-		d.set(h.sec.udpFlow(k), h.cfg.Self)
-	default:
+	if d := h.cfg.Directory; d != nil {
 		d.bind(bindKey{proto.ProtoUDP, k}, h.cfg.Self)
 	}
 }
 
 func (h *Host) udpForget(u *udpSock) {
 	h.udp.flows.del(u.key)
-	switch d := h.cfg.Directory; {
-	case d == nil:
-	case u.connected:
-		d.del(h.sec.udpFlow(u.key), h.cfg.Self)
-	default:
+	if d := h.cfg.Directory; d != nil {
 		d.unbind(bindKey{proto.ProtoUDP, u.key}, h.cfg.Self)
 	}
 }

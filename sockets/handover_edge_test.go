@@ -3,6 +3,8 @@ package sockets
 import (
 	"net/netip"
 	"testing"
+
+	"xdpd/umem"
 )
 
 // timeWaiting leaves the connection of p, which s is on to, in TIME-WAIT, with or without its owner.
@@ -162,4 +164,156 @@ func TestHandCookie(t *testing.T) {
 		t.Errorf("a cookie of listeners that closed: %v", errno)
 	}
 	g.b.sent()
+}
+
+// TestSpreadNonsense: a choice of a Host that there is not keeps the connection.
+func TestSpreadNonsense(t *testing.T) {
+	for _, to := range []int{-1, 2, 63, 64, 1 << 40} {
+		g := newGroup(t)
+		l, _ := g.a.h.TCPListen(0, svc)
+		g.a.h.TCPSpread(l, func(netip.AddrPort) int { return to })
+		dial(g.a, svc, 1000)
+		if n := len(g.a.h.TakeHanded(nil)); n != 0 {
+			t.Errorf("%d: %d packets go over", to, n)
+		}
+		if _, errno := g.a.h.TCPAccept(l); errno != 0 {
+			t.Errorf("%d: accept: %v", to, errno)
+		}
+	}
+	g, _, behind := spreadTo(t)
+	if errno := g.b.h.TCPSpread(behind, func(netip.AddrPort) int { return 0 }); errno != EINVAL {
+		t.Errorf("what was passed on is passed on: %v", errno)
+	}
+}
+
+// TestSpreadFlood: peers that complete their handshakes take no more records behind a listener that does not accept than
+// its backlog. Those of whom nothing is left are told.
+func TestSpreadFlood(t *testing.T) {
+	const backlog = 4
+	g, _, behind := spreadTo(t, func(c *Config) { c.Backlog = backlog })
+	refused := 0
+	for i := range uint16(50) {
+		p := newPeer(g.a, svc, 1000+i)
+		synSent(g.a, p, optMSS(1460))
+		p.ackAll()
+		g.carry()
+		g.a.sent()
+		p.k = g.b
+		for _, s := range p.got() {
+			if s.flags&rst != 0 && s.seq == p.ack {
+				refused++
+			}
+		}
+	}
+	if n := g.b.h.tcp.half.n; n != backlog {
+		t.Errorf("%d handshakes wait, the limit is %d", n, backlog)
+	}
+	if want := 50 - 2*backlog; refused != want || g.b.h.counters.Drops[TCPBacklogFull] != uint64(want+backlog) || g.dir.flows() != 2*backlog {
+		t.Errorf("%d resets, %d counted, %d flows; want %d resets", refused, g.b.h.counters.Drops[TCPBacklogFull], g.dir.flows(), want)
+	}
+	for range backlog {
+		if _, errno := g.b.h.TCPAccept(behind); errno != 0 {
+			t.Fatal(errno)
+		}
+	}
+}
+
+// TestHandUDPTwice: of two Hosts that are connected to the same peer from the same port either gets what comes in on a
+// third, and the other one's ICMP errors; when one closes, the other gets it.
+func TestHandUDPTwice(t *testing.T) {
+	g := newGroup(t)
+	connect := func(k *kit) Handle {
+		s := k.bind(0, 53)
+		if errno := k.h.UDPConnect(s, peerIP, 1000); errno != 0 {
+			t.Fatal(errno)
+		}
+		return s
+	}
+	k := flowKey{Local: usIP, Remote: peerIP, LPort: 53, RPort: 1000}
+	a, b := connect(g.a), connect(g.b)
+	if to, ok := g.a.h.udpElsewhere(k); ok && to != 1 {
+		t.Errorf("from the first it goes to %d", to)
+	}
+	g.b.h.Close(b, g.b.now)
+	g.b.inject(udpFrame(1000, 53, []byte("x")))
+	if g.carry() != 1 {
+		t.Fatal("with one closed, the other one's datagram was not handed over")
+	}
+	g.a.wantRecv(a, []byte("x"))
+	if n := len(g.b.sent()); n != 0 {
+		t.Errorf("%d answers", n)
+	}
+}
+
+// TestHandListeners: a listener on the address goes before one on all addresses, whichever queue a SYN comes in on, and a
+// cookie comes back to the listener that sent it.
+func TestHandListeners(t *testing.T) {
+	for _, cookies := range []bool{false, true} {
+		g := newGroup(t, func(c *Config) { c.Backlog = 2 })
+		all, _ := g.b.h.TCPListen(0, svc)
+		own, errno := g.a.h.TCPListen(usIP, svc)
+		if errno != 0 {
+			t.Fatal(errno)
+		}
+		for i := range uint16(2) {
+			if cookies {
+				newPeer(g.a, svc, 8+i).send(syn, nil)
+			}
+		}
+		g.a.sent()
+		for i, at := range []*kit{g.a, g.b} {
+			p := newPeer(at, svc, 1000+uint16(i))
+			p.send(syn, nil)
+			g.carry()
+			sa := g.a.one().tcp
+			p.irs, p.ack = sa.seq, sa.seq+1
+			p.k = g.b
+			p.ackAll()
+			g.carry()
+			p.none()
+			if _, errno := g.a.h.TCPAccept(own); errno != 0 {
+				t.Errorf("cookies %v, in on %d: the listener on the address: %v", cookies, i, errno)
+			}
+			if _, errno := g.b.h.TCPAccept(all); errno != EAGAIN {
+				t.Errorf("cookies %v, in on %d: the listener on all: %v", cookies, i, errno)
+			}
+		}
+	}
+}
+
+// TestHandCounts: every packet for another Host is counted once, as taken or as dropped on the way, wherever it was.
+func TestHandCounts(t *testing.T) {
+	g := newGroup(t)
+	s := g.b.bind(0, 53)
+	for range handedMax + 10 {
+		g.a.inject(udpFrame(1000, 53, []byte("x")))
+		if len(g.a.h.handed) == 300 { // the rest of the turn finds no room
+			for len(g.a.h.handed) < handedMax {
+				g.a.h.handed = append(g.a.h.handed, Handed{})
+			}
+		}
+	}
+	g.a.h.handed = g.a.h.handed[:300]
+	under := g.a.h.TakeHanded(nil)
+	g.a.h.HandBack(&under[0])
+	var taken []umem.Frame
+	for i := range under[1:] {
+		if i == 100 {
+			for f := g.b.pool.Get(umem.Held); f != umem.None; f = g.b.pool.Get(umem.Held) {
+				taken = append(taken, f)
+			}
+		}
+		for _, f := range g.b.h.InputHanded(&under[1+i], g.b.now) {
+			g.a.h.FrameBack(f)
+		}
+	}
+	g.b.pool.PutN(taken, umem.Held)
+	a, b := &g.a.h.counters, &g.b.h.counters
+	over, in, full, none := a.Stats[HandedOver], b.Stats[HandedIn], a.Drops[HandoverFull], b.Drops[HandoverNoFrame]
+	if over != handedMax+10 || in != 100 || full != handedMax+10-300+1 || none != 199 || over != in+full+none {
+		t.Errorf("%d handed over: %d taken, %d and %d dropped", over, in, full, none)
+	}
+	if got := g.b.h.udp.get(s).datagrams; got != 100 {
+		t.Errorf("%d datagrams", got)
+	}
 }

@@ -117,6 +117,10 @@ func TestHandFragments(t *testing.T) {
 		t.Fatal("not handed over")
 	}
 	g.b.wantRecv(s, payload)
+	payload = payload[:8*99] // in a hundred pieces
+	g.a.inject(ipPacket{proto: 17, id: 10, body: udpBytes(peerIP, usIP, 1000, 53, payload)}.fragments(8)...)
+	g.carry()
+	g.b.wantRecv(s, payload)
 	if g.a.h.rxUsed != 0 || g.b.h.rxUsed != 0 {
 		t.Errorf("%d and %d frames are charged", g.a.h.rxUsed, g.b.h.rxUsed)
 	}

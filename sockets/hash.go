@@ -51,9 +51,6 @@ func (s *secret) flow(k flowKey) uint64 {
 	return mix(mix(a^s.k0, s.k1)^b, s.k0|1)
 }
 
-// udpFlow is flow for UDP sockets, where both are in one table.
-func (s *secret) udpFlow(k flowKey) uint64 { return mix(s.flow(k)^s.k2, s.k0|1) }
-
 // stamp is the offset of a flow's timestamp clock. Peers see it: it must not tell what flow says.
 func (s *secret) stamp(k flowKey) uint32 { return uint32(mix(s.flow(k)^s.k2, s.k1) >> 16) }
 

@@ -191,6 +191,9 @@ func New(cfg Config, pool *umem.Pool, now int64) (*Host, error) {
 		rxLimit: rest / 2, txLimit: rest - rest/2,
 		txq: make([]txDesc, txqSize),
 	}
+	if cfg.Directory != nil {
+		cfg.Directory.members.Or(1 << cfg.Self)
+	}
 	h.neigh.init(h)
 	h.frags.init(h)
 	h.icmp.init(now)

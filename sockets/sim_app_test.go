@@ -520,9 +520,8 @@ func (s *simSide) writeLent(k int) (int, Errno) {
 	n, w := s.n, s.c.w
 	if s.lent == umem.None {
 		f, err := n.h.Lend()
-		if err != 0 { // nobody tells of frames that can be lent
-			s.writeAt = s.later(ms + w.rng.Int64N(10*ms))
-			return 0, 0
+		if err != 0 { // nobody tells of frames that can be lent, but of room to write
+			return n.h.TCPWrite(s.h, s.c.key.bytes(n.id, s.sent, k), w.now)
 		}
 		b := n.pool.Data(f)
 		s.lent, s.lentN = f, copy(b, s.c.key.bytes(n.id, s.sent, min(k, len(b))))

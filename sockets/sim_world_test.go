@@ -250,7 +250,8 @@ func (w *simWorld) finish() {
 			if d := n.h.cfg.Directory; d.flows() != 0 || len(d.binds) != 0 || d.Conns(0) != 0 {
 				w.fail("node %d: the directory has %d flows, %d sockets, %d connections at the end", n.id, d.flows(), len(d.binds), d.Conns(0))
 			}
-			if over, in := n.front.h.counters.Stats[HandedOver], n.h.counters.Stats[HandedIn]+n.front.h.counters.Drops[HandoverFull]; over != in {
+			a, b := &n.front.h.counters, &n.h.counters
+			if over, in := a.Stats[HandedOver], b.Stats[HandedIn]+a.Drops[HandoverFull]+b.Drops[HandoverNoFrame]; over != in {
 				w.fail("node %d: %d packets handed over, %d taken or dropped", n.id, over, in)
 			}
 		}

@@ -254,11 +254,17 @@ func (h *Host) rcvTune(i uint32, c *tcb, n int) {
 }
 
 // rcvAdvertise is the window to put on the wire. The right edge never moves back (RFC 9293 SHLD-14), and forward only by
-// a segment or half the buffer (3.8.6.2.2). Where all sockets together hold most of the memory there is, it stands still.
+// a segment or half the buffer (3.8.6.2.2). Where all sockets together hold half of the memory there
+// is, no connection gets more than it began with, nor a quarter of what is left: many that nobody reads leave a share to one
+// that is read, where a limit for all would stop that one with them (tcp_under_memory_pressure clamps windows, too).
 func (h *Host) rcvAdvertise(c *tcb) uint16 {
 	limit, said := int(c.rcvBuf), c.rcvAdv
-	edge := c.rcvNxt + uint32(max(0, limit-int(c.rcvBytes)))
-	if pressure := h.rxUsed > h.rxLimit/4*3; !pressure && int32(edge-c.rcvAdv) >= int32(min(int(c.rcvMSS), limit/2)) {
+	share := limit
+	if h.rxUsed > h.rxLimit/2 {
+		share = min(limit, rcvBufStart, (h.rxLimit-h.rxUsed)/4*int(c.rcvMSS))
+	}
+	edge := c.rcvNxt + uint32(max(0, share-int(c.rcvBytes)))
+	if int32(edge-c.rcvAdv) >= int32(min(int(c.rcvMSS), limit/2)) {
 		c.rcvAdv = edge
 	}
 	wnd := c.rcvAdv - c.rcvNxt

@@ -116,6 +116,7 @@ func (p *Pool) Give(f Frame, from Owner) {
 		panic(fmt.Sprintf("umem: frame %d given away by a pool that does not have it", f))
 	}
 	p.Move(f, from, Handed)
+	p.homes[f] = 0 // nobody's: not ours to put back, nor to take from a device that names it
 }
 
 // Take makes a frame that another pool gave one of this pool's, in the hands of

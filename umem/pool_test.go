@@ -217,3 +217,29 @@ func TestPoolAllocatesNothing(t *testing.T) {
 		}
 	}
 }
+
+// TestPoolGiven: a frame that was given away is nobody's until it is taken, with a ledger or without.
+func TestPoolGiven(t *testing.T) {
+	r, err := Wrap(make([]byte, 4*2048), 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := NewPool(r, 0, 2, nil), NewPool(r, 2, 2, nil)
+	f := a.Get(RX)
+	a.Give(f, RX)
+	if a.Owns(f) || b.Owns(f) {
+		t.Error("a frame under way has an owner")
+	}
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("it was put back")
+			}
+		}()
+		a.Put(f, RX)
+	}()
+	b.Take(f, RX)
+	if a.Owns(f) || !b.Owns(f) {
+		t.Error("it did not change pools")
+	}
+}

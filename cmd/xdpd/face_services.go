@@ -27,6 +27,13 @@ var (
 	usualFace = map[string]string{"echo": "poller", "http": "net", "proxy": "net"}
 )
 
+// spareConns are the connections of a proxy's loop beside those of its flows: clients that are about to be refused, which the
+// proxy itself counts.
+const spareConns = 64
+
+// maxLoopFlows is how many flows a proxy on the poller or the ring can have.
+const maxLoopFlows = (faces.MaxConns - spareConns) / 2
+
 // checkFace refuses a face that a service is not on.
 func (s *serviceSpec) checkFace() error {
 	switch {
@@ -35,8 +42,8 @@ func (s *serviceSpec) checkFace() error {
 		return fmt.Errorf("%s is wanted on the face %q; there are %s", s.Name, s.Face, strings.Join(faceNames, ", "))
 	case usualFace[s.Name] == "":
 		return fmt.Errorf("%s is on the poller alone: leave @%s out", s.Name, s.Face)
-	case s.Face != "net" && s.Flows > faces.MaxConns/2:
-		return fmt.Errorf("a proxy on poller or ring has up to %d flows, not %d", faces.MaxConns/2, s.Flows)
+	case s.Face != "net" && s.Flows > maxLoopFlows:
+		return fmt.Errorf("a proxy on poller or ring has up to %d flows, not %d", maxLoopFlows, s.Flows)
 	case s.Upload && s.Face != "net":
 		return errors.New("http takes uploads on the face net alone: http@net=PORT:DIR:upload")
 	}
@@ -91,6 +98,14 @@ type openStream struct {
 	faces.Stream
 	open   map[*openStream]struct{}
 	finish func() // has it end of its own accord; nil: it ends when its peers do
+}
+
+// Splicer is that of its Stream, if it has one.
+func (s *openStream) Splicer() faces.Splicer {
+	if inner, ok := s.Stream.(interface{ Splicer() faces.Splicer }); ok {
+		return inner.Splicer()
+	}
+	return nil
 }
 
 func (s *openStream) Closed(err error) {
@@ -185,7 +200,8 @@ type httpLoops struct {
 	loops      *loopServer
 }
 
-func startHTTPLoops(st *xdpd.Stack, spec *serviceSpec) (faceService, error) {
+// newHTTPLoops opens the folder.
+func newHTTPLoops(spec *serviceSpec) (*httpLoops, error) {
 	root, err := os.OpenRoot(spec.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("service http: %w", err)
@@ -196,13 +212,21 @@ func startHTTPLoops(st *xdpd.Stack, spec *serviceSpec) (faceService, error) {
 		Files: rootFiles{root}, HeaderTime: httpHeaderTime, IdleTime: httpIdleTime, StallTime: httpStallTime,
 		Requests: &s.n.requests, Sent: &s.n.sent, Received: &s.n.received,
 	}
+	return s, nil
+}
+
+func startHTTPLoops(st *xdpd.Stack, spec *serviceSpec) (faceService, error) {
+	s, err := newHTTPLoops(spec)
+	if err != nil {
+		return nil, err
+	}
 	s.loops, err = listenLoops(st, spec.Face, spec.Port, httpConns, &s.n.refused, func(faces.Loop) *openStream {
 		s.n.connections.Add(1)
 		stream := web.New(&s.cfg)
 		return &openStream{Stream: stream, finish: stream.Finish}
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("service http: %w", err), root.Close())
+		return nil, errors.Join(fmt.Errorf("service http: %w", err), s.root.Close())
 	}
 	return s, nil
 }
@@ -219,7 +243,7 @@ func (s *httpLoops) Close(ctx context.Context) error {
 // joinLoops is a proxy's data path. Refused connections are in the proxy's own counters.
 func joinLoops(st *xdpd.Stack, face string, port uint16, p *proxy.Proxy) (*loopServer, error) {
 	var refused atomic.Uint64
-	return listenLoops(st, face, port, 2*p.Flows(), &refused, func(l faces.Loop) *openStream {
+	return listenLoops(st, face, port, 2*p.Flows()+spareConns, &refused, func(l faces.Loop) *openStream {
 		if client := joinFlow(l, p); client != nil {
 			return &openStream{Stream: client}
 		}
@@ -321,7 +345,11 @@ func (s *echoService) accept(l net.Listener) {
 		}
 		s.n.connections.Add(1)
 		s.serving.Go(func() {
-			_, _ = io.Copy(c, c) // whatever ends it ends the connection
+			_, err := io.Copy(c, c)
+			if h, ok := c.(*xdpd.TCPConn); ok && errors.Is(err, os.ErrDeadlineExceeded) { // Close's: the peer is told, and not reset
+				_ = errors.Join(h.CloseWrite(), h.SetReadDeadline(time.Time{}))
+				_, _ = io.Copy(io.Discard, h)
+			}
 			c.Close()
 			s.mu.Lock()
 			delete(s.conns, c)

@@ -22,6 +22,11 @@ func (e *echoStream) Sent(n int)                  { e.q.Drop(n) }
 func (e *echoStream) Deadline() (never time.Time) { return never }
 func (e *echoStream) Closed(error)                { e.q.Drop(len(e.q.Bytes())) }
 
+// Splicer has a ring send the frames back that came.
+func (e *echoStream) Splicer() faces.Splicer { return e }
+func (e *echoStream) Onto() faces.Conn       { return e.conn }
+func (e *echoStream) Passed(int)             {}
+
 // Take queues what came; behind the end it is thrown away.
 func (e *echoStream) Take(b []byte) {
 	if !e.ended {
@@ -105,6 +110,28 @@ func (s *side) Open(c faces.Conn) {
 	s.conn, s.open = c, true
 	if s == s.j.client {
 		s.j.connect()
+	} else {
+		s.wakeOther() // it has somewhere to go
+	}
+}
+
+// Splicer has a ring pass frames from one side to the other.
+func (s *side) Splicer() faces.Splicer { return s }
+
+// Onto is the other side's connection.
+func (s *side) Onto() faces.Conn {
+	if o := s.other(); o != nil && o.open {
+		return o.conn
+	}
+	return nil
+}
+
+// Passed counts what went from this side to the other.
+func (s *side) Passed(n int) {
+	if s == s.j.client {
+		s.j.flow.Sent(n)
+	} else {
+		s.j.flow.Received(n)
 	}
 }
 

@@ -136,8 +136,10 @@ func eventually(t *testing.T, what string, done func() bool) {
 	}
 }
 
-func TestFilesServed(t *testing.T) {
-	s, c, _ := serveFiles(t, webRoot(t), false)
+func TestFilesServed(t *testing.T) { eachServer(t, testFilesServed) }
+
+func testFilesServed(t *testing.T, serve fileServing) {
+	s, c, _ := serve(t, webRoot(t), false)
 	for _, q := range []struct {
 		method, path, rng string
 		status            int
@@ -179,9 +181,11 @@ func TestFilesServed(t *testing.T) {
 }
 
 // TestFilesNothingOutside sends paths as no client library would.
-func TestFilesNothingOutside(t *testing.T) {
+func TestFilesNothingOutside(t *testing.T) { eachServer(t, testFilesNothingOutside) }
+
+func testFilesNothingOutside(t *testing.T, serve fileServing) {
 	dir := webRoot(t)
-	_, _, l := serveFiles(t, dir, true)
+	_, _, l := serve(t, dir, true)
 	for _, path := range []string{
 		"/relative", "/absolute", "/up/secret", "/up/", "/up/www/../secret", "/proc", "/loop", "/pipe",
 		"/../secret", "/sub/../../secret", "/%2e%2e/secret", "/..%2fsecret", "/sub/..%2f..%2fsecret", "/.%00./secret",

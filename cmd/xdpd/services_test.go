@@ -53,14 +53,21 @@ func serveAs(t *testing.T, services string, wire netlab.Options, file fileConfig
 	if err != nil {
 		t.Fatal(err)
 	}
+	specs = append(specs, file.Services...)
 	for i := range specs {
 		if specs[i].Name == "proxy" {
 			specs[i].Check = 50 * time.Millisecond // a test does not want to wait
 		}
 	}
+	if err := chooseFaces(specs, file.Face); err != nil {
+		t.Fatal(err)
+	}
 	s := &served{lab, filepath.Join(t.TempDir(), "c.sock"), &lines{n: make(chan struct{}, 1)}}
 	file.Interface, file.NetNS, file.Control, file.Services = lab.EngineDev, lab.Engine.Path(), s.control, specs
 	file.Addresses, file.Ledger = []netip.Prefix{netip.PrefixFrom(lab.EngineAddr, 24)}, true
+	if file.Share {
+		file.Addresses = nil
+	}
 	cfg, err := file.stackConfig()
 	if err != nil {
 		t.Fatal(err)

@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"sync"
 	"time"
 
@@ -36,6 +35,8 @@ type ringLoop struct {
 	accept  map[int32]func() Stream // by listener
 	resting []int32                 // listeners whose ACCEPT ended
 	runq    []*ringConn
+	lent    []lent      // by number
+	starved []*ringConn // found all frames lent
 	over    bool
 }
 
@@ -49,9 +50,15 @@ type ringConn struct {
 	open, eof, fin   bool
 	reading, writing bool // a RECV, a SEND or SHUTDOWN is under way
 	queued, gone     bool
+
+	sp      Splicer // nil: its Stream has the bytes
+	unsent  int     // frames that came from it and were not taken yet
+	pending int     // frames on their way to it
+	bursts  int     // RECV_ZCs for what had come already
 }
 
-// The registered memory: the listeners' address, the ring of provided buffers, the buffers, a place for each connection.
+// The registered memory: the listeners' address, the ring of provided buffers, the buffers, a place for each connection, the
+// table of lent frames.
 const (
 	ringBufs  = 64
 	bufRingAt = 64
@@ -59,7 +66,8 @@ const (
 	placesAt  = bufsAt + ringBufs*pieceSize
 )
 
-// The user data of a request: what it is, the generation of the connection's place, the place.
+// The user data of a request: what it is, the generation of the connection's place, the place; of a SEND_ZC the
+// number of its frame.
 const (
 	opAsk = (1 + iota) << 56
 	opAccept
@@ -70,13 +78,21 @@ const (
 	opShut
 	opPoll
 	opClose
+	opRecvZC
+	opBurst
+	opSendZC
 	opNone
 	genMask = 1<<24 - 1
 )
 
 func newRingLoop(st *xdpd.Stack, n, conns int) (*ringLoop, error) {
+	stats, err := st.Stats()
+	if err != nil {
+		return nil, err
+	}
+	lends, table := min(maxLends, stats.Queues[n].Frames.Total), placesAt+conns*pieceSize
 	l := &ringLoop{
-		data: make([]byte, placesAt+conns*pieceSize), conns: make([]*ringConn, conns), gens: make([]uint32, conns),
+		data: make([]byte, table+lends*rings.LentSize), lent: make([]lent, lends), conns: make([]*ringConn, conns), gens: make([]uint32, conns),
 		asked: make(map[uint32]func(int32)), accept: make(map[int32]func() Stream),
 	}
 	for i := conns; i > 0; i-- {
@@ -89,9 +105,9 @@ func newRingLoop(st *xdpd.Stack, n, conns int) (*ringLoop, error) {
 	for id := range uint16(ringBufs) {
 		l.provide(id)
 	}
-	var err error
 	l.q, err = st.Ring(xdpd.RingConfig{Reactor: n, RingConfig: reactor.RingConfig{
-		SQEntries: 1024, CQEntries: 4096, Requests: 5*conns + 64, Sockets: conns + 256, Data: l.data,
+		SQEntries: 1024, CQEntries: 4096, Requests: 5*conns + 64 + lends, Sockets: conns + 256, Data: l.data,
+		Lends: lends, LendTable: uint64(table),
 	}})
 	if err != nil {
 		return nil, err
@@ -113,17 +129,15 @@ func (l *ringLoop) provide(id uint16) {
 	l.give.Publish()
 }
 
-// nudge has the goroutine's Wait return.
+// nudge has the goroutine's Wait return. It must not wait for room in the SQ, which may come only when the goroutine has
+// taken completions: where there is none, there are connections, and the sweep is the next occasion.
 func (l *ringLoop) nudge() {
 	l.submit.Lock()
 	defer l.submit.Unlock()
-	s := l.c.SQE()
-	for ; s == nil; s = l.c.SQE() {
+	if s := l.c.SQE(); s != nil {
+		s.PrepNop().UserData = opNone
 		l.c.Submit()
-		runtime.Gosched()
 	}
-	s.PrepNop().UserData = opNone
-	l.c.Submit()
 }
 
 // push has an operation submitted at the end of the round.
@@ -153,58 +167,6 @@ func (l *ringLoop) ask(s *rings.SQE, then func(res int32)) {
 	l.number++
 	l.asked[l.number] = then
 	l.push(s, opAsk|uint64(l.number))
-}
-
-func (l *ringLoop) Listen(port uint16, accept func() Stream) error {
-	result := make(chan int32, 1)
-	posted := l.Post(func() {
-		rings.PutSockAddr(l.data, netip.AddrPortFrom(netip.IPv4Unspecified(), port))
-		l.ask(new(rings.SQE).PrepSocket(rings.SockStream), func(fd int32) {
-			if fd < 0 {
-				result <- fd
-				return
-			}
-			l.ask(new(rings.SQE).PrepBind(fd, 0), func(res int32) {
-				if res < 0 {
-					result <- res
-					return
-				}
-				l.ask(new(rings.SQE).PrepListen(fd), func(res int32) {
-					if res >= 0 {
-						l.accept[fd] = accept
-						l.acceptFrom(fd)
-					}
-					result <- res
-				})
-			})
-		})
-	})
-	if !posted {
-		return net.ErrClosed
-	}
-	select {
-	case res := <-result:
-		if res < 0 {
-			return fmt.Errorf("TCP port %d: %w", port, sockets.Errno(-res))
-		}
-		return nil
-	case <-l.ended:
-		return net.ErrClosed
-	}
-}
-
-func (l *ringLoop) acceptFrom(fd int32) {
-	l.push(new(rings.SQE).PrepAccept(fd, rings.AcceptMultishot), opAccept|uint64(fd))
-}
-
-func (l *ringLoop) StopListening() {
-	l.Post(func() {
-		for fd := range l.accept {
-			delete(l.accept, fd)
-			l.push(new(rings.SQE).PrepClose(fd), opNone)
-		}
-		l.resting = nil
-	})
 }
 
 func (l *ringLoop) Close() {
@@ -272,11 +234,17 @@ func (l *ringLoop) completed(e rings.CQE) {
 		l.accepted(int32(at), e)
 		return
 	}
+	if op == opSendZC {
+		l.frameWent(e)
+		return
+	}
 	c := l.conns[at]
 	if c == nil || l.gens[at]&genMask != uint32(e.UserData>>32)&genMask {
 		c = nil // of a connection that is no more
 	}
-	if e.Flags&rings.CQEBuffer != 0 {
+	if e.Flags&rings.CQEBuffer != 0 && op != opRecv {
+		l.frameCame(c, e)
+	} else if e.Flags&rings.CQEBuffer != 0 {
 		id := e.Buffer()
 		if c != nil && !c.gone && e.Res > 0 {
 			c.s.Take(l.data[bufsAt+int(id)*pieceSize:][:e.Res])
@@ -286,40 +254,6 @@ func (l *ringLoop) completed(e rings.CQE) {
 	if c != nil {
 		c.completed(op, e)
 	}
-}
-
-// accepted has a connection served.
-func (l *ringLoop) accepted(listener int32, e rings.CQE) {
-	accept := l.accept[listener]
-	if e.Flags&rings.CQEMore == 0 && accept != nil {
-		l.resting = append(l.resting, listener)
-	}
-	if e.Res < 0 {
-		return
-	}
-	if len(l.resting) > 0 {
-		l.acceptAgain()
-	}
-	s := Stream(nil)
-	if accept != nil && len(l.free) > 0 {
-		s = accept()
-	}
-	if s == nil {
-		l.push(new(rings.SQE).PrepReset(e.Res), opNone)
-		l.push(new(rings.SQE).PrepClose(e.Res), opNone)
-		return
-	}
-	c := l.adopt(s)
-	c.fd = e.Res
-	c.opened()
-}
-
-// acceptAgain goes on after there was no number for a connection, or no room for its completion.
-func (l *ringLoop) acceptAgain() {
-	for _, fd := range l.resting {
-		l.acceptFrom(fd)
-	}
-	l.resting = l.resting[:0]
 }
 
 // adopt gives a Stream a place, which there is.
@@ -371,6 +305,9 @@ func (c *ringConn) completed(op uint64, e rings.CQE) {
 	case opPoll:
 		c.happened(e)
 		return
+	case opRecvZC, opBurst:
+		c.framesRead(op, e)
+		return
 	}
 	switch {
 	case op == opRecv && e.Res == -int32(sockets.ENOBUFS): // until the buffers of this round are given back
@@ -397,6 +334,9 @@ func (c *ringConn) completed(op uint64, e rings.CQE) {
 // opened: the handshake is done. A poll for nothing but the end tells of a reset to who neither reads nor writes.
 func (c *ringConn) opened() {
 	c.open = true
+	if s, ok := c.s.(spliced); ok {
+		c.sp = s.Splicer()
+	}
 	c.watch()
 	for _, s := range []*rings.SQE{
 		new(rings.SQE).PrepKeepAlive(c.fd, rings.KeepIdle, uint64(keepAlive.Idle/1e9)),
@@ -415,7 +355,7 @@ func (c *ringConn) watch() {
 
 func (c *ringConn) happened(e rings.CQE) {
 	switch {
-	case e.Res > 0 && sockets.Ready(e.Res)&sockets.Err != 0 && !c.reading && !c.writing:
+	case e.Res > 0 && sockets.Ready(e.Res)&sockets.Err != 0 && !c.reading && !c.writing && c.pending == 0:
 		c.abort(sockets.ECONNRESET)
 	case e.Flags&rings.CQEMore == 0 && e.Res >= 0:
 		c.watch()
@@ -434,7 +374,9 @@ func (c *ringConn) pump() {
 	if c.gone || !c.open {
 		return
 	}
-	if !c.reading && !c.eof {
+	if c.sp != nil {
+		c.readFrames(false)
+	} else if !c.reading && !c.eof {
 		if room := c.s.Room(); room > 0 {
 			c.reading = true
 			c.push(new(rings.SQE).PrepRecvSelect(c.fd, 0, uint32(min(room, pieceSize))), opRecv)
@@ -452,7 +394,7 @@ func (c *ringConn) pump() {
 			n := copy(c.l.data[c.at():][:pieceSize], b)
 			c.writing = true
 			c.push(new(rings.SQE).PrepSend(c.fd, c.at(), uint32(n)), opSend)
-		case fin:
+		case fin && c.pending == 0:
 			c.fin, c.writing = true, true
 			c.push(new(rings.SQE).PrepShutdown(c.fd, 1), opShut)
 		}

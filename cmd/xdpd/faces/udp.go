@@ -31,6 +31,7 @@ func EchoUDP(st *xdpd.Stack, n int, port uint16) (*reactor.Ring, error) {
 	c.SQE().PrepBind(0, 0)
 	c.Submit()
 	if _, err := c.Wait(1, -1); err != nil {
+		q.Close()
 		return nil, err
 	}
 	if bound, _ := c.Peek(); bound.Res < 0 {
