@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"xdpd/proto"
 	"xdpd/sockets"
 )
 
@@ -434,4 +435,48 @@ func TestPollerWaitExact(t *testing.T) {
 		best = min(best, took)
 	}
 	t.Logf("the best of 200 waits of 150 µs took %v", best)
+}
+
+// TestPollerStateWakesAll: a change of state wakes all that have the socket with Exclusive, where data is for one: here for
+// the first, which has a handler.
+func TestPollerStateWakesAll(t *testing.T) {
+	const n = 8
+	_, rigs, socks := listening(t, 1, nil)
+	g := &pollRig{rig: rigs[0], p: NewPoller(rigs[0].r)}
+	c := &client{port: 5000}
+	c.open(t, rigs, echoPort, 0, 0)
+	_, conn := accept(t, rigs, socks)
+	var handled []sockets.Ready
+	g.enter(func(*sockets.Host, int64) {
+		g.p.Serve(func(_ *sockets.Host, _ int64, e Event) { handled = append(handled, e.Ready) })
+	})
+	g.add(conn, sockets.In|Exclusive|EdgeTriggered, 0)
+	var ps []*Poller
+	for i := range n {
+		g.p = NewPoller(g.r)
+		ps = append(ps, g.p)
+		g.add(conn, sockets.In|Exclusive, uint64(i))
+	}
+	back := g.herd(n, func(i int) *Poller { return ps[i] })
+	g.deliver(c.frame(g.rig, echoPort, proto.ACK|proto.PSH, "hello"))
+	g.settle()
+	for i, p := range ps {
+		if p.waiters() != 1 {
+			t.Errorf("poller %d is woken by data that another one takes", i)
+		}
+	}
+	g.deliver(c.frame(g.rig, echoPort, proto.ACK|proto.FIN, ""))
+	g.settle()
+	for i, p := range ps {
+		if p.waiters() != 0 {
+			t.Errorf("poller %d is not woken by the FIN", i)
+			p.Wake()
+		}
+	}
+	if !t.Failed() {
+		g.until("all to come back", func() bool { return back.Load() == n })
+	}
+	if len(handled) != 2 {
+		t.Errorf("the handler is called with %v", handled)
+	}
 }

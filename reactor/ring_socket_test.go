@@ -317,6 +317,28 @@ func TestRingSockOpt(t *testing.T) {
 	n.idle()
 }
 
+// TestRingSockOptBefore: what is set before there is a connection holds for it.
+func TestRingSockOptBefore(t *testing.T) {
+	n := newRingNet(t, RingConfig{})
+	n.onPeer(func(h *sockets.Host, _ int64) { h.TCPListen(0, 80) })
+	n.res(opSocket(1, sockStream), 0)
+	for _, s := range [][3]uint32{{solSocket, soKeepAlive, 1}, {solTCP, tcpKeepIdle, 10}, {solTCP, tcpNoDelay, 0}} {
+		n.res(rings.SQE{Opcode: rings.OpSetSockOpt, Len: s[0], OpFlags: s[1], Off: uint64(s[2])}, 0)
+	}
+	n.res(n.opAddr(rings.OpConnect, 2, 0, peerAddr, 80), 0)
+	n.res(opMem(rings.OpSend, 1, 0, bufAt, 10), 10)
+	n.push(opMem(rings.OpSend, 2, 0, bufAt, 10), opMem(rings.OpSend, 3, 0, bufAt, 10))
+	if n.settle(); len(n.sent) != 0 {
+		t.Error("Nagle is off")
+	}
+	n.take()
+	before := n.peer.host.Counters().Stats[sockets.RxTCP]
+	n.pass(15e9)
+	if got := n.peer.host.Counters().Stats[sockets.RxTCP] - before; got == 0 {
+		t.Error("no keep-alive probe")
+	}
+}
+
 // TestRingLinger: CLOSE ends a connection with FIN, and with RST where SO_LINGER was set without time.
 func TestRingLinger(t *testing.T) {
 	n := newRingNet(t, RingConfig{})

@@ -230,3 +230,20 @@ func TestWorkersPanic(t *testing.T) {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
+
+// TestWorkersDone: a socket with which the work is done is out of the pool, and may be put in again.
+func TestWorkersDone(t *testing.T) {
+	g := newPollRig(t)
+	w := NewWorkers(g.r, 1, func(Event) sockets.Ready { return 0 })
+	for range 3 {
+		var err error
+		if g.enter(func(*sockets.Host, int64) { err = w.Add(g.a, sockets.In, 0) }); err != nil {
+			t.Fatal(err)
+		}
+		g.datagram(7)
+		g.until("the worker to be done", func() bool { return g.watched() == 0 })
+	}
+	if err := w.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
