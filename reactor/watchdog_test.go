@@ -102,12 +102,17 @@ func TestStallRing(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := q.Client()
-	rigs[0].enter(func(*sockets.Host, int64) {
-		c.Serve(blockOn(release).complete)
-		c.SQE() // a zero one is OpNop
-		c.Submit()
-	})
+	entered := make(chan struct{})
+	go func() { // where the reactor sleeps, the handler runs on this thread, and blocks it
+		defer close(entered)
+		rigs[0].enter(func(*sockets.Host, int64) {
+			c.Serve(blockOn(release).complete)
+			c.SQE() // a zero one is OpNop
+			c.Submit()
+		})
+	}()
 	expect(t, rigs[0], stalls, 0, ".blockOn.complete", release)
+	await(t, "the end of Leave", entered)
 }
 
 // TestStallSpread: the same for the function that chooses a reactor.
