@@ -26,6 +26,7 @@ func TestDemuxAgainstMap(t *testing.T) {
 			c := tab.at(w.index)
 			c.used, c.next, tab.free = false, tab.free, w.index+1
 			tab.conns--
+			tab.setBy[c.setting]--
 		case demuxHalf:
 			tab.half.release(w.index)
 		case demuxTW:

@@ -18,6 +18,9 @@ func (q *Queue) Room() int { return QueueSize - (q.to - q.from) }
 
 // Put queues b, for which there is room.
 func (q *Queue) Put(b []byte) {
+	if len(b) == 0 {
+		return // an empty queue holds no memory
+	}
 	if q.buf == nil {
 		q.buf = queueBufs.Get().(*[QueueSize]byte)
 	}
