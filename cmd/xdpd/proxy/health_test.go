@@ -28,6 +28,8 @@ func TestCheckTCP(t *testing.T) {
 		}
 	}
 	look(2, "up")
+	// A connection that nobody accepted goes with its listener, and is not counted.
+	eventually(t, "the first checks' connections", func() bool { return s.taken.Load() == 2 })
 	s.Close()
 	s.work.Wait()
 	look(2, "up")
