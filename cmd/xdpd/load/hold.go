@@ -8,7 +8,12 @@ type hold struct{}
 
 func (hold) room(c *conn) bool { return c.state == shut && !c.tried }
 
-func (hold) opened(w *worker, c *conn) { w.record(w.starts[c.id]) }
+func (k hold) opened(w *worker, c *conn) {
+	w.record(w.starts[c.id])
+	if w.phase > running {
+		k.drain(w, c)
+	}
+}
 
 func (hold) push(*worker, *conn) {}
 
