@@ -24,7 +24,7 @@ func (w *worker) measure(quota uint64) {
 	before := w.stats
 	w.stats = Stats{Requests: w.inflight, Open: before.Open, Dialled: uint64(w.dialing)}
 	if !w.dials { // connections are no requests: what became of them is told from the start
-		w.stats.Dialled, w.stats.Opened, w.stats.DialErrors, w.stats.Lost = before.Dialled, before.Opened, before.DialErrors, before.Lost
+		w.stats.Dialled, w.stats.Opened, w.stats.ConnErrors, w.stats.Lost = before.Dialled, before.Opened, before.ConnErrors, before.Lost
 	}
 	w.hist.Reset()
 	w.live.Reset()

@@ -79,7 +79,7 @@ type OpenLoopReport struct {
 type ConnectionReport struct {
 	Dialled uint64            `json:"dialled"`
 	Opened  uint64            `json:"opened"`
-	Errors  map[string]uint64 `json:"errors"` // of connections that are no requests
+	Errors  map[string]uint64 `json:"errors"` // of connections with no request under way: not opened, or bytes that nobody asked for
 	Lost    uint64            `json:"lost"`   // ended with no request under way
 }
 
@@ -115,7 +115,7 @@ func (res *Result) Report() *Report {
 		Seconds: res.Elapsed.Seconds(), Interrupted: res.Interrupted,
 		Requests: s.Requests, Responses: s.Responses, Errors: faults(&s.Errors), Unfinished: s.Unfinished,
 		Latency:     latencyOf(res.Latency),
-		Connections: ConnectionReport{s.Dialled, s.Opened, faults(&s.DialErrors), s.Lost},
+		Connections: ConnectionReport{s.Dialled, s.Opened, faults(&s.ConnErrors), s.Lost},
 		SentBytes:   s.SentBytes, Received: s.ReceivedBytes, Unmatched: s.Unmatched,
 	}
 	if r.Seconds > 0 {

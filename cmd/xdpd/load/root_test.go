@@ -345,7 +345,7 @@ func TestRefused(t *testing.T) {
 	eachSide(t, func(b *bed, side Side) {
 		to := netip.AddrPortFrom(b.PeerAddr, 1)
 		res, err := Run(b.t.Context(), Config{Kind: RR, Target: to, Connections: 4}, side, nil)
-		if err != ErrNotOpened || res.Stats.DialErrors[Refused] < 4 || res.Stats.Requests > 0 {
+		if err != ErrNotOpened || res.Stats.ConnErrors[Refused] < 4 || res.Stats.Requests > 0 {
 			b.t.Errorf("%v %+v", err, res)
 		}
 		res, err = Run(b.t.Context(), Config{Kind: Connect, Target: to, Connections: 4, Count: 100}, side, nil)

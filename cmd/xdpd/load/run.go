@@ -209,7 +209,7 @@ func (res *Result) Err() error {
 	}
 	var parts []string
 	for f := range nFaults {
-		if n := res.Stats.Errors[f] + res.Stats.DialErrors[f]; n > 0 {
+		if n := res.Stats.Errors[f] + res.Stats.ConnErrors[f]; n > 0 {
 			parts = append(parts, fmt.Sprintf("%s %d", f, n))
 		}
 	}

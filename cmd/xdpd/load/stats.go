@@ -6,8 +6,8 @@ type Stats struct {
 	Errors              [nFaults]uint64 // of requests
 
 	Dialled, Opened uint64          // connections
-	DialErrors      [nFaults]uint64 // of connections that are no requests
-	Lost            uint64          // connections that ended while no request was under way on them
+	ConnErrors      [nFaults]uint64 // of connections with no request under way: not opened, or bytes that nobody asked for
+	Lost            uint64          // connections that the peer ended while no request was under way on them
 	Open            int64           // now
 
 	SentBytes, ReceivedBytes uint64
@@ -29,7 +29,7 @@ type window struct {
 // Failed is how many errors there are.
 func (s *Stats) Failed() (n uint64) {
 	for f := range nFaults {
-		n += s.Errors[f] + s.DialErrors[f]
+		n += s.Errors[f] + s.ConnErrors[f]
 	}
 	return n
 }
@@ -39,7 +39,7 @@ func (s *Stats) add(o *Stats) {
 	s.Responses += o.Responses
 	for f := range nFaults {
 		s.Errors[f] += o.Errors[f]
-		s.DialErrors[f] += o.DialErrors[f]
+		s.ConnErrors[f] += o.ConnErrors[f]
 	}
 	s.Dialled += o.Dialled
 	s.Opened += o.Opened

@@ -366,15 +366,13 @@ func (w *worker) drop(c *conn, reset bool) {
 
 // lost ends a connection, or an attempt, by a fault, and with it the requests under way on it.
 func (w *worker) lost(c *conn, f Fault) {
-	n := c.issued - c.answered
-	switch {
+	switch n := c.issued - c.answered; {
 	case n > 0:
 		w.fail(f, n)
-	case c.state == open || c.state == ending:
-		w.stats.Lost++
-	}
-	if !w.dials && c.state != open && c.state != ending {
-		w.stats.DialErrors[f]++
+	case c.state == open && (f == Closed || f == Reset):
+		w.stats.Lost++ // as a server may do with one that is idle
+	default:
+		w.stats.ConnErrors[f]++
 	}
 	w.drop(c, true)
 	w.try(c)

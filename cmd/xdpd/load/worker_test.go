@@ -141,11 +141,12 @@ func TestErrorsExactly(t *testing.T) {
 				return b, goesOn
 			}
 			s := x.run(time.Hour)
-			if s.Errors != want || s.DialErrors != dials || s.Requests != 5000 {
+			if s.Errors != want || s.ConnErrors != dials || s.Requests != 5000 {
 				t.Errorf("seed %d, %s closed by %s: %d requests\nerrors %v %v\nwant   %v %v", seed, kind, how, s.Requests,
-					faults(&s.Errors), faults(&s.DialErrors), faults(&want), faults(&dials))
+					faults(&s.Errors), faults(&s.ConnErrors), faults(&want), faults(&dials))
 			}
-			if s.Dialled != s.Opened+failed {
+			// Where connections are no requests, those that are being dialled at the end are given up.
+			if given := s.Dialled - s.Opened - failed; given > 0 && (kind == Connect || given > 20) {
 				t.Errorf("%s: %d dialled, %d opened, %d not", kind, s.Dialled, s.Opened, failed)
 			}
 		}
