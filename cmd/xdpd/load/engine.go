@@ -87,6 +87,7 @@ type engineLoop struct {
 	next          int
 	remote        proto.Addr
 	port          uint16
+	resets        []sockets.Handle // connections to be reset in the next turn
 	ended         chan struct{}
 }
 
@@ -118,7 +119,10 @@ func (e *Engine) start(cfg *Config, i int, w *worker) (loop, error) {
 }
 
 func (l *engineLoop) handle(h *sockets.Host, now int64, e reactor.Event) {
-	l.h, l.turn = h, now
+	if l.h = h; l.turn != now {
+		l.turn = now
+		l.reset()
+	}
 	l.w.event(e.Data, e.Ready)
 }
 
@@ -128,9 +132,18 @@ func (l *engineLoop) enter(f func()) bool {
 	defer l.r.Leave()
 	if alive {
 		l.h, l.turn = h, now
+		l.reset()
 		f()
 	}
 	return alive
+}
+
+// reset resets the connections that were closed in an earlier turn.
+func (l *engineLoop) reset() {
+	for _, s := range l.resets {
+		l.h.TCPAbort(s, l.turn)
+	}
+	l.resets = l.resets[:0]
 }
 
 // pace ticks.
@@ -156,6 +169,7 @@ func (l *engineLoop) do(f func()) bool {
 }
 
 func (l *engineLoop) end() {
+	l.enter(func() {})
 	l.pacer.Close()
 	<-l.ended
 	l.poller.Close()
@@ -169,6 +183,8 @@ func (l *engineLoop) dial(key uint64) (uint64, syscall.Errno) {
 	var s sockets.Handle
 	var err sockets.Errno
 	switch {
+	case l.udp && len(l.sources) == 1: // where the device tells, the answers come in here
+		s, err = l.h.UDPDial(l.remote, l.port)
 	case l.udp:
 		if s, err = l.h.UDPBind(local, 0); err == 0 {
 			err = l.h.UDPConnect(s, l.remote, l.port)
@@ -210,9 +226,11 @@ func (l *engineLoop) again(sock, key uint64) { _ = l.poller.Mod(sockets.Handle(s
 
 func (l *engineLoop) shutdown(sock uint64) { l.h.TCPShutdown(sockets.Handle(sock), l.turn) }
 
+// close resets a connection not before the next turn: in this one the handshake's last ACK may be still to leave, without which
+// the peer would have no connection to accept.
 func (l *engineLoop) close(sock uint64, reset bool) {
 	if reset && !l.udp {
-		l.h.TCPAbort(sockets.Handle(sock), l.turn)
+		l.resets = append(l.resets, sockets.Handle(sock))
 	} else {
 		l.h.Close(sockets.Handle(sock), l.turn)
 	}

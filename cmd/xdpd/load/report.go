@@ -155,7 +155,10 @@ func (c *Config) String() string {
 	if c.Depth > 1 {
 		b += fmt.Sprintf(", %d at a time on each", c.Depth)
 	}
-	if c.Rate == 0 {
+	switch {
+	case c.Rate == 0 && (c.Kind == Hold || c.Kind == Bulk):
+		return b
+	case c.Rate == 0:
 		return b + ", closed loop"
 	}
 	arrivals := "Poisson"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -25,6 +26,7 @@ type bed struct {
 	*netlab.Lab
 	t     *testing.T
 	conns atomic.Int64  // open at the server
+	came  atomic.Uint64 // connections that it accepted
 	asked atomic.Uint64 // responses it sent
 }
 
@@ -36,7 +38,7 @@ func eachSide(t *testing.T, test func(b *bed, side Side)) {
 	}
 	for _, name := range []string{"engine", "kernel"} {
 		t.Run(name, func(t *testing.T) {
-			lab, err := netlab.New(netlab.Options{KernelAddr: name == "kernel"})
+			lab, err := netlab.New(netlab.Options{KernelAddr: name == "kernel", Queues: 2})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -75,12 +77,17 @@ func (b *bed) restful(st *xdpd.Stack) {
 		if err != nil {
 			b.t.Fatal(err)
 		}
-		for _, c := range stats.Queues[0].TCP {
-			if c.State != "TIME-WAIT" {
+		for _, q := range stats.Queues {
+			for _, c := range q.TCP {
+				if c.State != "TIME-WAIT" {
+					return false
+				}
+			}
+			if q.Frames.Rx > 0 || len(q.UDP) > 0 {
 				return false
 			}
 		}
-		return stats.Queues[0].Frames.Rx == 0 && len(stats.Queues[0].UDP) == 0
+		return true
 	})
 }
 
@@ -111,6 +118,7 @@ func (b *bed) serve(handle func(c *net.TCPConn)) netip.AddrPort {
 			if err != nil {
 				return
 			}
+			b.came.Add(1)
 			b.conns.Add(1)
 			go func() {
 				defer b.conns.Add(-1)
@@ -182,7 +190,11 @@ func TestAgainstKernel(t *testing.T) {
 		} {
 			cfg.Target = echo
 			b.asked.Store(0)
+			b.came.Store(0)
 			res := b.want(side, cfg)
+			if n := b.came.Load(); cfg.Kind == Connect && n != res.Stats.Responses || cfg.Kind == RR && n != uint64(cfg.Connections) {
+				b.t.Errorf("%v: the server accepted %d", &cfg, n)
+			}
 			if cfg.Warmup == 0 && cfg.Send > 0 && b.asked.Load() != res.Stats.Responses {
 				t := b.t
 				t.Errorf("%v: the server answered %d", &cfg, b.asked.Load())
@@ -402,4 +414,45 @@ func TestSteadyAllocations(t *testing.T) {
 		}
 		b.eventually("the end of the server's connections", func() bool { return b.conns.Load() == 0 })
 	})
+}
+
+// TestEngineEnds: an engine that goes away ends the load, which says so.
+func TestEngineEnds(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	for _, how := range []string{"closed", "device gone"} {
+		lab, err := netlab.New(netlab.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { lab.Close() })
+		st, err := xdpd.Open(xdpd.Config{
+			Interface: lab.EngineDev, NetNS: lab.Engine.Path(), Addrs: []netip.Prefix{netip.PrefixFrom(lab.EngineAddr, 24)},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer st.Close()
+		e, err := NewEngine(st, lab.EngineDev, []netip.Addr{lab.EngineAddr})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := &bed{Lab: lab, t: t}
+		to := b.serve(b.answer(1, 1))
+		done := make(chan error)
+		go func() {
+			_, err := Run(t.Context(), Config{Kind: RR, Target: to, Connections: 5, Duration: time.Hour, Timeout: 200 * time.Millisecond}, e, nil)
+			done <- err
+		}()
+		b.eventually("requests", func() bool { return b.asked.Load() > 100 })
+		if how == "closed" {
+			st.Close()
+		} else if out, err := lab.Engine.Run(t.Context(), "ip", "link", "del", lab.EngineDev); err != nil {
+			t.Fatalf("%v %s", err, out)
+		}
+		if err := <-done; err == nil || errors.Is(err, ErrEnded) != (how == "closed") {
+			t.Errorf("%s: %v", how, err)
+		}
+	}
 }

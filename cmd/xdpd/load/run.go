@@ -1,6 +1,7 @@
 package load
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,6 +36,9 @@ type Live struct {
 	Latency  *hdrhistogram.Histogram // of the last second
 }
 
+// ErrEnded says that the side to send from was closed meanwhile.
+var ErrEnded = errors.New("what is sent from has ended")
+
 // ErrNotOpened says that there was no connection to measure with.
 var ErrNotOpened = errors.New("no connection could be opened")
 
@@ -50,6 +54,7 @@ type run struct {
 	notify  chan struct{}
 	live    func(Live)
 	last    Stats
+	ended   bool // a loop has, before its time
 }
 
 // Run makes load until the configured end, or that of ctx, and says what came of it. live is called once a second, if there is
@@ -118,7 +123,7 @@ func (r *run) run(ctx context.Context) (*Result, error) {
 	r.each(func(_ int, w *worker) { w.drain() })
 	r.wait(context.Background(), "draining", r.cfg.Timeout*2)
 	r.each(func(_ int, w *worker) { w.closeAll() })
-	if !r.wait(context.Background(), "closing", closeTime) && err == nil && r.side.Err() == nil {
+	if !r.wait(context.Background(), "closing", closeTime) && err == nil {
 		err = fmt.Errorf("connections are still open after %v", closeTime)
 	}
 	r.each(func(_ int, w *worker) {
@@ -126,8 +131,13 @@ func (r *run) run(ctx context.Context) (*Result, error) {
 		res.Latency.Merge(w.hist)
 	})
 	res.Retransmits, res.KnowRetrans = r.side.Retransmits()
-	if e := r.side.Err(); e != nil {
-		err = e
+	select {
+	case <-r.side.Done():
+		r.ended = true
+	default:
+	}
+	if r.ended {
+		err = cmp.Or(r.side.Err(), ErrEnded)
 	}
 	return res, err
 }
@@ -147,7 +157,9 @@ func (r *run) quota(i int) uint64 {
 // each calls f for one worker after the other, between their events.
 func (r *run) each(f func(i int, w *worker)) {
 	for i, w := range r.workers {
-		r.loops[i].do(func() { f(i, w) })
+		if !r.loops[i].do(func() { f(i, w) }) {
+			r.ended = true
+		}
 	}
 }
 
