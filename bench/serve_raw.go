@@ -41,7 +41,7 @@ type raw struct {
 	calls   uint64
 }
 
-// serveRaw does a work without a stack: the floor under the others. It spins on one thread.
+// serveRaw does a work without a stack: the floor under the others. It spins.
 func serveRaw(ctx context.Context, o serveOptions, ready func()) (_ counters, err error) {
 	w := &raw{}
 	step, ok := map[string]func(*raw) error{"raw-echo": (*raw).echo, "raw-tx": (*raw).send, "raw-drop": (*raw).drop}[o.work]
@@ -52,9 +52,10 @@ func serveRaw(ctx context.Context, o serveOptions, ready func()) (_ counters, er
 	if err := w.open(o); err != nil {
 		return counters{}, err
 	}
+	// The scheduler interrupts the loop every 10 ms. With one P it goes on at once; with two, or on a locked thread, another
+	// thread has its turn first, for which there is no core.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	ready()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	// What was received before the end counts: the sums agree with the sender's, if that has ended first.
 	for left := int(w.port.RX.Size()) / rawBatch; ctx.Err() == nil || left > 0 && w.port.RX.Avail() > 0; {
 		w.reap()
@@ -154,26 +155,30 @@ func (w *raw) put(addr uint64, from umem.Owner) {
 	}
 }
 
-// refill gives the device frames to receive into, in whole batches.
+// refill gives the device frames to receive into, in whole batches. It looks at the ring only then: the kernel writes its index
+// of it on the line where the flags are, for each batch, and who reads that all the time slows it down.
 func (w *raw) refill() error {
 	fill := w.port.Fill
 	for rawFill-w.inFill >= rawBatch {
-		n := w.pool.GetN(w.scratch[:], umem.Fill)
-		idx, _ := fill.Reserve(uint32(n)) // there is room: the ring has as many as we ever put in
+		// The kernel publishes what it received before it publishes what it took from this ring.
+		idx, room := fill.Reserve(uint32(min(rawBatch, w.pool.Avail())))
+		if room == 0 {
+			break
+		}
+		n := w.pool.GetN(w.scratch[:room], umem.Fill)
 		for i, f := range w.scratch[:n] {
 			*fill.Slot(idx + uint32(i)) = w.region.Addr(f)
 		}
-		fill.Submit(uint32(n))
+		fill.Submit(room)
 		w.inFill += n
-		if n < rawBatch {
-			break
+		if fill.NeedWakeup() {
+			w.calls++
+			if err := w.sock.WakeRX(); err != nil {
+				return err
+			}
 		}
 	}
-	if !fill.NeedWakeup() {
-		return nil
-	}
-	w.calls++
-	return w.sock.WakeRX()
+	return nil
 }
 
 // kick has the kernel send, if there is something that it has not taken.

@@ -459,6 +459,22 @@ static void start(int stop_fd)
 	start_recv(0);
 }
 
+// finish ends what is under way and lets go of the sockets. Otherwise the kernel does that some time after our exit, and until
+// then the port is taken.
+static void finish(void)
+{
+	struct io_uring_sync_cancel_reg all = {
+		.fd = -1, .flags = IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL, .timeout = {.tv_sec = -1, .tv_nsec = -1},
+	};
+
+	if (io_register(IORING_REGISTER_SYNC_CANCEL, &all, 1) < 0 && errno != ENOENT)
+		die("IORING_REGISTER_SYNC_CANCEL");
+	enter(0); // runs what that has put off: only then are the files free
+	if (io_register(IORING_UNREGISTER_FILES, NULL, 0))
+		die("IORING_UNREGISTER_FILES");
+	close(listener);
+}
+
 static void report(void)
 {
 	printf("{\"mode\":\"kernel sockets, io_uring\",\"frames_in\":%llu,\"frames_out\":%llu,\"delivered\":%llu,\"sent\":%llu,"
@@ -522,6 +538,7 @@ int main(int argc, char **argv)
 	printf("ready\n");
 	fflush(stdout);
 	run();
+	finish();
 	report();
 	return 0;
 }
