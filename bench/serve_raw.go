@@ -52,8 +52,7 @@ func serveRaw(ctx context.Context, o serveOptions, ready func()) (_ counters, er
 	if err := w.open(o); err != nil {
 		return counters{}, err
 	}
-	// The scheduler interrupts the loop every 10 ms. With one P it goes on at once; with two, or on a locked thread, another
-	// thread has its turn first, for which there is no core.
+	// The scheduler interrupts the loop every 10 ms: with one P no other thread can take it over then.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	ready()
 	// What was received before the end counts: the sums agree with the sender's, if that has ended first.
