@@ -21,7 +21,7 @@ type bpfSource struct {
 
 func openBPF(d *device, c *Config) (*bpfSource, error) {
 	cfg := xdpprog.SourceConfig{
-		Interface: d.name, Ifindex: d.index, Mark: c.Mark, Rate: c.perSecond(), Pinned: c.CPU >= 0, CPU: max(0, c.CPU),
+		Interface: d.name, Ifindex: d.index, Mark: c.Mark, Rate: c.perSecond(), Pin: c.CPU >= 0, CPU: max(0, c.CPU),
 	}
 	if c.Burst > 1 {
 		cfg.Batch = c.Burst
