@@ -49,6 +49,7 @@ func newKernelSource(c *Config) (*kernelSource, error) {
 		state: filepath.Join(proc, fmt.Sprintf("%s@%d", c.Interface, cpu)), size: c.Sizes.mean() - fcs,
 	}
 	s.cmd.Stdout, s.cmd.Stderr = &s.out, &s.errs
+	s.cmd.WaitDelay = time.Second // a child of it that does not end may hold the pipes
 	return s, nil
 }
 
@@ -78,7 +79,11 @@ func (s *kernelSource) run(ctx context.Context) error {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = s.cmd.Process.Signal(unix.SIGTERM) })
 	defer stop()
-	if err := s.cmd.Wait(); err != nil {
+	err := s.cmd.Wait()
+	if err != nil && ctx.Err() != nil && s.out.Len() == 0 && s.errs.Len() == 0 {
+		return nil // stopped before it began
+	}
+	if err != nil {
 		return errors.New(strings.TrimPrefix(cmp.Or(strings.TrimSpace(s.errs.String()), err.Error()), "pktgen: "))
 	}
 	lines := strings.Split(strings.TrimSpace(s.out.String()), "\n")

@@ -246,6 +246,7 @@ func TestInterrupted(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			live := &stopper{cancel: cancel}
 			c := fromPeer(t, lab, source)
+			c.DstMAC = MAC{[6]byte{2, 0, 0, 0, 0, 9}} // the ARP for it would be dropped too
 			r, err := in(ctx, lab.Peer, c, &Live{Out: live, Every: time.Millisecond})
 			if err != nil {
 				t.Fatal(err)

@@ -47,10 +47,13 @@ func (g *generated) put(b []byte, now int64) int {
 	return g.maker.put(b, now)
 }
 
-// A port has frames enough for a full TX ring and, if it receives, a full fill ring.
+// The kernel publishes what it has taken from the fill ring only when it has taken all that it knew of: with half as many
+// frames as entries there is always room to give one back.
 const (
-	xskFrames = 4096
-	xskBatch  = 64
+	xskSend  = 4096 // frames to send from
+	xskTake  = 2048 // frames to receive in
+	xskRing  = 4096 // entries of fill and completion ring
+	xskBatch = 64
 )
 
 // xskPort is a queue of the device.
@@ -61,28 +64,28 @@ type xskPort struct {
 	rings.Port
 }
 
-// openPort opens the queue; receive fills its fill ring.
+// openPort opens the queue; receive gives the kernel frames to receive in.
 func openPort(d *device, queue, chunk int, mode rings.Mode, receive bool) (p *xskPort, err error) {
-	frames := xskFrames
+	frames := xskSend
 	if receive {
-		frames += xskFrames
+		frames += xskTake
 	}
 	region, err := umem.New(umem.Options{Frames: frames, ChunkSize: chunk})
 	if err != nil {
 		return nil, err
 	}
 	sock, err := rings.OpenSocket(region, rings.SocketOptions{
-		Interface: d.name, Ifindex: d.index, Queue: queue, Mode: mode, FillSize: xskFrames, CompSize: xskFrames,
+		Interface: d.name, Ifindex: d.index, Queue: queue, Mode: mode, FillSize: xskRing, CompSize: xskRing,
 	})
 	if err != nil {
 		return nil, errors.Join(err, region.Close())
 	}
-	p = &xskPort{region: region, pool: umem.NewPool(region, 0, xskFrames, nil), sock: sock, Port: *sock.Port()}
-	for f := xskFrames; f < frames; f++ {
+	p = &xskPort{region: region, pool: umem.NewPool(region, 0, xskSend, nil), sock: sock, Port: *sock.Port()}
+	for f := xskSend; f < frames; f++ {
 		idx, _ := p.Fill.Reserve(1)
 		*p.Fill.Slot(idx) = region.Addr(umem.Frame(f))
 	}
-	p.Fill.Submit(uint32(frames - xskFrames))
+	p.Fill.Submit(uint32(frames - xskSend))
 	return p, nil
 }
 
@@ -238,7 +241,7 @@ func (x *xsk) turn(t traffic) (busy, end bool, err error) {
 
 // reap frees the frames that were sent.
 func (p *xskPort) reap() {
-	idx, n := p.Comp.Peek(xskFrames)
+	idx, n := p.Comp.Peek(xskRing)
 	for i := range n {
 		if f, ok := p.region.FrameOf(p.Comp.Read(idx + i)); ok {
 			p.pool.Put(f, umem.TX)
@@ -263,7 +266,7 @@ func (p *xskPort) take(c *checker, now int64) int {
 	if n == 0 {
 		return 0
 	}
-	slot, _ := p.Fill.Reserve(n) // a frame goes back where it came from, so there is room
+	slot, _ := p.Fill.Reserve(n)
 	mem := p.region.Mem()
 	for i := range n {
 		d := p.RX.Read(idx + i)
