@@ -59,7 +59,6 @@ type wire struct {
 	came                        map[uint64]bool
 	highest                     map[uint64]uint64 // of each flow
 	flows                       uint64
-	gone                        map[uint64]bool // numbers that never came, and were not on hold
 	lost                        int
 	want                        Received
 }
