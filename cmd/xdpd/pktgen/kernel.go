@@ -81,7 +81,10 @@ func (s *kernelSource) run(ctx context.Context) error {
 	defer stop()
 	err := s.cmd.Wait()
 	if err != nil && ctx.Err() != nil && s.out.Len() == 0 && s.errs.Len() == 0 {
-		return nil // stopped before it began
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.done = &Sent{} // it was stopped before it began
+		return nil
 	}
 	if err != nil {
 		return errors.New(strings.TrimPrefix(cmp.Or(strings.TrimSpace(s.errs.String()), err.Error()), "pktgen: "))
