@@ -34,7 +34,7 @@ func echoSizes(mtu int, r *rand.Rand) []int {
 // TestUDPEcho sends datagrams of many sizes from the kernel and back, with real checksums and with those that veth
 // leaves partial.
 func TestUDPEcho(t *testing.T) {
-	for _, mtu := range []int{1500, 576, 3000} {
+	for _, mtu := range []int{1500, 576, 3000, 9000, 65535} {
 		for _, offload := range []bool{false, true} {
 			t.Run(fmt.Sprintf("MTU%d/offload=%v", mtu, offload), func(t *testing.T) {
 				testUDPEcho(t, netlab.Options{MTU: mtu, TxOffload: offload})

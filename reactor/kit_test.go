@@ -38,7 +38,7 @@ type rig struct {
 	host  *sockets.Host
 	r     *Reactor
 	seq   uint16
-	frame [2048]byte
+	frame [4096]byte
 	sent  [][]byte // frames that the device took at a kick
 }
 

@@ -10,12 +10,15 @@ func (h *Host) hold(p *packet) bool {
 	if p.held {
 		return true
 	}
-	if h.rxUsed >= h.rxLimit {
+	n := h.chainFrames(p.f)
+	if h.rxUsed+n > h.rxLimit {
 		h.drop(p, RxMemLimit)
 		return false
 	}
-	h.rxUsed++
-	h.pool.Move(p.f, umem.RX, umem.Held)
+	h.rxUsed += n
+	for f := p.f; f != umem.None; f = h.pool.Buf(f).Next {
+		h.pool.Move(f, umem.RX, umem.Held)
+	}
 	p.held = true
 	return true
 }
