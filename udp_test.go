@@ -68,7 +68,8 @@ func testUDPEcho(t *testing.T, o netlab.Options) {
 		}
 	}
 	// Of a datagram in fragments the kernel makes the checksum itself, offload or not.
-	if partial := counted(t, stack, sockets.RxPartialSum) > 0; partial != o.TxOffload {
+	// That of one in 65536 looks partial and is whole.
+	if partial := counted(t, stack, sockets.RxPartialSum) > 4; partial != o.TxOffload {
 		t.Errorf("with offload %v, partial checksums were seen: %v", o.TxOffload, partial)
 	}
 	if st := getStats(t, stack); len(st.Drops()) != 0 {

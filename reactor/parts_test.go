@@ -2,8 +2,10 @@ package reactor
 
 import (
 	"bytes"
+	"math/rand/v2"
 	"testing"
 
+	"xdpd/internal/seeds"
 	"xdpd/proto"
 	"xdpd/rings"
 	"xdpd/sockets"
@@ -159,5 +161,46 @@ func TestPartsRing(t *testing.T) {
 	if r, err := New(Config{Port: &port, Pool: g.pool, Host: g.host}); err == nil {
 		r.Close()
 		t.Error("a TX ring of 2 takes packets of 3 frames")
+	}
+}
+
+// TestPartsHostile: whatever a device says, frames stay where the ledger has them and every packet is counted once.
+func TestPartsHostile(t *testing.T) {
+	g := newFar(t, jumbo)
+	s := g.bind(7)
+	seed := seeds.One(t)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	packet := bytes.Clone(g.udpFrame(7, make([]byte, 1500)))
+	for range 20_000 {
+		d := rings.Desc{Addr: rnd.Uint64(), Len: rnd.Uint32N(3000)}
+		if rnd.IntN(8) > 0 {
+			off := umem.Headroom
+			if rnd.IntN(8) == 0 {
+				off = rnd.IntN(2048)
+			}
+			d.Addr = g.raw.Addr(g.take(packet)) + uint64(off)
+		}
+		if rnd.IntN(2) == 0 {
+			d.Options = rings.DescContinued
+		}
+		g.post(d)
+		if rnd.IntN(3) > 0 {
+			continue
+		}
+		g.received(s)
+		for len(g.takeTX(64)) > 0 {
+			g.settle()
+		}
+		c, l := g.r.Counters(), g.pool.Ledger().Counts()
+		if c.RxFrames != g.host.Counters().Stats[sockets.RxFrames]+c.RxBadDesc+c.RxBadChain {
+			t.Fatalf("seed %d: %d packets reached the Host; counted %+v", seed, g.host.Counters().Stats[sockets.RxFrames], c)
+		}
+		// A descriptor that points nowhere takes a frame's place in the fill ring; the frame itself stays with the device.
+		if l[umem.RX] != g.r.parts.n || l[umem.Held] != 0 || l[umem.Free]+l[umem.Fill]+l[umem.RX] != 128 {
+			t.Fatalf("seed %d: %v, %d frames of a packet in progress", seed, l, g.r.parts.n)
+		}
+	}
+	if c := g.r.Counters(); c.RxBadChain == 0 || c.RxMore == 0 || g.host.Counters().Stats[sockets.RxUDP] == 0 {
+		t.Errorf("nothing happened: %+v", c)
 	}
 }

@@ -96,14 +96,11 @@ func (h *Host) checkL4(p *packet, field uint16) bool {
 		return true
 	}
 	pseudo := proto.PseudoSum(p.ip.Src, p.ip.Dst, p.ip.Proto, p.n)
-	if proto.Fold(h.sum(p, pseudo)) == 0xffff {
-		return true
-	}
 	// A sender on the other end of a veth leaves the checksum to a device that never sees the packet: the field holds
-	// the sum of the pseudo-header alone (CHECKSUM_PARTIAL, include/linux/skbuff.h).
+	// the sum of the pseudo-header alone (CHECKSUM_PARTIAL, include/linux/skbuff.h). Looked at first, it saves the sum of all.
 	if h.cfg.AcceptPartial && field == proto.Fold(pseudo) {
 		h.count(RxPartialSum)
 		return true
 	}
-	return false
+	return proto.Fold(h.sum(p, pseudo)) == 0xffff
 }

@@ -114,10 +114,10 @@ var ledgerSections = []ledgerSection{
 		{"reactor", []part{
 			took("stack.tx_frames"),
 			passed("reactor.tx_frames"),
-			notes("reactor.tx_ring_full", "reactor.kicks", "reactor.device_down"),
+			notes("reactor.tx_more", "reactor.tx_ring_full", "reactor.kicks", "reactor.device_down"),
 		}},
 		{"socket rings", []part{
-			took("reactor.tx_frames"),
+			took("reactor.tx_frames", "reactor.tx_more"),
 			passed("reactor.completions"),
 			dropped("kernel.tx_invalid_descs"),
 			notes("kernel.tx_ring_empty_descs", "reactor.bad_completions"),
