@@ -26,16 +26,14 @@ type Piece struct {
 
 // InputPieces is Input for a packet of several frames.
 func (h *Host) InputPieces(pieces []Piece, now int64) {
-	h.now = now
-	h.count(RxFrames)
-	next := umem.None
-	for i := len(pieces) - 1; i >= 0; i-- {
+	for i := len(pieces) - 1; i > 0; i-- {
 		p := &pieces[i]
 		h.counters.Stats[RxBytes] += uint64(p.N)
-		*h.pool.Buf(p.F) = umem.Buf{Next: next, Off: p.Off, Len: p.N}
-		next = p.F
+		*h.pool.Buf(p.F) = umem.Buf{Next: h.rest, Off: p.Off, Len: p.N}
+		h.rest = p.F
 	}
-	h.linkInput(next, h.pool.Buf(next))
+	h.Input(pieces[0].F, int(pieces[0].Off), int(pieces[0].N), now)
+	h.rest = umem.None
 }
 
 // PacketFrames is how many frames a packet may consist of.

@@ -10,14 +10,19 @@ func (h *Host) hold(p *packet) bool {
 	if p.held {
 		return true
 	}
-	n := h.chainFrames(p.f)
+	next := h.pool.Buf(p.f).Next
+	n := 1
+	if next != umem.None {
+		n = h.chainFrames(p.f)
+	}
 	if h.rxUsed+n > h.rxLimit {
 		h.drop(p, RxMemLimit)
 		return false
 	}
 	h.rxUsed += n
-	for f := p.f; f != umem.None; f = h.pool.Buf(f).Next {
-		h.pool.Move(f, umem.RX, umem.Held)
+	h.pool.Move(p.f, umem.RX, umem.Held)
+	for ; next != umem.None; next = h.pool.Buf(next).Next {
+		h.pool.Move(next, umem.RX, umem.Held)
 	}
 	p.held = true
 	return true

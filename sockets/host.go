@@ -67,9 +67,10 @@ type Host struct {
 	cfg    Config
 	pool   *umem.Pool
 	sec    secret
-	now    int64 // of the call in progress
-	lead   int   // bytes of the link header: 14 plus 4 a tag
-	room   int   // bytes that a frame holds behind its headroom
+	now    int64      // of the call in progress
+	lead   int        // bytes of the link header: 14 plus 4 a tag
+	room   int        // bytes that a frame holds behind its headroom
+	rest   umem.Frame // of the packet that Input takes, behind the first; else None
 	timers *wheel
 
 	counters Counters
@@ -197,7 +198,7 @@ func New(cfg Config, pool *umem.Pool, now int64) (*Host, error) {
 	}
 	h := &Host{
 		cfg: cfg, pool: pool, sec: newSecret(cfg.Seed, cfg.Self), now: now,
-		lead: 14 + 4*len(cfg.VLANs), room: pool.Region().ChunkSize() - umem.Headroom, timers: newWheel(now),
+		lead: 14 + 4*len(cfg.VLANs), room: pool.Region().ChunkSize() - umem.Headroom, rest: umem.None, timers: newWheel(now),
 		rxLimit: rest / 2, txLimit: rest - rest/2,
 		txq: make([]txDesc, txqSize),
 	}
@@ -260,12 +261,7 @@ func (h *Host) Input(f umem.Frame, off, n int, now int64) {
 	h.count(RxFrames)
 	h.counters.Stats[RxBytes] += uint64(n)
 	b := h.pool.Buf(f)
-	*b = umem.Buf{Next: umem.None, Off: uint16(off), Len: uint16(n)}
-	h.linkInput(f, b)
-}
-
-// linkInput takes a frame, or the first of a chain, as the link brought it; b is its Buf.
-func (h *Host) linkInput(f umem.Frame, b *umem.Buf) {
+	*b = umem.Buf{Next: h.rest, Off: uint16(off), Len: uint16(n)}
 	data := h.pool.Data(f)
 	eth, fault := proto.ParseEthernet(data)
 	if fault != proto.OK {
@@ -324,7 +320,13 @@ func (h *Host) drop(p *packet, why Drop) {
 
 // discard frees a packet that was dealt with.
 func (h *Host) discard(p *packet) {
-	h.freeChain(p.f, p.held)
+	if p.held {
+		h.releaseChain(p.f)
+	} else if h.pool.Buf(p.f).Next == umem.None {
+		h.pool.Put(p.f, umem.RX)
+	} else {
+		h.freeRX(p.f)
+	}
 }
 
 // txRoom is how many frames the output queue still takes.
@@ -337,11 +339,7 @@ func (h *Host) enqueue(f umem.Frame, off, n int) bool {
 		h.counters.Drops[TxQueueFull]++
 		return false
 	}
-	b := h.pool.Buf(f)
-	if b.Flags&bufMore != 0 {
-		return h.enqueueChain(f, off, n)
-	}
-	b.Flags |= bufQueued
+	h.pool.Buf(f).Flags |= bufQueued
 	h.txq[h.txTail&(txqSize-1)] = txDesc{f, uint16(off), uint16(n)}
 	h.txTail++
 	h.count(TxFrames)

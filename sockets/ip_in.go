@@ -25,10 +25,10 @@ func (h *Host) ipInput(f umem.Frame, b []byte, eth *proto.Ethernet) {
 		ip: ip, srcMAC: eth.Src, bcast: eth.Dst.IsMulticast(),
 	}
 	buf.Off += uint16(ip.HeaderLen)
-	buf.Len -= uint16(ip.HeaderLen)
-	if buf.Next == umem.None {
-		buf.Len = uint16(p.n) // what lies behind the IP packet is link-layer padding
+	if buf.Next == umem.None { // what lies behind the IP packet is link-layer padding
+		buf.Len = uint16(p.n)
 	} else {
+		buf.Len -= uint16(ip.HeaderLen)
 		h.cut(&p, p.n)
 	}
 	if ip.Fragment() {

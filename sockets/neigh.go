@@ -158,6 +158,9 @@ func (h *Host) transmit(f umem.Frame, off, n int, hop proto.Addr) bool {
 func (h *Host) emit(f umem.Frame, off, n int, dst proto.MAC, etherType uint16) bool {
 	off -= h.lead
 	proto.PutEthernetTagged(h.pool.Chunk(f)[off:], dst, h.cfg.MAC, h.cfg.VLANs, etherType)
+	if h.pool.Buf(f).Flags&bufMore != 0 {
+		return h.enqueueChain(f, off, n+h.lead)
+	}
 	return h.enqueue(f, off, n+h.lead)
 }
 

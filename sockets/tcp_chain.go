@@ -7,10 +7,9 @@ import "xdpd/umem"
 
 // together is what of the send queue goes as one segment: frames from the first to last, with so many bytes.
 type together struct {
-	frames int
-	bytes  uint32
-	last   umem.Frame
-	shut   bool // the peer's window ends before the segment is full
+	bytes uint32
+	last  umem.Frame
+	shut  bool // the peer's window ends before the segment is full
 }
 
 // piece is how much of a segment of mss bytes each of its frames takes: the same, and even, for the sake of checksums.
@@ -24,6 +23,13 @@ func (h *Host) piece(mss uint16) int {
 
 // pieceAt is how much a frame of the send queue takes. A lent one may begin too far behind for a whole piece.
 func (h *Host) pieceAt(c *tcb, b *umem.Buf) int {
+	if h.cfg.PacketFrames == 1 {
+		return int(c.mss)
+	}
+	return h.pieceIn(c, b)
+}
+
+func (h *Host) pieceIn(c *tcb, b *umem.Buf) int {
 	return min(h.piece(c.mss), h.room+umem.Headroom-int(b.Off))
 }
 
@@ -31,11 +37,11 @@ func (h *Host) pieceAt(c *tcb, b *umem.Buf) int {
 func (h *Host) together(c *tcb, f umem.Frame) together {
 	b := h.pool.Buf(f)
 	fresh := b.Flags&bufSent == 0
-	s := together{frames: 1, bytes: uint32(b.Len), last: f}
-	if h.cfg.PacketFrames == 1 || b.Flags&bufQueued != 0 || fresh && !h.inWindow(c, b) {
+	s := together{bytes: uint32(b.Len), last: f}
+	if b.Flags&bufQueued != 0 || fresh && !h.inWindow(c, b) {
 		return s
 	}
-	for s.frames < h.cfg.PacketFrames && s.bytes < uint32(c.mss) {
+	for frames := 1; frames < h.cfg.PacketFrames && s.bytes < uint32(c.mss); frames++ {
 		next := b.Next
 		if next == umem.None || !fresh && next == c.sndNext {
 			break
@@ -53,19 +59,31 @@ func (h *Host) together(c *tcb, f umem.Frame) together {
 			s.shut = true
 			break
 		}
-		s.frames++
 		s.bytes += uint32(b.Len)
 		s.last = next
 	}
 	return s
 }
 
-// tie marks the frames of a segment as one packet.
-func (h *Host) tie(f umem.Frame, s together) {
-	for f != s.last {
+// tie marks the frames of a segment as one packet and gives its bytes.
+func (h *Host) tie(f, to umem.Frame) (bytes uint32) {
+	for {
 		b := h.pool.Buf(f)
+		bytes += uint32(b.Len)
+		if f == to {
+			return bytes
+		}
 		b.Flags |= bufMore
 		f = b.Next
+	}
+}
+
+// sent marks the frames of a segment behind the first.
+func (h *Host) sent(b, last *umem.Buf) {
+	for b != last {
+		b = h.pool.Buf(b.Next)
+		b.Flags |= bufSent
+		b.Aux = h.nowUS()
 	}
 }
 
@@ -102,6 +120,9 @@ func (h *Host) nagle(c *tcb, s together) bool {
 // frames.
 func (h *Host) sendFill(c *tcb, f umem.Frame) {
 	b := h.pool.Buf(f)
+	if b.Next == umem.None {
+		return
+	}
 	for size := h.pieceAt(c, b); int(b.Len) < size && b.Next != umem.None; {
 		n := h.pool.Buf(b.Next)
 		k := copy(h.pool.Chunk(f)[int(b.Off)+int(b.Len):int(b.Off)+size], h.pool.Data(b.Next))

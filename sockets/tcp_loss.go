@@ -301,14 +301,14 @@ func (h *Host) tlpProbe(i uint32, c *tcb, x *active) {
 	}
 	s := h.together(c, f)
 	b := h.pool.Buf(f)
-	if b.Flags&(bufQueued|bufSacked) != 0 || h.txRoom() < s.frames {
+	if b.Flags&(bufQueued|bufSacked) != 0 || h.txRoom() < h.cfg.PacketFrames {
 		return
 	}
 	h.count(TCPProbes)
 	if again {
 		h.markLost(x, b)
 	}
-	h.sendData(i, c, x, f, s)
+	h.sendData(i, c, x, f, s.last)
 	x.tlpOut, x.tlpAgain, x.tlpEnd = true, again, c.sndNxt
 	c.rtxAt = h.now + int64(c.rto)*1000
 }

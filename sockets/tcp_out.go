@@ -195,14 +195,17 @@ func (h *Host) sendLost(i uint32, c *tcb, x *active) {
 			f = b.Next
 			continue
 		}
-		s := h.together(c, f)
+		s := together{bytes: uint32(b.Len), last: f}
+		if h.cfg.PacketFrames > 1 {
+			s = h.together(c, f)
+		}
 		if pipe := c.pipe(x); pipe > 0 && pipe+min(s.bytes, uint32(c.mss)) > c.cwnd {
 			x.limitedSeq = c.sndNxt
 			return
 		}
 		if b.Flags&bufQueued != 0 {
 			x.stuck = true // still with the device: its bytes must not be touched, and it will arrive
-		} else if !h.sendData(i, c, x, f, s) {
+		} else if !h.sendData(i, c, x, f, s.last) {
 			return
 		}
 		f = h.pool.Buf(s.last).Next // sendData may have cut it
@@ -222,8 +225,11 @@ func (h *Host) sendNew(i uint32, c *tcb, x *active) {
 		}
 		f := c.sndNext
 		h.sendFill(c, f)
-		s := h.together(c, f)
 		b := h.pool.Buf(f)
+		s := together{bytes: uint32(b.Len), last: f}
+		if h.cfg.PacketFrames > 1 {
+			s = h.together(c, f)
+		}
 		pipe := c.pipe(x)
 		if pipe > 0 && pipe+min(s.bytes, uint32(c.mss)) > c.cwnd {
 			x.limitedSeq = c.sndNxt
@@ -236,11 +242,10 @@ func (h *Host) sendNew(i uint32, c *tcb, x *active) {
 			if int32(usable) <= 0 || c.sndUna != c.sndNxt || usable < c.maxWnd/2 || !h.sendSplit(c, f, int(usable)) {
 				break
 			}
-			s.bytes = uint32(b.Len)
 		} else if c.sndUna != c.sndNxt && (s.shut && s.bytes < c.maxWnd/2 || c.delay && h.nagle(c, s)) {
 			break
 		}
-		if !h.sendData(i, c, x, f, s) {
+		if !h.sendData(i, c, x, f, s.last) {
 			return
 		}
 	}
@@ -250,9 +255,9 @@ func (h *Host) sendNew(i uint32, c *tcb, x *active) {
 	}
 }
 
-// sendData sends the segment of the send queue that begins with frame f, for the first time or again. false: not now.
-func (h *Host) sendData(i uint32, c *tcb, x *active, f umem.Frame, s together) bool {
-	if h.txRoom() < s.frames {
+// sendData sends the segment of the send queue from frame f to frame to, for the first time or again. false: not now.
+func (h *Host) sendData(i uint32, c *tcb, x *active, f, to umem.Frame) bool {
+	if room := h.txRoom(); room == 0 || f != to && room < h.cfg.PacketFrames {
 		h.sendLater(i, c)
 		return false
 	}
@@ -280,12 +285,11 @@ func (h *Host) sendData(i uint32, c *tcb, x *active, f umem.Frame, s together) b
 		}
 	}
 	n := uint32(b.Len)
-	last := h.pool.Buf(s.last)
-	last.Flags &^= bufMore
-	if s.frames > 1 {
-		h.tie(f, s)
-		n = s.bytes
+	last := b
+	if f != to {
+		n, last = h.tie(f, to), h.pool.Buf(to)
 	}
+	last.Flags &^= bufMore
 	if last.Next == umem.None && n > 0 {
 		hdr.Flags |= proto.PSH
 	}
@@ -309,12 +313,10 @@ func (h *Host) sendData(i uint32, c *tcb, x *active, f umem.Frame, s together) b
 		x.stalledAt = h.nowMS()
 		x.rackXmit, x.rackEnd = h.nowUS(), b.Seq // nothing later has arrived; what did may be too long ago to say
 	}
-	for g := b; ; g = h.pool.Buf(g.Next) {
-		g.Flags |= bufSent
-		g.Aux = h.nowUS()
-		if g == last {
-			break
-		}
+	b.Flags |= bufSent
+	b.Aux = h.nowUS()
+	if f != to {
+		h.sent(b, last)
 	}
 	c.sentAt = h.nowMS()
 	if x.phase == phaseRecovery || x.phase == phaseCWR {
@@ -469,13 +471,13 @@ func (h *Host) finishSegment(f umem.Frame, off, n int, k flowKey, hdr *proto.TCP
 	chunk := h.pool.Chunk(f)
 	seg := chunk[off : off+n]
 	total, acc := n, uint64(0)
-	if b := h.pool.Buf(f); b.Flags&bufMore != 0 {
+	if h.pool.Buf(f).Flags&bufMore != 0 {
 		total, acc = h.sumTied(f, n)
 	}
 	hdr.DataOff = uint8(proto.TCPHeaderLen + proto.PutTCPOptions(seg[proto.TCPHeaderLen:], opt))
 	hdr.Checksum = 0
 	proto.PutTCP(seg, hdr)
-	hdr.Checksum = ^proto.Fold(proto.AddSum(acc, proto.Sum(seg, proto.PseudoSum(k.Local, k.Remote, proto.ProtoTCP, total))))
+	hdr.Checksum = ^proto.Fold(proto.Sum(seg, proto.AddSum(acc, proto.PseudoSum(k.Local, k.Remote, proto.ProtoTCP, total))))
 	proto.PutTCP(seg, hdr)
 	off -= 20
 	ip := proto.IPv4{

@@ -176,12 +176,12 @@ func (h *Host) mtuProbe(i uint32, c *tcb, x *active) bool {
 	c.mss = size
 	h.sendFill(c, f)
 	s := h.together(c, f)
-	good := s.bytes == uint32(size) || s.frames > 1 && s.bytes >= uint32(mss)+plpmtuNear // whole frames
-	sent := good && h.sendData(i, c, x, f, s)
+	good := s.bytes == uint32(size) || s.last != f && s.bytes >= uint32(mss)+plpmtuNear // whole frames
+	sent := good && h.sendData(i, c, x, f, s.last)
 	c.mss = mss
 	if sent {
 		h.pool.Buf(f).Flags |= bufProbe
-		x.mtu.tried, x.mtu.frames = uint16(s.bytes), uint8(s.frames)
+		x.mtu.tried, x.mtu.frames = uint16(s.bytes), uint8(h.sentTogether(f))
 	}
 	return sent
 }

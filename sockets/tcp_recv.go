@@ -146,12 +146,12 @@ func (h *Host) trimData(s *segment, n int) {
 // rcvQueue appends the segment's data. false: no memory, and the segment was dropped.
 func (h *Host) rcvQueue(i uint32, c *tcb, s *segment) bool {
 	c.rcvMSS = max(c.rcvMSS, uint16(min(s.data, h.cfg.MTU-40)))
-	if !s.held && h.pool.Buf(s.f).Next == umem.None && h.rcvCopied(c, s.f) {
+	if s.data <= copybreak && !s.held && h.pool.Buf(s.f).Next == umem.None && h.rcvCopied(c, s.f) {
 		h.count(RxCoalesced)
 		h.discard(s.packet)
 	} else {
 		// What waits out of order gives way to what is in order: the peer keeps it until it is acknowledged.
-		if x := h.activeOf(c); x != nil && h.rxUsed+h.chainFrames(s.f) > h.rxLimit {
+		if x := h.activeOf(c); x != nil && h.rxUsed+h.cfg.PacketFrames > h.rxLimit {
 			h.ofoPrune(x)
 		}
 		if !h.hold(s.packet) {

@@ -233,7 +233,7 @@ func (h *Host) stalledMS(c *tcb) uint32 {
 func (h *Host) sendOverride(i uint32, c *tcb) {
 	f := c.sndNext
 	if h.inWindow(c, h.pool.Buf(f)) || h.sendSplit(c, f, int(c.sndUna+c.sndWnd-h.pool.Buf(f).Seq)) {
-		h.sendData(i, c, h.moving(i, c), f, h.together(c, f))
+		h.sendData(i, c, h.moving(i, c), f, h.together(c, f).last)
 		h.tcpMark(i, c) // it may have been cut for the path, and the window have room for the rest
 	}
 }
