@@ -118,7 +118,7 @@ func kernelTCP(t testing.TB, ns *netlab.NS, to netip.AddrPort) (*net.TCPConn, er
 		return nil, err
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(patience))
+	c.SetDeadline(time.Now().Add(2 * patience))
 	return c.(*net.TCPConn), nil
 }
 
