@@ -55,11 +55,11 @@ type Reactor struct {
 	until   int64 // when a sleeping reactor wakes by itself: guarded by mu
 	stopped bool
 	err     error
-	sinks   map[sockets.Handle]Sink // of sockets that are in no poller
-	watches watchTable              // of those that are in some
-	pollers []*Poller               // nil: a place that is free
-	due     []*Poller               // with a handler, and something ready for it since they were served last
-	dueNow  []*Poller               // scratch of serveDue: the two change places
+	sinks   sockets.Table[Sink] // of sockets that are in no poller
+	watches watchTable          // of those that are in some
+	pollers []*Poller           // nil: a place that is free
+	due     []*Poller           // with a handler, and something ready for it since they were served last
+	dueNow  []*Poller           // scratch of serveDue: the two change places
 	rings   []*Ring
 	tagged  map[uint16]*Ring
 	tag     uint16   // of the last ring
@@ -122,7 +122,7 @@ func New(cfg Config) (*Reactor, error) {
 	}
 	r := &Reactor{
 		cfg: cfg, port: cfg.Port, pool: cfg.Pool, host: cfg.Host, wake: wake, now: cfg.Clock,
-		sinks: make(map[sockets.Handle]Sink), tagged: make(map[uint16]*Ring),
+		tagged: make(map[uint16]*Ring),
 	}
 	r.own = newLoop([]*Reactor{r})
 	return r, nil
@@ -147,7 +147,7 @@ func (r *Reactor) Run(ctx context.Context) error {
 func (r *Reactor) finish() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for s, sink := range r.sinks {
+	for s, sink := range r.sinks.All() {
 		sink.Ready(s, sockets.Err|sockets.Hup|sockets.In|sockets.Out)
 	}
 	for _, p := range r.pollers {
@@ -203,7 +203,9 @@ func (r *Reactor) Leave() {
 	r.deliver(now)
 	r.runRings(now)
 	r.host.Flush(now)
-	r.transmit(now)
+	if _, kick := r.transmit(now); kick {
+		r.device(r.port.Dev.Kick())
+	}
 	r.publishRings()
 	r.resolve()
 	wake := r.deadline(now) < r.until || r.unfinished()
@@ -227,8 +229,8 @@ func (r *Reactor) unfinished() bool {
 func (r *Reactor) Watch(s sockets.Handle, sink Sink) {
 	r.forget(s)
 	if sink == nil {
-		delete(r.sinks, s)
+		r.sinks.Delete(s)
 		return
 	}
-	r.sinks[s] = sink
+	r.sinks.Put(s, sink)
 }

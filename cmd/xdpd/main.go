@@ -19,6 +19,7 @@ var cli struct {
 	Doctor   doctorCmd   `cmd:"" help:"Say what this kernel, driver, privilege and memory limit allow."`
 	Stats    statsCmd    `cmd:"" help:"Show the drop ledger of a running engine."`
 	Ss       ssCmd       `cmd:"" name:"ss" help:"List the sockets of a running engine, as ss(8) does."`
+	Load     loadCmd     `cmd:"" help:"Make load for a TCP or UDP server, from an engine or from kernel sockets, and measure."`
 	Drain    drainCmd    `cmd:"" help:"Give a backend of a running proxy no new flows."`
 	Reactors reactorsCmd `cmd:"" help:"Say or change how many reactors run the queues of a running engine."`
 }
