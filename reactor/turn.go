@@ -24,6 +24,9 @@ type Counters struct {
 	Sleeps         uint64 // ppoll(2) calls
 	Signals        uint64 // eventfd writes to wake the reactor
 	DeviceDown     uint64 // times a system call said that the device is down
+	Polls          uint64 // rounds of the queue's NAPI that the loop ran (Config.NAPI)
+	Drives         uint64 // times that it took the NAPI from the kernel
+	DriveFailed    uint64 // times that it could not, and will not try again
 	Stalls         uint64 // turns that the watchdog found to take too long (GroupConfig.Stalled)
 }
 
@@ -43,15 +46,19 @@ func (c *Counters) Add(o *Counters) {
 	c.Sleeps += o.Sleeps
 	c.Signals += o.Signals
 	c.DeviceDown += o.DeviceDown
+	c.Polls += o.Polls
+	c.Drives += o.Drives
+	c.DriveFailed += o.DriveFailed
 	c.Stalls += o.Stalls
 }
 
 // Syscalls is how many system calls the data path made.
-func (c *Counters) Syscalls() uint64 { return c.Kicks + c.WakeRX + c.Sleeps + c.Signals }
+func (c *Counters) Syscalls() uint64 { return c.Kicks + c.WakeRX + c.Polls + c.Sleeps + c.Signals }
 
 // Counters gives the counters. The caller holds the lock (Enter).
 func (r *Reactor) Counters() Counters {
 	c := r.counters
+	c.Polls = r.polls.Load()
 	c.Signals = r.wake.writes.Load()
 	c.Stalls = r.stalls.Load()
 	return c
@@ -74,6 +81,9 @@ func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
 	}
 	worked = r.reap() || worked
 	r.refill()
+	if r.port.RX.Avail() < batch {
+		r.poll()
+	}
 	worked = r.receive(start) || worked
 	if len(r.peers) > 0 {
 		r.handOut()
@@ -90,6 +100,7 @@ func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
 	worked = r.transmit(now) || worked
 	r.publishRings()
 	r.resolve()
+	r.arrange(now)
 	return worked, r.deadline(now), false
 }
 

@@ -20,6 +20,7 @@ var cli struct {
 	Stats    statsCmd    `cmd:"" help:"Show the drop ledger of a running engine."`
 	Ss       ssCmd       `cmd:"" name:"ss" help:"List the sockets of a running engine, as ss(8) does."`
 	Drain    drainCmd    `cmd:"" help:"Give a backend of a running proxy no new flows."`
+	Restore  restoreCmd  `cmd:"" help:"Undo what engines that were killed changed on devices."`
 	Reactors reactorsCmd `cmd:"" help:"Say or change how many reactors run the queues of a running engine."`
 }
 
