@@ -2,62 +2,45 @@ package xdpd
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// deadline is a point in time that can be moved while others wait for it, as in net.Pipe: a channel that is closed when
-// the time has come, replaced when it is moved to later.
+// deadline is a point in time that can be moved while others wait for it.
 type deadline struct {
+	passed atomic.Bool
 	mu     sync.Mutex
 	timer  *time.Timer
-	passed chan struct{}
+	moved  uint64 // a timer that fired before it was stopped finds that it counts no more
 }
 
-func (d *deadline) init() { d.passed = make(chan struct{}) }
-
-// set moves the deadline; the zero time is never.
-func (d *deadline) set(t time.Time) {
+// set moves the deadline; the zero time is never. When it passes, those who wait at w are woken to look.
+func (d *deadline) set(t time.Time, w *waiter) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.timer != nil && !d.timer.Stop() {
-		<-d.passed // the timer fired: wait for its function, or it would close the new channel
+	if d.timer != nil {
+		d.timer.Stop()
+		d.timer = nil
 	}
-	d.timer = nil
-	was := isClosed(d.passed)
+	d.moved++
 	if t.IsZero() {
-		if was {
-			d.passed = make(chan struct{})
-		}
+		d.passed.Store(false)
 		return
 	}
-	if wait := time.Until(t); wait > 0 {
-		if was {
-			d.passed = make(chan struct{})
-		}
-		passed := d.passed
-		d.timer = time.AfterFunc(wait, func() { close(passed) })
+	wait := time.Until(t)
+	if wait <= 0 {
+		d.passed.Store(true)
+		w.wakeAll()
 		return
 	}
-	if !was {
-		close(d.passed)
-	}
-}
-
-// wait gives a channel that is closed when the deadline passes. A waiter that is woken looks again: the deadline may
-// have moved.
-func (d *deadline) wait() <-chan struct{} {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.passed
-}
-
-func (d *deadline) expired() bool { return isClosed(d.wait()) }
-
-func isClosed(ch <-chan struct{}) bool {
-	select {
-	case <-ch:
-		return true
-	default:
-		return false
-	}
+	d.passed.Store(false)
+	moved := d.moved
+	d.timer = time.AfterFunc(wait, func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.moved == moved {
+			d.passed.Store(true)
+			w.wakeAll()
+		}
+	})
 }

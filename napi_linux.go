@@ -216,6 +216,17 @@ func (s *Stack) offer(queue int) error {
 	return fmt.Errorf("the neighbours' answers come to queue %d, which is not served", queue)
 }
 
+// loseNAPI is called when the link went down: the driver may have made a new NAPI when it comes up again (veth_open).
+func (s *Stack) loseNAPI() {
+	if s.napi.id.Swap(0) == 0 {
+		return
+	}
+	s.napi.say("the link was down meanwhile, and the queue may have another NAPI; a new start of the engine finds it")
+	for _, q := range s.queues {
+		q.reactor.SetNAPI(nil)
+	}
+}
+
 // close gives the NAPI back, after the reactors stopped.
 func (n *napiLearner) close() error {
 	if n.sock == nil {

@@ -270,6 +270,58 @@ func TestDriveRespectsOthers(t *testing.T) {
 	}
 }
 
+// TestDriveGivesUp: an engine that finds other settings than those it is to restore leaves the NAPI to the kernel.
+func TestDriveGivesUp(t *testing.T) {
+	lab := napiLab(t, netlab.Options{})
+	cfg := driver(t, engineConfig(lab))
+	cfg.MaxSpin = 0
+	stack := openStack(t, lab, cfg)
+	_, to := echo(t, lab, stack)
+	c := kernelUDP(t, lab.Peer, netip.AddrPort{}, to)
+	drive(t, stack, c)
+	for end := time.Now().Add(patience); getStats(t, stack).Queues[0].Drives; {
+		if time.Now().After(end) {
+			t.Fatal("it does not give the NAPI back")
+		}
+	}
+	id, others := getStats(t, stack).NAPI.ID, rings.NAPISettings{DeferHardIRQs: 1, GROFlushTimeoutNS: 1000}
+	change(t, lab, id, rings.NAPISettings{}, others)
+	for end := time.Now().Add(patience); getStats(t, stack).Queues[0].Reactor.DriveFailed == 0; {
+		ask(t, c, "hello")
+		if time.Now().After(end) {
+			t.Fatal("it goes on")
+		}
+	}
+	ask(t, c, "hello")
+	if !hasSettings(t, lab, id, others) {
+		t.Error("what somebody chose is overridden")
+	}
+}
+
+// TestDriveLinkDown: with the link the NAPI goes; when it is up again, the kernel runs the new one.
+func TestDriveLinkDown(t *testing.T) {
+	lab := napiLab(t, netlab.Options{})
+	stack := openStack(t, lab, driver(t, engineConfig(lab)))
+	_, to := echo(t, lab, stack)
+	c := kernelUDP(t, lab.Peer, netip.AddrPort{}, to)
+	drive(t, stack, c)
+	run(t, lab.Engine, "ip", "link", "set", lab.EngineDev, "down")
+	for end := time.Now().Add(patience); getStats(t, stack).Queues[0].Drives; {
+		if time.Now().After(end) {
+			t.Fatal("it goes on")
+		}
+	}
+	run(t, lab.Engine, "ip", "link", "set", lab.EngineDev, "up")
+	for end := time.Now().Add(patience); tryAsk(c, "hello", time.Second) != nil; {
+		if time.Now().After(end) {
+			t.Fatal("nothing comes any more")
+		}
+	}
+	if st := getStats(t, stack).NAPI; st.ID != 0 || !strings.Contains(st.What, "link was down") {
+		t.Errorf("%+v", st)
+	}
+}
+
 // TestDriveRefused: where the NAPI cannot be driven, who insists on it is told why.
 func TestDriveRefused(t *testing.T) {
 	lab := newLab(t, netlab.Options{})

@@ -59,7 +59,7 @@ func (c *TCPConn) Read(b []byte) (int, error) {
 		}
 		switch {
 		case errno == sockets.EAGAIN:
-			c.wait(c.readable, &c.rd)
+			<-c.readable
 		case errno != 0:
 			return 0, c.failErrno("read", errno)
 		case n == 0 && len(b) > 0:
@@ -93,7 +93,7 @@ func (c *TCPConn) Write(b []byte) (int, error) {
 		switch errno {
 		case 0:
 		case sockets.EAGAIN:
-			c.wait(c.writable, &c.wd)
+			<-c.writable
 		default:
 			return total, c.failErrno("write", errno)
 		}
@@ -117,7 +117,8 @@ func (c *TCPConn) CloseRead() error {
 func (c *TCPConn) Close() error {
 	err := c.fail("close", net.ErrClosed)
 	c.once.Do(func() {
-		close(c.closed)
+		c.closed.Store(true)
+		c.wakeAll()
 		if c.discard.Load() {
 			c.abort()
 		} else {

@@ -65,7 +65,7 @@ func (c *TCPConn) WriteTo(w io.Writer) (total int64, err error) {
 		n, errno, err := c.writeSome(w, waited)
 		total += int64(n)
 		if waited = errno == sockets.EAGAIN; waited {
-			c.wait(c.readable, &c.rd)
+			<-c.readable
 			continue
 		}
 		if err == io.EOF {

@@ -83,7 +83,7 @@ func (l *TCPListener) Accept() (net.Conn, error) {
 				return nil, l.fail("accept", err)
 			}
 		}
-		l.wait(l.readable, &l.rd)
+		<-l.readable
 	}
 }
 
@@ -119,7 +119,8 @@ func (l *TCPListener) Addr() net.Addr { return l.LocalAddr() }
 func (l *TCPListener) Close() error {
 	err := l.fail("close", net.ErrClosed)
 	l.once.Do(func() {
-		close(l.closed)
+		l.closed.Store(true)
+		l.wakeAll()
 		l.closeEnds()
 		err = nil
 		if perr := l.stack.closePort(l.port); perr != nil {

@@ -20,7 +20,7 @@ func keepAlive(c *net.KeepAliveConfig) sockets.KeepAlive {
 
 // control runs a call of the stack that is named as the system call it stands for.
 func (c *TCPConn) control(op, call string, do func(h *sockets.Host, now int64) sockets.Errno) error {
-	if isClosed(c.closed) {
+	if c.closed.Load() {
 		return c.fail(op, net.ErrClosed)
 	}
 	h, now, ok := c.r.Enter()

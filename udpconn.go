@@ -117,7 +117,7 @@ func (c *UDPConn) open(local, remote netip.AddrPort) error {
 		sock, errno := openUDPEnd(h, addr, remote, now)
 		if errno == 0 {
 			e := &udpEnd{r: q.reactor, queue: q.id, s: sock, readable: c.readable, writable: make(chan struct{}, 1)}
-			c.ends = append(c.ends, e)
+			c.ends, c.writers = append(c.ends, e), append(c.writers, e.writable)
 			q.reactor.Watch(sock, e)
 			c.local, c.remote = h.UDPAddr(sock)
 			addr = netip.AddrPortFrom(local.Addr(), c.local.Port()) // the other queues' sockets get the same
@@ -175,7 +175,7 @@ func (c *UDPConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
 				return 0, netip.AddrPort{}, c.failErrno("read", errno)
 			}
 		}
-		c.wait(c.readable, &c.rd)
+		<-c.readable
 	}
 }
 
@@ -213,7 +213,7 @@ func (c *UDPConn) send(b []byte, addr netip.AddrPort) (int, error) {
 		default:
 			return 0, c.failErrno("write", errno)
 		}
-		c.wait(e.writable, &c.wd)
+		<-e.writable
 	}
 }
 
@@ -268,7 +268,8 @@ func (c *UDPConn) Write(b []byte) (int, error) { return c.send(b, netip.AddrPort
 func (c *UDPConn) Close() error {
 	err := c.fail("close", net.ErrClosed)
 	c.once.Do(func() {
-		close(c.closed)
+		c.closed.Store(true)
+		c.wakeAll()
 		c.closeEnds()
 		err = nil
 		if perr := c.stack.closePort(c.port); perr != nil {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"xdpd/sockets"
@@ -16,19 +17,21 @@ type waiter struct {
 	stack    *Stack
 	network  string // for errors
 	local    netip.AddrPort
-	remote   netip.AddrPort // valid: connected
-	readable chan struct{}  // a token: there may be something to read
-	writable chan struct{}  // a token: there may be room to write
-	closed   chan struct{}
+	remote   netip.AddrPort  // valid: connected
+	readable chan struct{}   // a token: there may be something to read
+	writable chan struct{}   // a token: there may be room to write
+	writers  []chan struct{} // tokens that writers wait for besides
+	closed   atomic.Bool
 	rd, wd   deadline
+	addrs    atomic.Pointer[addrs]
 }
+
+// addrs are the two ends as package net names them, made when they are first asked for.
+type addrs struct{ local, remote net.Addr }
 
 func (w *waiter) init(s *Stack, network string) {
 	w.stack, w.network = s, network
 	w.readable, w.writable = make(chan struct{}, 1), make(chan struct{}, 1)
-	w.closed = make(chan struct{})
-	w.rd.init()
-	w.wd.init()
 }
 
 // Ready implements reactor.Sink.
@@ -54,27 +57,31 @@ func token(ch chan struct{}) bool {
 
 // check is what a call must see before it tries: nil, net.ErrClosed or os.ErrDeadlineExceeded.
 func (w *waiter) check(d *deadline) error {
-	if isClosed(w.closed) {
+	if w.closed.Load() {
+		w.wakeAll()
 		return net.ErrClosed
 	}
-	if d.expired() {
+	if d.passed.Load() {
+		w.wakeAll()
 		return os.ErrDeadlineExceeded
 	}
 	return nil
 }
 
-// wait blocks until a token, a Close, the end of the engine, or the deadline; the caller then looks again.
-func (w *waiter) wait(tokens chan struct{}, d *deadline) {
-	select {
-	case <-tokens:
-	case <-w.closed:
-	case <-w.stack.done:
-	case <-d.wait():
+// wakeAll leaves a token for one waiter of each kind. What ends all waiting (a Close, a deadline, the end of the engine)
+// is a state that each who wakes sees and passes on in this way, so that waiting is for one channel: a select over what
+// may end it costs more than the rest of a read. A token too many makes somebody look in vain.
+func (w *waiter) wakeAll() {
+	token(w.readable)
+	token(w.writable)
+	for _, ch := range w.writers {
+		token(ch)
 	}
 }
 
-// endError is what calls return when the engine under the socket is gone.
+// endError is what calls return when the engine under the socket is gone, of which its reactor told one waiter.
 func (w *waiter) endError() error {
+	w.wakeAll()
 	if err := w.stack.Err(); err != nil {
 		return err
 	}
@@ -88,16 +95,24 @@ func (w *waiter) addr(a netip.AddrPort) net.Addr {
 	return net.UDPAddrFromAddrPort(a)
 }
 
+// names gives the addresses, which do not change once the socket is open.
+func (w *waiter) names() *addrs {
+	a := w.addrs.Load()
+	if a == nil {
+		a = &addrs{local: w.addr(w.local)}
+		if w.remote.IsValid() {
+			a.remote = w.addr(w.remote)
+		}
+		w.addrs.Store(a)
+	}
+	return a
+}
+
 // LocalAddr is the socket's own address.
-func (w *waiter) LocalAddr() net.Addr { return w.addr(w.local) }
+func (w *waiter) LocalAddr() net.Addr { return w.names().local }
 
 // RemoteAddr is the peer of a connected socket, else nil.
-func (w *waiter) RemoteAddr() net.Addr {
-	if !w.remote.IsValid() {
-		return nil
-	}
-	return w.addr(w.remote)
-}
+func (w *waiter) RemoteAddr() net.Addr { return w.names().remote }
 
 // SetDeadline sets both deadlines.
 func (w *waiter) SetDeadline(t time.Time) error {
@@ -114,10 +129,10 @@ func (w *waiter) SetReadDeadline(t time.Time) error { return w.setDeadline(&w.rd
 func (w *waiter) SetWriteDeadline(t time.Time) error { return w.setDeadline(&w.wd, t) }
 
 func (w *waiter) setDeadline(d *deadline, t time.Time) error {
-	if isClosed(w.closed) {
+	if w.closed.Load() {
 		return w.fail("set", net.ErrClosed)
 	}
-	d.set(t)
+	d.set(t, w)
 	return nil
 }
 
@@ -141,10 +156,10 @@ func callError(call string, errno sockets.Errno) error {
 func (w *waiter) fail(op string, err error) error {
 	e := &net.OpError{Op: op, Net: w.network, Err: err}
 	if w.local.IsValid() {
-		e.Source = w.addr(w.local)
+		e.Source = w.names().local
 	}
 	if w.remote.IsValid() {
-		e.Addr = w.addr(w.remote)
+		e.Addr = w.names().remote
 	}
 	return e
 }

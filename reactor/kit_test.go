@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -40,6 +41,8 @@ type rig struct {
 	seq   uint16
 	frame [2048]byte
 	sent  [][]byte // frames that the device took at a kick
+
+	kick sync.Mutex // a running reactor kicks without its lock; enter and until have both
 }
 
 // device is the NIC, sending at every kick if prompt, as copy mode does.
@@ -54,6 +57,8 @@ type device struct {
 func (d *device) FD() int { return d.fd }
 
 func (d *device) Kick() error {
+	d.g.kick.Lock()
+	defer d.g.kick.Unlock()
 	if d.err != nil {
 		return d.err
 	}
@@ -152,7 +157,9 @@ func (g *rig) enter(f func(h *sockets.Host, now int64)) {
 	if !ok {
 		g.t.Fatal("the reactor stopped")
 	}
+	g.kick.Lock()
 	f(h, now)
+	g.kick.Unlock()
 	g.r.Leave()
 }
 
@@ -260,7 +267,9 @@ func (g *rig) until(what string, cond func() bool) {
 	g.t.Helper()
 	for give := time.Now().Add(hang); time.Now().Before(give); runtime.Gosched() {
 		g.r.mu.Lock()
+		g.kick.Lock()
 		ok := cond()
+		g.kick.Unlock()
 		g.r.mu.Unlock()
 		if ok {
 			return

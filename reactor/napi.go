@@ -2,13 +2,17 @@ package reactor
 
 import "xdpd/rings"
 
-// SetNAPI gives the reactor the NAPI of its queue, to drive when that pays. It stays the caller's to close, after Run
-// returned.
+// SetNAPI gives the reactor the NAPI of its queue, to drive when that pays; nil: it is not the queue's any more, and there
+// will be no other. It stays the caller's to close, after Run returned.
 func (r *Reactor) SetNAPI(n *rings.NAPI) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.napi = n
+	if n == nil {
+		r.arr = newArranger(SoftirqNAPI)
+	}
 	r.arr.offered(r.now())
+	r.poked.Store(true)
 }
 
 // Drives reports whether the reactor runs the NAPI of its queue at this moment, and whether it has one to run. The caller

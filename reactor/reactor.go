@@ -217,7 +217,9 @@ func (r *Reactor) Leave() {
 	r.deliver(now)
 	r.runRings(now)
 	r.host.Flush(now)
-	r.transmit(now)
+	if _, kick := r.transmit(now); kick {
+		r.device(r.port.Dev.Kick())
+	}
 	r.publishRings()
 	r.resolve()
 	wake := r.deadline(now) < r.until || r.unfinished()

@@ -64,12 +64,33 @@ func (r *Reactor) Counters() Counters {
 	return c
 }
 
-// turn does one turn. worked: there was something to do; deadline: when the next timer wants a turn.
+// turn does one turn. worked: there was something to do; deadline: when the next timer wants a turn. The device is told
+// without the lock: that system call is most of a turn, since the frames cross to the peer in it, and other goroutines
+// may read and write meanwhile.
 func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
+	if r.port.RX.Avail() < batch {
+		r.poll()
+	}
+	worked, kick, deadline, stop := r.locked()
+	if kick {
+		if err := r.port.Dev.Kick(); err != nil || r.downUntil != 0 {
+			r.lock()
+			r.device(err)
+			r.unlock()
+		}
+		if r.port.TX.Pending() > 0 {
+			deadline = min(deadline, r.again(r.now()))
+		}
+	}
+	return worked, deadline, stop
+}
+
+// locked is the part of a turn that has the lock. kick: the device is to be told of frames.
+func (r *Reactor) locked() (worked, kick bool, deadline int64, stop bool) {
 	r.lock()
 	defer r.unlock()
 	if r.stopped {
-		return false, 0, true
+		return false, false, 0, true
 	}
 	r.counters.Turns++
 	r.woke = false
@@ -81,9 +102,6 @@ func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
 	}
 	worked = r.reap() || worked
 	r.refill()
-	if r.port.RX.Avail() < batch {
-		r.poll()
-	}
 	worked = r.receive(start) || worked
 	if len(r.peers) > 0 {
 		r.handOut()
@@ -97,11 +115,15 @@ func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
 	worked = r.deliver(now) || worked
 	worked = r.runRings(now) || worked
 	r.host.Flush(now)
-	worked = r.transmit(now) || worked
+	sent, kick := r.transmit(now)
 	r.publishRings()
 	r.resolve()
 	r.arrange(now)
-	return worked, r.deadline(now), false
+	deadline = r.timers(now)
+	if r.host.TxPending() > 0 || !kick && r.unsent() {
+		deadline = min(deadline, r.again(now))
+	}
+	return worked || sent, kick, deadline, false
 }
 
 // Turn does one turn on the calling goroutine, for those who run a reactor themselves, without Run.
@@ -110,18 +132,32 @@ func (r *Reactor) Turn() (worked bool, deadline int64) {
 	return worked, deadline
 }
 
+// deadline is when the next turn is due.
 func (r *Reactor) deadline(now int64) int64 {
+	d := r.timers(now)
+	if r.unsent() {
+		d = min(d, r.again(now))
+	}
+	return d
+}
+
+// unsent: there are frames that the device did not take yet.
+func (r *Reactor) unsent() bool { return r.port.TX.Pending() > 0 || r.host.TxPending() > 0 }
+
+// again is when a device that did not take all frames is tried again.
+func (r *Reactor) again(now int64) int64 {
+	if r.downUntil > now {
+		return r.downUntil
+	}
+	return now + minSpinNS
+}
+
+// timers is deadline without what the device left.
+func (r *Reactor) timers(now int64) int64 {
 	d := min(r.host.NextDeadline(), r.waits.next(), r.ringDeadline())
 	// Completions, and what comes back from other reactors, free frames without a wake-up.
 	if r.host.Blocked() && r.inTX+r.away > 0 || r.away > 0 && r.inFill < r.cfg.FillFrames/2 || r.sending() {
 		d = min(d, now+blockedNS)
-	}
-	if r.port.TX.Pending() > 0 || r.host.TxPending() > 0 {
-		if r.downUntil > now {
-			d = min(d, r.downUntil)
-		} else {
-			d = min(d, now+minSpinNS) // the device was busy: come again
-		}
 	}
 	return d
 }
@@ -262,9 +298,8 @@ func (r *Reactor) deliver(now int64) bool {
 	return r.serveDue(now) || worked
 }
 
-// transmit moves the Host's output to the TX ring and kicks the device once if it has entries it did not take.
-func (r *Reactor) transmit(now int64) bool {
-	worked := false
+// transmit moves the Host's output to the TX ring. kick: the device has entries it did not take, and wants to be told.
+func (r *Reactor) transmit(now int64) (worked, kick bool) {
 	for r.host.TxPending() > 0 {
 		idx, n := r.port.TX.Reserve(uint32(min(batch, r.host.TxPending())))
 		if n == 0 {
@@ -282,9 +317,9 @@ func (r *Reactor) transmit(now int64) bool {
 	}
 	if now >= r.downUntil && r.port.TX.NeedWakeup() && r.port.TX.Pending() > 0 {
 		r.counters.Kicks++
-		r.device(r.port.Dev.Kick())
+		kick = true
 	}
-	return worked
+	return worked, kick
 }
 
 // device notes what a system call on the socket said. A device that is down is tried again after a while: taken up
