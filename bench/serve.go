@@ -29,8 +29,10 @@ const (
 
 // serveOptions are the flags behind -serve NAME.
 type serveOptions struct {
+	work    string
 	dev     string
 	addr    netip.Prefix
+	port    uint
 	profile string
 }
 
@@ -52,14 +54,17 @@ var serveFuncs = map[string]func(ctx context.Context, o serveOptions, ready func
 	"xdpd-net": serveNetFace,
 	"asavie":   serveAsavie,
 	"net":      serveNet,
+	"raw":      serveRaw,
 }
 
 // serve is what runs behind -serve, inside the engine's namespace. It prints "ready", and its counters when ctx ends.
 func serve(ctx context.Context, args []string) error {
 	var o serveOptions
 	f := flag.NewFlagSet("bench -serve NAME", flag.ContinueOnError)
+	f.StringVar(&o.work, "work", "udp-echo", "what to serve")
 	f.StringVar(&o.dev, "dev", "", "interface")
 	f.TextVar(&o.addr, "addr", netip.Prefix{}, "address")
+	f.UintVar(&o.port, "port", port, "UDP port (raw)")
 	f.StringVar(&o.profile, "cpuprofile", "", "file")
 	if len(args) == 0 || serveFuncs[args[0]] == nil {
 		return fmt.Errorf("-serve %s: no such server", strings.Join(args, " "))

@@ -102,7 +102,8 @@ func (p *Poller) Add(s sockets.Handle, mask sockets.Ready, data uint64) error {
 		return ErrBadSocket
 	case mask&Exclusive != 0 && mask&^exclusiveOK != 0:
 		return ErrInvalid
-	case p.r.sinks[s] != nil:
+	}
+	if _, ok := p.r.sinks.Get(s); ok {
 		return ErrExists
 	}
 	if _, w := t.findIn(s, p.id); w != nil {

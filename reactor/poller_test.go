@@ -191,8 +191,8 @@ func TestPollerClosedSocket(t *testing.T) {
 	g.wait(8)
 	closeIt(g.b) // while not ready
 	g.settle()
-	if n := g.watched(); n != 0 || len(g.r.sinks) != 0 {
-		t.Errorf("closed sockets are left over: %d in the poller, %d in the reactor", n, len(g.r.sinks))
+	if n := g.watched(); n != 0 || g.r.sinks.Len() != 0 {
+		t.Errorf("closed sockets are left over: %d in the poller, %d in the reactor", n, g.r.sinks.Len())
 	}
 	again := g.bind(7) // the same slot and port, another socket
 	g.add(again, sockets.In, 3)

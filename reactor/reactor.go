@@ -60,11 +60,11 @@ type Reactor struct {
 	until   int64 // when a sleeping reactor wakes by itself: guarded by mu
 	stopped bool
 	err     error
-	sinks   map[sockets.Handle]Sink // of sockets that are in no poller
-	watches watchTable              // of those that are in some
-	pollers []*Poller               // nil: a place that is free
-	due     []*Poller               // with a handler, and something ready for it since they were served last
-	dueNow  []*Poller               // scratch of serveDue: the two change places
+	sinks   sockets.Table[Sink] // of sockets that are in no poller
+	watches watchTable          // of those that are in some
+	pollers []*Poller           // nil: a place that is free
+	due     []*Poller           // with a handler, and something ready for it since they were served last
+	dueNow  []*Poller           // scratch of serveDue: the two change places
 	rings   []*Ring
 	tagged  map[uint16]*Ring
 	tag     uint16   // of the last ring
@@ -131,7 +131,7 @@ func New(cfg Config) (*Reactor, error) {
 	}
 	r := &Reactor{
 		cfg: cfg, port: cfg.Port, pool: cfg.Pool, host: cfg.Host, wake: wake, now: cfg.Clock,
-		sinks: make(map[sockets.Handle]Sink), tagged: make(map[uint16]*Ring),
+		tagged: make(map[uint16]*Ring),
 	}
 	if cfg.WantNAPI == nil {
 		cfg.NAPI = SoftirqNAPI
@@ -161,7 +161,7 @@ func (r *Reactor) finish() {
 	r.relax()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for s, sink := range r.sinks {
+	for s, sink := range r.sinks.All() {
 		sink.Ready(s, sockets.Err|sockets.Hup|sockets.In|sockets.Out)
 	}
 	for _, p := range r.pollers {
@@ -243,8 +243,8 @@ func (r *Reactor) unfinished() bool {
 func (r *Reactor) Watch(s sockets.Handle, sink Sink) {
 	r.forget(s)
 	if sink == nil {
-		delete(r.sinks, s)
+		r.sinks.Delete(s)
 		return
 	}
-	r.sinks[s] = sink
+	r.sinks.Put(s, sink)
 }

@@ -71,7 +71,7 @@ func (q *Ring) letGo(s uint32) {
 	if k.h == 0 {
 		return
 	}
-	delete(q.socks.byHandle, k.h)
+	q.socks.byHandle.Delete(k.h)
 	q.r.Watch(k.h, nil)
 	q.r.host.Close(k.h, q.now)
 	k.h = 0

@@ -23,13 +23,13 @@ type sockTable struct {
 	socks    []ringSock
 	numbers  int
 	free     [2]bitmap // numbers, slots: set bits are free
-	byHandle map[sockets.Handle]uint32
+	byHandle sockets.Table[uint32]
 }
 
 func newSockTable(numbers, fixed int) sockTable {
 	return sockTable{
 		socks: make([]ringSock, numbers+fixed), numbers: numbers,
-		free: [2]bitmap{newBitmap(numbers), newBitmap(fixed)}, byHandle: make(map[sockets.Handle]uint32),
+		free: [2]bitmap{newBitmap(numbers), newBitmap(fixed)},
 	}
 }
 
@@ -82,7 +82,7 @@ func (q *Ring) addSock(fileIndex uint32) (s uint32, fd int32, err sockets.Errno)
 // setHandle tells which socket of the Host it is, and has the ring told about it.
 func (q *Ring) setHandle(s uint32, h sockets.Handle) {
 	q.socks.at(s).h = h
-	q.socks.byHandle[h] = s
+	q.socks.byHandle.Put(h, s)
 	q.r.Watch(h, q)
 }
 
@@ -96,7 +96,7 @@ func (q *Ring) dropSock(s uint32) sockets.Handle {
 	}
 	h := k.h
 	if h != 0 {
-		delete(q.socks.byHandle, h)
+		q.socks.byHandle.Delete(h)
 		q.r.Watch(h, nil)
 	}
 	q.closePort(k)
@@ -143,7 +143,7 @@ type sockList struct{ head, tail uint32 }
 
 // Ready is told by the reactor that something happened on a socket.
 func (q *Ring) Ready(h sockets.Handle, _ sockets.Ready) (woke bool) {
-	if s, ok := q.socks.byHandle[h]; ok {
+	if s, ok := q.socks.byHandle.Get(h); ok {
 		q.markReady(s)
 	}
 	return false

@@ -274,7 +274,7 @@ func (r *Reactor) deliver(now int64) bool {
 		for _, e := range r.events {
 			if w := r.watches.find(e.Sock); w != nil {
 				r.woke = r.tell(e, w) || r.woke
-			} else if sink := r.sinks[e.Sock]; sink != nil {
+			} else if sink, ok := r.sinks.Get(e.Sock); ok {
 				r.woke = sink.Ready(e.Sock, r.host.Ready(e.Sock)) || r.woke
 			}
 		}
@@ -290,8 +290,8 @@ func (r *Reactor) deliver(now int64) bool {
 		}
 		if r.watches.find(s) != nil {
 			r.forget(s)
-		} else if sink := r.sinks[s]; sink != nil {
-			delete(r.sinks, s)
+		} else if sink, ok := r.sinks.Get(s); ok {
+			r.sinks.Delete(s)
 			r.woke = sink.Ready(s, sockets.Err|sockets.Hup) || r.woke
 		}
 	}

@@ -36,7 +36,7 @@ type faceService interface {
 type serviceReactor struct {
 	r      *reactor.Reactor
 	poller *reactor.Poller
-	socks  map[sockets.Handle]*socket
+	socks  sockets.Table[*socket]
 	conns  int
 
 	workers *reactor.Workers // serve the connections; nil: the reactor does
@@ -81,7 +81,7 @@ func startServices(st *xdpd.Stack, specs []serviceSpec, workers int) (_ *service
 		}
 	}
 	for _, r := range st.Reactors() {
-		sr := &serviceReactor{r: r, poller: reactor.NewPoller(r), socks: make(map[sockets.Handle]*socket)}
+		sr := &serviceReactor{r: r, poller: reactor.NewPoller(r)}
 		if workers > 0 {
 			sr.workers = reactor.NewWorkers(r, workers, sr.work)
 		}
@@ -148,14 +148,14 @@ func (svc *services) listen(st *xdpd.Stack, c *countedService) error {
 
 // add has the reactor serve a socket.
 func (sr *serviceReactor) add(s sockets.Handle, hd handler) error {
-	sr.socks[s] = &socket{hd, sockets.In}
+	sr.socks.Put(s, &socket{hd, sockets.In})
 	return sr.poller.Add(s, sockets.In, 0)
 }
 
 // addConn has a connection served: by the reactor, or by its workers.
 func (sr *serviceReactor) addConn(s sockets.Handle, hd connHandler) error {
 	sr.conns++
-	sr.socks[s] = &socket{hd, hd.mask()}
+	sr.socks.Put(s, &socket{hd, hd.mask()})
 	if sr.workers != nil {
 		return sr.workers.Add(s, hd.mask(), 0)
 	}
@@ -163,7 +163,7 @@ func (sr *serviceReactor) addConn(s sockets.Handle, hd connHandler) error {
 }
 
 func (sr *serviceReactor) handle(h *sockets.Host, now int64, e reactor.Event) {
-	if k := sr.socks[e.Sock]; k != nil {
+	if k, ok := sr.socks.Get(e.Sock); ok {
 		k.ready(sr, h, now, e.Sock, e.Ready)
 	}
 }
@@ -173,7 +173,7 @@ func (sr *serviceReactor) handle(h *sockets.Host, now int64, e reactor.Event) {
 func (sr *serviceReactor) work(e reactor.Event) (next sockets.Ready) {
 	h, now, ok := sr.r.Enter()
 	defer sr.r.Leave()
-	k := sr.socks[e.Sock]
+	k, _ := sr.socks.Get(e.Sock)
 	if !ok || k == nil {
 		return 0
 	}
@@ -183,7 +183,7 @@ func (sr *serviceReactor) work(e reactor.Event) (next sockets.Ready) {
 
 // want changes what the socket's handler waits for.
 func (sr *serviceReactor) want(s sockets.Handle, mask sockets.Ready) {
-	if k := sr.socks[s]; k != nil {
+	if k, ok := sr.socks.Get(s); ok {
 		k.mask = mask
 	}
 	_ = sr.poller.Mod(s, mask, 0) // one of the workers' is not in it: the worker registers it anew
@@ -192,7 +192,7 @@ func (sr *serviceReactor) want(s sockets.Handle, mask sockets.Ready) {
 // closeConn ends a connection: FIN behind what was written, or RST if there is unread data.
 func (sr *serviceReactor) closeConn(h *sockets.Host, now int64, s sockets.Handle) {
 	_ = sr.poller.Del(s)
-	delete(sr.socks, s)
+	sr.socks.Delete(s)
 	sr.conns--
 	h.Close(s, now)
 }
@@ -257,13 +257,13 @@ func (sr *serviceReactor) shutdown() {
 	if !ok {
 		return
 	}
-	for s, k := range sr.socks {
+	for s, k := range sr.socks.All() {
 		if _, isConn := k.handler.(connHandler); isConn {
 			h.TCPShutdown(s, now)
 			continue
 		}
 		_ = sr.poller.Del(s)
-		delete(sr.socks, s)
+		sr.socks.Delete(s)
 		h.Close(s, now)
 	}
 }
@@ -275,10 +275,10 @@ func (sr *serviceReactor) abort() int {
 	if !ok {
 		return 0
 	}
-	n := len(sr.socks)
-	for s := range sr.socks {
+	n := sr.socks.Len()
+	for s := range sr.socks.All() {
 		_ = sr.poller.Del(s)
-		delete(sr.socks, s)
+		sr.socks.Delete(s)
 		h.TCPAbort(s, now)
 	}
 	return n

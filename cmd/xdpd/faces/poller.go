@@ -19,7 +19,7 @@ type pollerLoop struct {
 	st     *xdpd.Stack
 	r      *reactor.Reactor
 	p      *reactor.Poller
-	conns  map[sockets.Handle]*pollerConn
+	conns  sockets.Table[*pollerConn]
 	accept map[sockets.Handle]func() Stream // by listener
 	runq   []*pollerConn                    // to be looked at without an event
 	buf    [pieceSize]byte
@@ -44,7 +44,7 @@ func newPollerLoop(st *xdpd.Stack, n, conns int) (*pollerLoop, error) {
 		return nil, err
 	}
 	l := &pollerLoop{
-		st: st, r: st.Reactors()[n], p: p, conns: make(map[sockets.Handle]*pollerConn),
+		st: st, r: st.Reactors()[n], p: p,
 		accept: make(map[sockets.Handle]func() Stream),
 	}
 	l.max, l.wake, l.ended = conns, p.Wake, make(chan struct{})
@@ -94,14 +94,14 @@ func (l *pollerLoop) run() {
 	defer close(l.ended)
 	var events [64]reactor.Event
 	for !l.over {
-		n, err := l.p.Wait(events[:], l.patience(len(l.runq) > 0, len(l.conns)))
+		n, err := l.p.Wait(events[:], l.patience(len(l.runq) > 0, l.conns.Len()))
 		if err != nil {
 			break
 		}
 		for _, e := range events[:n] {
 			if accept := l.accept[e.Sock]; accept != nil {
 				l.acceptAll(e.Sock, accept)
-			} else if c := l.conns[e.Sock]; c != nil {
+			} else if c, ok := l.conns.Get(e.Sock); ok {
 				c.step()
 			}
 		}
@@ -113,7 +113,7 @@ func (l *pollerLoop) run() {
 		}
 		l.runPosted(false)
 		if now, yes := l.due(); yes {
-			for _, c := range l.conns {
+			for _, c := range l.conns.All() {
 				if late(c.s, now) {
 					c.abort(os.ErrDeadlineExceeded)
 				}
@@ -124,7 +124,7 @@ func (l *pollerLoop) run() {
 		l.do(func(h *sockets.Host, now int64) { h.Close(s, now) })
 	}
 	l.runPosted(true)
-	for _, c := range l.conns {
+	for _, c := range l.conns.All() {
 		c.abort(net.ErrClosed)
 	}
 	l.p.Close()
@@ -158,7 +158,7 @@ func (l *pollerLoop) acceptAll(listener sockets.Handle, accept func() Stream) {
 	})
 	for _, s := range got[:n] {
 		stream := Stream(nil)
-		if len(l.conns) < l.max {
+		if l.conns.Len() < l.max {
 			stream = accept()
 		}
 		if stream == nil {
@@ -175,7 +175,7 @@ func (l *pollerLoop) acceptAll(listener sockets.Handle, accept func() Stream) {
 // adopt has a connection served.
 func (l *pollerLoop) adopt(s sockets.Handle, stream Stream) *pollerConn {
 	c := &pollerConn{l: l, h: s, s: stream}
-	l.conns[s] = c
+	l.conns.Put(s, c)
 	l.add(1)
 	l.do(func(h *sockets.Host, now int64) {
 		h.TCPSetKeepAlive(s, keepAlive, now)
@@ -186,7 +186,7 @@ func (l *pollerLoop) adopt(s sockets.Handle, stream Stream) *pollerConn {
 
 func (l *pollerLoop) Dial(to netip.AddrPort, s Stream) Conn {
 	remote, _ := proto.AddrFrom(to.Addr())
-	if len(l.conns) >= l.max {
+	if l.conns.Len() >= l.max {
 		return l.refuse(s, sockets.EMFILE)
 	}
 	var sock sockets.Handle
@@ -228,7 +228,7 @@ func (c *pollerConn) abort(err error) {
 // end forgets a connection whose socket is closed.
 func (c *pollerConn) end(err error) {
 	c.gone = true
-	delete(c.l.conns, c.h)
+	c.l.conns.Delete(c.h)
 	c.l.add(-1)
 	c.s.Closed(err)
 }
