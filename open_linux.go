@@ -28,7 +28,7 @@ func Open(cfg Config) (*Stack, error) {
 	if err := cfg.defaults(); err != nil {
 		return nil, err
 	}
-	s := &Stack{cfg: cfg, done: make(chan struct{})}
+	s := &Stack{cfg: cfg, done: make(chan struct{}), napi: napiLearner{want: make(chan struct{}, 1)}}
 	err := inNamespace(cfg.NetNS, s.open)
 	if err != nil {
 		s.release()
@@ -191,7 +191,10 @@ func (s *Stack) open() error {
 	}); err != nil {
 		return err
 	}
-	return s.attach()
+	if err := s.attach(); err != nil {
+		return err
+	}
+	return s.openNAPI()
 }
 
 // hostConfig is what all reactors' Hosts have in common.
@@ -248,6 +251,7 @@ func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
 		return err
 	}
 	rc := reactor.Config{
+		NAPI: s.cfg.NAPI, WantNAPI: s.napi.ask,
 		Port: sock.Port(), Pool: pool, Host: queue.host, FillFrames: fill, MaxSpin: s.cfg.MaxSpin,
 		Resolve: s.resolve,
 		Heard:   func(a proto.ARP) { s.tellSiblings(i, a) }, Gone: s.gone,
@@ -306,6 +310,9 @@ func (s *Stack) start() {
 			h.Announce(now)
 		}
 		q.reactor.Leave()
+	}
+	if s.napi.sock != nil {
+		s.running.Go(func() { s.learnNAPI(ctx) })
 	}
 	s.watch(ctx)
 }

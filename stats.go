@@ -23,6 +23,7 @@ type Stats struct {
 	MTU       int
 	Loops     int // goroutines that run the reactors (Stack.Resize)
 	Ports     int // share mode: ports that are steered to the engine
+	NAPI      NAPIStats
 	RSS       RSSStats
 	Verdicts  []xdpprog.Counter
 	Queues    []QueueStats
@@ -34,6 +35,7 @@ type QueueStats struct {
 	Kernel  rings.Stats
 	Reactor reactor.Counters
 	Host    sockets.Counters
+	Drives  bool // the reactor runs the queue's NAPI at this moment
 	Frames  FrameStats
 	UDP     []sockets.UDPInfo
 	TCP     []sockets.TCPInfo
@@ -57,7 +59,7 @@ func (s *Stack) Stats() (Stats, error) {
 	st := Stats{
 		Interface: s.cfg.Interface, Driver: s.dev.driver, Native: s.program.Native(), ZeroCopy: s.queues[0].sock.ZeroCopy(),
 		SG: s.queues[0].sock.SG(), HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(), MTU: s.dev.mtu,
-		Loops: s.group.Loops(), RSS: RSSStats{s.steer.rss != nil, s.dev.hash},
+		Loops: s.group.Loops(), RSS: RSSStats{s.steer.rss != nil, s.dev.hash}, NAPI: s.napiStats(),
 	}
 	s.mu.Lock()
 	st.Ports = len(s.ports)
@@ -94,6 +96,7 @@ func (s *Stack) queueStats(q *queue) (QueueStats, error) {
 		Queue: q.id, Kernel: kernel, Reactor: q.reactor.Counters(), Host: *h.Counters(), UDP: h.UDPSockets(), TCP: h.TCPSockets(),
 		Frames: FrameStats{Total: q.pool.Total(), Free: q.pool.Avail(), Away: away, Exhausted: q.pool.Exhausted()},
 	}
+	qs.Drives, _ = q.reactor.Drives()
 	qs.Frames.Rx, qs.Frames.RxLimit, qs.Frames.Tx, qs.Frames.TxLimit = h.Held()
 	if s.ledger != nil {
 		qs.Frames.Owners = make(map[string]int)

@@ -43,6 +43,16 @@ const (
 	Generic    = xdpprog.Generic
 )
 
+// Arrangement says who runs the NAPI of the interface's queues.
+type Arrangement = reactor.Arrangement
+
+// The arrangements. AutoNAPI changes between the other two, to whichever moves more packets at the present load.
+const (
+	AutoNAPI    = reactor.AutoNAPI
+	SoftirqNAPI = reactor.SoftirqNAPI
+	DriveNAPI   = reactor.DriveNAPI
+)
+
 // Config says on which interface the engine runs and as whom. Interface and, without Share, Addrs are required; the zero
 // value of everything else is a good default.
 type Config struct {
@@ -75,6 +85,12 @@ type Config struct {
 	// Stalled is told of turns that take longer than 10 ms: a handler blocks. It must not block itself.
 	Stalled func(reactor.Stall)
 
+	// NAPI says who runs the queue's NAPI, on a veth with the native program and untagged frames (Linux 6.13): elsewhere it is
+	// the kernel, and DriveNAPI an error. What is changed for it on the device is restored when the engine stops, or, if it is
+	// killed, by Restore, which the next Open calls as well. JournalDir is where that is written down (default /run/xdpd).
+	NAPI       Arrangement
+	JournalDir string
+
 	RcvBuf     int    // bytes a socket may queue for receiving, in whole frames (default 1 MiB)
 	RcvMax     int    // bytes a TCP receive window may grow to (default 3 MiB, or half of a RcvBuf that is given)
 	SndBuf     int    // bytes a TCP connection may queue for sending: the congestion window says how many (default 4 MiB)
@@ -101,6 +117,8 @@ func (c *Config) defaults() error {
 		return fmt.Errorf("xdpd: chunk size %d; the kernel takes 2048 or 4096", c.ChunkSize)
 	case c.Queues != nil && len(c.Queues) == 0:
 		return errors.New("xdpd: an empty list of queues; nil means all of them")
+	case c.NAPI > DriveNAPI:
+		return fmt.Errorf("xdpd: NAPI arrangement %d; there are AutoNAPI, SoftirqNAPI and DriveNAPI", c.NAPI)
 	case c.Reactors < 0 || len(c.Queues) > 0 && c.Reactors > len(c.Queues):
 		return fmt.Errorf("xdpd: %d reactors for %d queues: there can be 1 to %d", c.Reactors, len(c.Queues), len(c.Queues))
 	}
@@ -125,6 +143,9 @@ func (c *Config) defaults() error {
 		if !reachable {
 			return fmt.Errorf("xdpd: gateway %v lies in no subnet of the addresses given", g)
 		}
+	}
+	if c.JournalDir == "" {
+		c.JournalDir = DefaultJournalDir
 	}
 	if c.Frames == 0 {
 		c.Frames = 16384

@@ -26,6 +26,9 @@ type Counters struct {
 	Sleeps         uint64 // ppoll(2) calls
 	Signals        uint64 // eventfd writes to wake the reactor
 	DeviceDown     uint64 // times a system call said that the device is down
+	Polls          uint64 // rounds of the queue's NAPI that the loop ran (Config.NAPI)
+	Drives         uint64 // times that it took the NAPI from the kernel
+	DriveFailed    uint64 // times that it could not, and will not try again
 	Stalls         uint64 // turns that the watchdog found to take too long (GroupConfig.Stalled)
 }
 
@@ -47,15 +50,19 @@ func (c *Counters) Add(o *Counters) {
 	c.Sleeps += o.Sleeps
 	c.Signals += o.Signals
 	c.DeviceDown += o.DeviceDown
+	c.Polls += o.Polls
+	c.Drives += o.Drives
+	c.DriveFailed += o.DriveFailed
 	c.Stalls += o.Stalls
 }
 
 // Syscalls is how many system calls the data path made.
-func (c *Counters) Syscalls() uint64 { return c.Kicks + c.WakeRX + c.Sleeps + c.Signals }
+func (c *Counters) Syscalls() uint64 { return c.Kicks + c.WakeRX + c.Polls + c.Sleeps + c.Signals }
 
 // Counters gives the counters. The caller holds the lock (Enter).
 func (r *Reactor) Counters() Counters {
 	c := r.counters
+	c.Polls = r.polls.Load()
 	c.Signals = r.wake.writes.Load()
 	c.Stalls = r.stalls.Load()
 	return c
@@ -65,6 +72,9 @@ func (r *Reactor) Counters() Counters {
 // without the lock: that system call is most of a turn, since the frames cross to the peer in it, and other goroutines
 // may read and write meanwhile.
 func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
+	if r.port.RX.Avail() < batch {
+		r.poll()
+	}
 	worked, kick, deadline, stop := r.locked()
 	if kick {
 		if err := r.port.Dev.Kick(); err != nil || r.downUntil != 0 {
@@ -112,6 +122,7 @@ func (r *Reactor) locked() (worked, kick bool, deadline int64, stop bool) {
 	sent, kick := r.transmit(now)
 	r.publishRings()
 	r.resolve()
+	r.arrange(now)
 	deadline = r.timers(now)
 	if r.host.TxPending() > 0 || !kick && r.unsent() {
 		deadline = min(deadline, r.again(now))

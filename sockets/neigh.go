@@ -120,6 +120,16 @@ func (h *Host) SetNeighbour(a proto.Addr, mac proto.MAC, valid bool, now int64) 
 	}
 }
 
+// Neighbours gives the neighbours that answered once and are not in doubt, max of them at most.
+func (h *Host) Neighbours(max int) (list []proto.Addr) {
+	for i := range h.neigh.entries {
+		if e := &h.neigh.entries[i]; len(list) < max && e.state >= neighReachable {
+			list = append(list, e.addr)
+		}
+	}
+	return list
+}
+
 // PopResolve gives an address that somebody must resolve for this Host (share mode).
 func (h *Host) PopResolve() (proto.Addr, bool) {
 	n := len(h.neigh.resolve)

@@ -55,7 +55,7 @@ func checkDevice(where, name string, tell func(finding)) {
 	if say(d.checkCopy()).Status == blocking {
 		return // the rest would only repeat it
 	}
-	for _, check := range []func() finding{d.checkZeroCopy, d.checkNeedWakeup, d.checkBusyPoll, d.checkMultiBuffer} {
+	for _, check := range []func() finding{d.checkZeroCopy, d.checkNeedWakeup, d.checkBusyPoll, d.checkNAPI, d.checkMultiBuffer} {
 		say(check())
 	}
 }
@@ -245,6 +245,23 @@ func (d *trialDevice) checkBusyPoll() finding {
 		f.Status, f.Text = missing, plain(err)
 	case d.driver == "veth": // its AF_XDP sockets have NAPI id 0, which net/core/dev.c, napi_busy_loop, does not find
 		f.Text += ", and do nothing on veth"
+	}
+	return f
+}
+
+// checkNAPI opens what an engine drives the NAPI with.
+func (d *trialDevice) checkNAPI() finding {
+	f := finding{Name: "driving the NAPI", Text: "an engine tries it under load, and keeps it where more packets go through"}
+	if d.driver != "veth" {
+		f.Status, f.Text, f.Cure = missing, "only veth is known to gain by it", "none is needed: the kernel runs it"
+		return f
+	}
+	n, err := rings.OpenNAPI(d.name)
+	if err == nil {
+		err = n.Close()
+	}
+	if err != nil {
+		f.Status, f.Text, f.Cure = missing, plain(err), "none is needed: the kernel runs it"
 	}
 	return f
 }

@@ -57,7 +57,7 @@ var ledgerSections = []ledgerSection{
 			passed("stack.rx_frames"),
 			dropped("reactor.rx_bad_desc", "reactor.rx_bad_chain"),
 			notes("reactor.rx_more", "reactor.fill_starved", "reactor.wake_rx", "reactor.turns", "reactor.sleeps", "reactor.signals",
-				"reactor.stalls"),
+				"reactor.stalls", "reactor.polls", "reactor.drives", "reactor.drive_failed"),
 		}},
 		{"ethernet", []part{
 			took("stack.rx_frames"),
@@ -252,6 +252,9 @@ func writeTable(w io.Writer, v *statsView, o tableOptions) error {
 	fmt.Fprintf(&b, "%s (%s): %s, %s, MTU %d; process %d, up %s, commit %s\n", v.Interface, v.Driver, attach, copies, v.MTU,
 		v.PID, time.Duration(v.UptimeSeconds*float64(time.Second)).Round(time.Second), v.Commit)
 	writeRSS(&b, &v.RSS)
+	if v.NAPI.What != "" { // an older engine says nothing
+		fmt.Fprintf(&b, "%s\n", v.napi())
+	}
 	writeLedger(&b, v, o)
 	writeReactors(&b, v)
 	writeFrames(&b, v)
