@@ -184,6 +184,19 @@ func TestLayout(t *testing.T) {
 	}
 }
 
+// TestBaggage: what only the bench compares with is in a module of its own, and not among ours.
+func TestBaggage(t *testing.T) {
+	for _, name := range []string{"go.mod", "go.sum"} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(text), "gvisor.dev/gvisor") {
+			t.Errorf("%s: gVisor belongs to the module in bench/gvisor", name)
+		}
+	}
+}
+
 // TestLayoutRules shows the rules one file each: fault is a part of the only report, "" means that there is none.
 func TestLayoutRules(t *testing.T) {
 	imports := func(list ...string) string { return "package p\nimport (\"" + strings.Join(list, "\"\n\"") + "\")\n" }
