@@ -99,7 +99,7 @@ func TestPlayers(t *testing.T) {
 
 func TestTableFlags(t *testing.T) {
 	b, o, err := parseTable([]string{"--quick", "--only", "http", "--json", "f", "--plots", "d"})
-	if err != nil || b.rounds != 3 || b.seconds != .4 || len(b.rows) != 2 || o.jsonFile != "f" || o.plots != "d" {
+	if err != nil || b.rounds != 3 || b.seconds != .5 || len(b.rows) != 2 || o.jsonFile != "f" || o.plots != "d" {
 		t.Errorf("%+v, %+v, %v", b, o, err)
 	}
 	if b, _, err = parseTable([]string{"--full", "--seconds", "1"}); err != nil || b.rounds < 7 || b.seconds != 1 {

@@ -22,7 +22,7 @@ type tableFlags struct {
 func parseTable(args []string) (b *bench, o tableFlags, err error) {
 	b = &bench{progress: os.Stderr, tries: tries}
 	f := flag.NewFlagSet("bench table", flag.ContinueOnError)
-	quick := f.Bool("quick", false, "3 rounds of 0.4 s, in less than five minutes")
+	quick := f.Bool("quick", false, "3 rounds of 0.5 s, in less than five minutes")
 	full := f.Bool("full", false, "9 rounds of 2 s, in less than an hour")
 	only := f.String("only", "", "rows, as NAME or NAME/AGAINST, with commas between and * for anything (see -list)")
 	f.BoolVar(&o.list, "list", false, "list the rows with what they are to reach")
@@ -48,7 +48,7 @@ func parseTable(args []string) (b *bench, o tableFlags, err error) {
 		}
 	}
 	if *quick {
-		preset(3, .4)
+		preset(3, .5)
 		b.tries = 2
 	}
 	if *full {
