@@ -32,8 +32,9 @@ var rooms = []room{
 	{"sockets", []string{"proto", "umem"}},
 	{"reactor", []string{"sockets", "proto", "rings", "umem"}},
 	{"internal", nil},
+	{"scripts", nil},
 	{".", []string{"reactor", "sockets", "xdpprog", "proto", "rings", "umem", "internal"}},
-	{"cmd/xdpd", []string{".", "reactor", "sockets", "xdpprog", "proto", "rings", "umem", "internal"}},
+	{"cmd/xdpd", []string{".", "reactor", "sockets", "xdpprog", "proto", "rings", "umem", "internal", "scripts"}},
 	{"bench", []string{"cmd/xdpd", ".", "reactor", "sockets", "xdpprog", "proto", "rings", "umem", "internal"}},
 }
 
