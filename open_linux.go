@@ -165,7 +165,7 @@ func (s *Stack) open() error {
 		return fmt.Errorf("xdpd: %d CPUs for the %d reactors of %s: list one for each, or up to one for each of its %d queues",
 			n, s.cfg.Reactors, s.cfg.Interface, queues)
 	}
-	chunk, err := s.cfg.chunkFor(dev.mtu)
+	chunk, packet, err := s.cfg.chunkFor(dev.mtu)
 	if err != nil {
 		return err
 	}
@@ -180,6 +180,7 @@ func (s *Stack) open() error {
 	if err != nil {
 		return err
 	}
+	hostCfg.PacketFrames = packet
 	for i, q := range s.cfg.Queues {
 		if err := s.openQueue(i, q, hostCfg); err != nil {
 			return err
@@ -231,7 +232,9 @@ func (s *Stack) hostConfig() (sockets.Config, error) {
 
 // openQueue makes the socket, the stack and the reactor of one queue.
 func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
-	opts := rings.SocketOptions{Interface: s.cfg.Interface, Ifindex: s.dev.index, Queue: q, Mode: s.cfg.Mode}
+	opts := rings.SocketOptions{
+		Interface: s.cfg.Interface, Ifindex: s.dev.index, Queue: q, Mode: s.cfg.Mode, SG: hostCfg.PacketFrames > 1,
+	}
 	if i > 0 {
 		opts.Shared = s.queues[0].sock
 	}

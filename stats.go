@@ -17,6 +17,7 @@ type Stats struct {
 	Native    bool   // the steering program is in the driver, not in generic mode
 	Refused   string // why it is not, where native was wanted
 	ZeroCopy  bool
+	SG        bool // packets may consist of several frames: one does not hold an MTU
 	HugePages bool
 	ChunkSize int
 	MTU       int
@@ -57,7 +58,7 @@ type FrameStats struct {
 func (s *Stack) Stats() (Stats, error) {
 	st := Stats{
 		Interface: s.cfg.Interface, Driver: s.dev.driver, Native: s.program.Native(), ZeroCopy: s.queues[0].sock.ZeroCopy(),
-		HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(), MTU: s.dev.mtu,
+		SG: s.queues[0].sock.SG(), HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(), MTU: s.dev.mtu,
 		Loops: s.group.Loops(), RSS: RSSStats{s.steer.rss != nil, s.dev.hash}, NAPI: s.napiStats(),
 	}
 	s.mu.Lock()
@@ -122,7 +123,7 @@ func (s *Stats) Drops() map[string]uint64 {
 		add("kernel_rx_invalid_descs", q.Kernel.RxInvalidDescs)
 		add("kernel_tx_invalid_descs", q.Kernel.TxInvalidDescs)
 		add("ring_rx_bad_desc", q.Reactor.RxBadDesc)
-		add("ring_rx_multi_buffer", q.Reactor.RxMultiBuffer)
+		add("ring_rx_bad_chain", q.Reactor.RxBadChain)
 		for d, n := range q.Host.Drops {
 			add(sockets.Drop(d).String(), n)
 		}

@@ -20,7 +20,6 @@ import (
 	"xdpd/reactor"
 	"xdpd/rings"
 	"xdpd/sockets"
-	"xdpd/umem"
 	"xdpd/xdpprog"
 )
 
@@ -73,7 +72,7 @@ type Config struct {
 	Attach Attach
 
 	Frames    int  // packet memory per queue, in frames (default 16384)
-	ChunkSize int  // bytes a frame: 2048 or 4096 (default: what the MTU needs)
+	ChunkSize int  // bytes a frame: 2048 or 4096 (default: what the MTU needs; above 3818 bytes of it packets take several)
 	HugePages bool // for the packet memory, where there are any
 
 	MaxSpin time.Duration // how long an idle reactor polls before it sleeps (default 50 µs); negative: it never sleeps
@@ -154,20 +153,21 @@ func (c *Config) defaults() error {
 	return nil
 }
 
-// chunkFor chooses the frame size for an MTU.
-func (c *Config) chunkFor(mtu int) (int, error) {
-	const overhead = umem.Headroom + 22
-	for _, size := range []int{2048, 4096} {
-		if (c.ChunkSize == 0 || c.ChunkSize == size) && mtu+overhead <= size {
-			return size, nil
+// chunkFor chooses the frame size for an MTU, and how many frames a packet may consist of: one if one can hold it.
+func (c *Config) chunkFor(mtu int) (size, frames int, err error) {
+	limit := 0
+	for _, frames := range []int{1, sockets.MaxPacketFrames} {
+		for _, size := range []int{2048, 4096} {
+			if c.ChunkSize != 0 && c.ChunkSize != size || frames > 1 && size < 4096 && c.ChunkSize == 0 {
+				continue
+			}
+			if limit = sockets.MaxMTU(size, frames); mtu <= limit {
+				return size, frames, nil
+			}
 		}
 	}
-	limit := 4096 - overhead
-	if c.ChunkSize != 0 {
-		limit = c.ChunkSize - overhead
-	}
-	return 0, fmt.Errorf("xdpd: interface %s has MTU %d; a frame must hold a packet, which allows %d: ip link set %s mtu 1500",
-		c.Interface, mtu, limit, c.Interface)
+	return 0, 0, fmt.Errorf("xdpd: interface %s has MTU %d; with frames of %d bytes, %d to a packet, %d is possible: use larger frames, or ip link set %s mtu 1500",
+		c.Interface, mtu, c.ChunkSize, sockets.MaxPacketFrames, limit, c.Interface)
 }
 
 // prefixes converts addresses for the Host.

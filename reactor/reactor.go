@@ -92,8 +92,8 @@ type Reactor struct {
 	arr      arranger
 
 	inFill    int
-	inTX      int  // given to the device and not completed
-	rxSkip    bool // in the middle of a packet of several frames, which is dropped whole
+	inTX      int // given to the device and not completed
+	parts     parts
 	downUntil int64
 	woke      bool // a goroutine was made runnable in this turn
 	scratch   [batch]umem.Frame
@@ -116,6 +116,9 @@ const (
 
 // New makes a Reactor; Run runs it.
 func New(cfg Config) (*Reactor, error) {
+	if n := cfg.Host.PacketFrames(); int(cfg.Port.TX.Size()) < n {
+		return nil, fmt.Errorf("reactor: a TX ring of %d entries for packets of %d frames", cfg.Port.TX.Size(), n)
+	}
 	wake, err := newEventFD()
 	if err != nil {
 		return nil, fmt.Errorf("reactor: %w", err)

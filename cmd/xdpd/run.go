@@ -219,6 +219,9 @@ func describe(s *xdpd.Stats) string {
 	if s.ZeroCopy {
 		copies = "zero copy"
 	}
+	if s.SG {
+		copies += ", multi-buffer"
+	}
 	queues := plural(len(s.Queues), "queue")
 	if s.Loops != len(s.Queues) {
 		queues += " run by " + plural(s.Loops, "reactor")

@@ -37,7 +37,7 @@ func fabricated() xdpd.Stats {
 		Kernel: rings.Stats{RxDropped: 3, RxRingFull: 17, RxFillRingEmpty: 3, TxRingEmptyDescs: 5},
 		Reactor: reactor.Counters{
 			Turns: 5000, RxFrames: 1000, TxFrames: 700, Completions: 690, Kicks: 31, WakeRX: 2, Sleeps: 9, Signals: 4,
-			RxMultiBuffer: 1,
+			RxBadChain: 1,
 		},
 		Frames: xdpd.FrameStats{
 			Total: 16384, Free: 12250, Rx: 28, RxLimit: 8192, Tx: 10, TxLimit: 4096, Exhausted: 1234,
