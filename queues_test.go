@@ -32,7 +32,7 @@ func TestQueues(t *testing.T) {
 			}
 			noConnections(t, stack)
 			ping(t, lab.Peer, lab.EngineAddr, 100, "-f")
-			ping(t, lab.Peer, lab.EngineAddr, 10, "-i", "0.002", "-s", "8000")
+			ping(t, lab.Peer, lab.EngineAddr, 5, pingWait, "-s", "8000")
 			for _, q := range getStats(t, stack).Queues {
 				if q.Host.Stats[sockets.RxUDP] == 0 || q.Host.Stats[sockets.RxTCP] == 0 {
 					t.Errorf("queue %d received %d UDP and %d TCP packets", q.Queue, q.Host.Stats[sockets.RxUDP], q.Host.Stats[sockets.RxTCP])

@@ -335,7 +335,7 @@ func TestStatsOfEngine(t *testing.T) {
 	if _, err := st.ListenPacket("udp", ":7"); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := lab.Peer.Run(t.Context(), "ping", "-c", "2", "-i", "0.002", lab.EngineAddr.String()); err != nil {
+	if out, err := lab.Peer.Run(t.Context(), "ping", "-c", "2", "-i", "0.2", lab.EngineAddr.String()); err != nil {
 		t.Fatal(err, string(out))
 	}
 	var view statsView
