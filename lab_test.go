@@ -345,20 +345,15 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// ping runs ping(8) in a namespace; every request must be answered, with its own bytes. For the last answers it waits two round
-// trips, or one interval: what a busy machine keeps longer it takes for lost, and so it is asked again.
+// ping runs ping(8) in a namespace; every request must be answered, with its own bytes.
 func ping(t testing.TB, ns *netlab.NS, to netip.Addr, count int, args ...string) {
 	t.Helper()
 	args = append([]string{"-n", "-q", "-c", fmt.Sprint(count), "-W", "20"}, args...)
-	want := fmt.Sprintf("%d packets transmitted, %d received", count, count)
-	var out string
-	for try := 0; try < 5 && !strings.Contains(out, want); try++ {
-		out = run(t, ns, "ping", append(args, to.String())...)
-		if strings.Contains(out, "wrong data") {
-			t.Errorf("ping %v: the answers differ from the requests: %s", args, out)
-		}
-	}
-	if !strings.Contains(out, want) {
+	out := run(t, ns, "ping", append(args, to.String())...)
+	if want := fmt.Sprintf("%d packets transmitted, %d received", count, count); !strings.Contains(out, want) {
 		t.Errorf("ping %v: %s", args, out)
+	}
+	if strings.Contains(out, "wrong data") {
+		t.Errorf("ping %v: the answers differ from the requests: %s", args, out)
 	}
 }
