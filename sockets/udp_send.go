@@ -98,8 +98,8 @@ func (h *Host) udpFinish(f umem.Frame, k flowKey, hop proto.Addr) {
 	b.Off -= 8
 	b.Len += 8
 	msg := h.pool.Data(f)
-	proto.PutUDP(msg, k.LPort, k.RPort, len(msg), 0)
-	sum := proto.Sum(msg, proto.PseudoSum(k.Local, k.Remote, proto.ProtoUDP, len(msg)))
+	header := uint64(k.LPort) + uint64(k.RPort) + uint64(len(msg))
+	sum := proto.Sum(msg[8:], header+proto.PseudoSum(k.Local, k.Remote, proto.ProtoUDP, len(msg)))
 	proto.PutUDP(msg, k.LPort, k.RPort, len(msg), udpSum(proto.Fold(sum)))
 	if !h.sendIP(f, k.Local, k.Remote, hop, proto.ProtoUDP) {
 		h.freeTX(f, umem.Held) // counted where it was refused; to the sender it is a datagram lost on the way
