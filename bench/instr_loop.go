@@ -102,8 +102,8 @@ func (b *bare) endTurn() (segments int) {
 	b.host.Tick(b.now)
 	b.host.Flush(b.now)
 	for {
-		f, off, n, ok := b.host.PopTX()
-		if !ok {
+		f, off, n, _ := b.host.PopTX()
+		if f == umem.None {
 			break
 		}
 		p := b.pool.Chunk(f)[off:]

@@ -91,7 +91,7 @@ func (d *datagrams) behindStack() error {
 		r.Turn()
 		return nil
 	}
-	return errors.Join(startEcho(r), d.turn())
+	return errors.Join(startUDP(r, serveOptions{port: ourPort, ports: 1}), d.turn())
 }
 
 // take looks at a reply.
