@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net/netip"
 	"runtime/debug"
 
 	"xdpd/proto"
@@ -92,7 +91,7 @@ func (d *datagrams) behindStack() error {
 		r.Turn()
 		return nil
 	}
-	return errors.Join(startUDP(r, serveOptions{addr: netip.PrefixFrom(netip.IPv4Unspecified(), 24), port: ourPort, ports: 1}), d.turn())
+	return errors.Join(startUDP(r, serveOptions{port: ourPort, ports: 1}), d.turn())
 }
 
 // take looks at a reply.
