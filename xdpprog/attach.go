@@ -66,22 +66,27 @@ func attachBest(c Config) (*Program, error) {
 }
 
 func (p *Program) attach(ifindex int, native bool) error {
-	flags := link.XDPGenericMode
-	if native {
-		flags = link.XDPDriverMode
-	}
-	l, err := link.AttachXDP(link.XDPOptions{Program: p.objs.Steer, Interface: ifindex, Flags: flags})
-	if errors.Is(err, unix.EINVAL) {
-		// net/core/dev.c, bpf_xdp_link_attach: EINVAL also stands for a device that is not there.
-		if _, lerr := netlink.LinkByIndex(ifindex); errors.As(lerr, new(netlink.LinkNotFoundError)) {
-			return unix.ENODEV
-		}
-	}
+	l, err := attachXDP(p.objs.Steer, ifindex, native)
 	if err != nil {
 		return err
 	}
 	p.link, p.native = l, native
 	return nil
+}
+
+func attachXDP(prog *ebpf.Program, ifindex int, native bool) (link.Link, error) {
+	flags := link.XDPGenericMode
+	if native {
+		flags = link.XDPDriverMode
+	}
+	l, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: ifindex, Flags: flags})
+	if errors.Is(err, unix.EINVAL) {
+		// net/core/dev.c, bpf_xdp_link_attach: EINVAL also stands for a device that is not there.
+		if _, lerr := netlink.LinkByIndex(ifindex); errors.As(lerr, new(netlink.LinkNotFoundError)) {
+			return nil, unix.ENODEV
+		}
+	}
+	return l, err
 }
 
 // driverRefused tells a driver that will not run this program in this device's present state from an error that

@@ -36,12 +36,22 @@ func child(do string) {
 	switch do {
 	case "caps":
 		keepCaps(1<<unix.CAP_BPF | 1<<unix.CAP_NET_ADMIN)
-	case "nocaps":
+	case "nocaps", "source-nocaps", "sink-nocaps":
 		keepCaps(0)
 	}
 	ifindex, err := strconv.Atoi(os.Getenv(childIfindexEnv))
 	if err != nil {
 		panic(err)
+	}
+	switch do {
+	case "source-nocaps":
+		_, err := LoadSource(SourceConfig{Ifindex: ifindex, Frames: [][]byte{make([]byte, 60)}})
+		fmt.Println(err)
+		return
+	case "sink-nocaps":
+		_, err := LoadSink(SinkConfig{Ifindex: ifindex})
+		fmt.Println(err)
+		return
 	}
 	p, err := Load(testConfig(Share, ifindex))
 	if err != nil {

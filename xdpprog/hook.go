@@ -1,0 +1,63 @@
+package xdpprog
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// hook is a program on a device's receive path, other than the steering program.
+type hook struct {
+	iface  string
+	link   link.Link
+	native bool
+}
+
+// hookUp attaches what load gives, in the first way of those that c asks for which the driver accepts. load may be called
+// several times, and unload after each that was in vain. c needs Interface, Ifindex and Attach only.
+func hookUp(c Config, load func(frags bool) (*ebpf.Program, error), unload func() error) (hook, error) {
+	var first error
+	switch {
+	case c.Ifindex < 1:
+		return hook{}, fmt.Errorf("xdpprog: attach to %s: interface index %d: %w", c.Interface, c.Ifindex, unix.ENODEV)
+	case c.Attach > Generic:
+		return hook{}, fmt.Errorf("xdpprog: attach to %s: mode %d: none of BestAttach, Native, Generic", c.Interface, c.Attach)
+	}
+	for _, a := range c.Attach.attempts() {
+		prog, err := load(a.frags)
+		if err != nil {
+			return hook{}, errors.Join(fmt.Errorf("xdpprog: load for %s: %w", c.Interface, err), unload())
+		}
+		l, err := attachXDP(prog, c.Ifindex, a.native)
+		if err == nil {
+			return hook{c.Interface, l, a.native}, nil
+		}
+		err = errors.Join(explainAttach(c, a, err), unload())
+		if !driverRefused(err) {
+			return hook{}, err
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	return hook{}, first
+}
+
+// Native reports whether the program runs in the driver, as Program.Native does.
+func (h *hook) Native() bool { return h.native }
+
+// detach may be called more than once. Detach before Close, as in Program.Close.
+func (h *hook) detach() error {
+	if h.link == nil {
+		return nil
+	}
+	err := errors.Join(h.link.Detach(), h.link.Close())
+	h.link = nil
+	if err != nil {
+		return fmt.Errorf("xdpprog: detach from %s: %w", h.iface, err)
+	}
+	return nil
+}
