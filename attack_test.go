@@ -101,9 +101,11 @@ func newVictim(t *testing.T) *victim {
 	return v
 }
 
-// ask has the connection say something and hear it back, and nothing else.
+// ask has the connection say something and hear it back, and nothing else. Each time it is waited for anew: an attack may take
+// longer than anybody's patience.
 func (v *victim) ask(what string) {
 	v.t.Helper()
+	v.conn.SetDeadline(time.Now().Add(patience))
 	if _, err := v.conn.Write([]byte(what)); err != nil {
 		v.t.Fatalf("%.100s: the connection is dead: %v", what, err)
 	}

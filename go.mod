@@ -19,3 +19,5 @@ require (
 	github.com/pelletier/go-toml/v2 v2.4.3
 	golang.org/x/net v0.57.0
 )
+
+require github.com/gopacket/gopacket v1.7.7

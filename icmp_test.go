@@ -46,6 +46,20 @@ func TestPingSizes(t *testing.T) {
 	}
 }
 
+// TestPingJumbo has requests and answers of several frames.
+func TestPingJumbo(t *testing.T) {
+	lab, stack := engine(t, netlab.Options{MTU: 9000})
+	for _, size := range []string{"56", "3790", "3800", "3801", "8900", "8972", "8973", "65507"} {
+		ping(t, lab.Peer, lab.EngineAddr, 10, "-i", "0.002", "-s", size)
+	}
+	if n := counted(t, stack, sockets.Reassembled); n != 20 {
+		t.Errorf("%d packets were put together from fragments, not 20", n)
+	}
+	if st := getStats(t, stack); !st.SG || st.ChunkSize != 4096 || len(st.Drops()) != 0 {
+		t.Errorf("multi-buffer %v, frames of %d bytes, drops %v", st.SG, st.ChunkSize, st.Drops())
+	}
+}
+
 // TestARP asks as a station that the engine never heard of, as a probe that has no address yet, and for an address that
 // is not the engine's.
 func TestARP(t *testing.T) {

@@ -46,7 +46,7 @@ func TestTenThousandConnections(t *testing.T) {
 		go func() { failed <- manyConnections(lab, to, n/atOnce, worker%2 == 0) }()
 	}
 	for range atOnce {
-		if err := await(t, failed, "the connections"); err != nil {
+		if err := <-failed; err != nil { // each of them has a deadline; how long all take is the machine's matter
 			t.Error(err)
 		}
 	}

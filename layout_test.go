@@ -32,8 +32,9 @@ var rooms = []room{
 	{"sockets", []string{"proto", "umem"}},
 	{"reactor", []string{"sockets", "proto", "rings", "umem"}},
 	{"internal", nil},
+	{"scripts", nil},
 	{".", []string{"reactor", "sockets", "xdpprog", "proto", "rings", "umem", "internal"}},
-	{"cmd/xdpd", []string{".", "reactor", "sockets", "xdpprog", "proto", "rings", "umem", "internal"}},
+	{"cmd/xdpd", []string{".", "reactor", "sockets", "xdpprog", "proto", "rings", "umem", "internal", "scripts"}},
 	{"bench", []string{"cmd/xdpd", ".", "reactor", "sockets", "xdpprog", "proto", "rings", "umem", "internal"}},
 }
 
@@ -180,6 +181,21 @@ func TestLayout(t *testing.T) {
 	for _, r := range rooms {
 		if !seen[r.name] {
 			t.Errorf("the import table has the room %s, where no Go file is", r.name)
+		}
+	}
+}
+
+// TestBaggage: what only the bench compares with is in a module of its own, and not among ours.
+func TestBaggage(t *testing.T) {
+	for _, name := range []string{"go.mod", "go.sum"} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, baggage := range []string{"gvisor.dev/gvisor", "gonum.org/v1/plot"} {
+			if strings.Contains(string(text), baggage) {
+				t.Errorf("%s: %s belongs to a module below bench", name, baggage)
+			}
 		}
 	}
 }

@@ -30,6 +30,9 @@ func (s *Stack) kernelEvent(e krnet.Event) {
 		if e.Deleted {
 			s.fail(fmt.Errorf("xdpd: interface %s was removed: %w", s.cfg.Interface, unix.ENODEV))
 		}
+		if !e.Up {
+			s.loseNAPI()
+		}
 	case krnet.NeighChange:
 		if s.cfg.Share {
 			s.setNeighbours([]krnet.Neigh{e.Neigh})

@@ -28,7 +28,7 @@ func Open(cfg Config) (*Stack, error) {
 	if err := cfg.defaults(); err != nil {
 		return nil, err
 	}
-	s := &Stack{cfg: cfg, done: make(chan struct{})}
+	s := &Stack{cfg: cfg, done: make(chan struct{}), napi: napiLearner{want: make(chan struct{}, 1)}}
 	err := inNamespace(cfg.NetNS, s.open)
 	if err != nil {
 		s.release()
@@ -165,7 +165,7 @@ func (s *Stack) open() error {
 		return fmt.Errorf("xdpd: %d CPUs for the %d reactors of %s: list one for each, or up to one for each of its %d queues",
 			n, s.cfg.Reactors, s.cfg.Interface, queues)
 	}
-	chunk, err := s.cfg.chunkFor(dev.mtu)
+	chunk, packet, err := s.cfg.chunkFor(dev.mtu)
 	if err != nil {
 		return err
 	}
@@ -180,6 +180,7 @@ func (s *Stack) open() error {
 	if err != nil {
 		return err
 	}
+	hostCfg.PacketFrames = packet
 	for i, q := range s.cfg.Queues {
 		if err := s.openQueue(i, q, hostCfg); err != nil {
 			return err
@@ -190,7 +191,10 @@ func (s *Stack) open() error {
 	}); err != nil {
 		return err
 	}
-	return s.attach()
+	if err := s.attach(); err != nil {
+		return err
+	}
+	return s.openNAPI()
 }
 
 // hostConfig is what all reactors' Hosts have in common.
@@ -228,7 +232,9 @@ func (s *Stack) hostConfig() (sockets.Config, error) {
 
 // openQueue makes the socket, the stack and the reactor of one queue.
 func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
-	opts := rings.SocketOptions{Interface: s.cfg.Interface, Ifindex: s.dev.index, Queue: q, Mode: s.cfg.Mode}
+	opts := rings.SocketOptions{
+		Interface: s.cfg.Interface, Ifindex: s.dev.index, Queue: q, Mode: s.cfg.Mode, SG: hostCfg.PacketFrames > 1,
+	}
 	if i > 0 {
 		opts.Shared = s.queues[0].sock
 	}
@@ -245,6 +251,7 @@ func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
 		return err
 	}
 	rc := reactor.Config{
+		NAPI: s.cfg.NAPI, WantNAPI: s.napi.ask,
 		Port: sock.Port(), Pool: pool, Host: queue.host, FillFrames: fill, MaxSpin: s.cfg.MaxSpin,
 		Resolve: s.resolve,
 		Heard:   func(a proto.ARP) { s.tellSiblings(i, a) }, Gone: s.gone,
@@ -303,6 +310,9 @@ func (s *Stack) start() {
 			h.Announce(now)
 		}
 		q.reactor.Leave()
+	}
+	if s.napi.sock != nil {
+		s.running.Go(func() { s.learnNAPI(ctx) })
 	}
 	s.watch(ctx)
 }

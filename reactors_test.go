@@ -160,16 +160,24 @@ func TestReactors(t *testing.T) {
 					}
 					return open == 0 || t.Failed()
 				})
-				st := getStats(t, stack)
-				var over, in uint64
+				// What the last packets brought may still be in the lane to another queue.
+				var over, in, lost uint64
+				var st xdpd.Stats
+				eventually(t, "what was handed over", func() bool {
+					st = getStats(t, stack)
+					over, in, lost = 0, 0, st.Drops()["handover_full"]+st.Drops()["handover_no_frame"]
+					for _, q := range st.Queues {
+						over += q.Host.Stats[sockets.HandedOver]
+						in += q.Host.Stats[sockets.HandedIn]
+					}
+					return over == in+lost
+				})
 				for i, q := range st.Queues {
-					over += q.Host.Stats[sockets.HandedOver]
-					in += q.Host.Stats[sockets.HandedIn]
 					if accepted := q.Host.Stats[sockets.TCPAccepted]; (accepted > 0) != (spread || i == 0) || spread && accepted != conns/uint64(queues) {
 						t.Errorf("reactor %d accepted %d connections", i, accepted)
 					}
 				}
-				if lost := st.Drops()["handover_full"] + st.Drops()["handover_no_frame"]; over != in+lost || over < conns {
+				if over < conns {
 					t.Errorf("%d packets handed over, %d taken, %d dropped between", over, in, lost)
 				}
 				t.Logf("%d packets were handed over; drops %v", over, st.Drops())

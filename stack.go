@@ -29,6 +29,7 @@ type Stack struct {
 	queues  []*queue
 	steer   steering
 	group   *reactor.Group
+	napi    napiLearner
 	running sync.WaitGroup
 	cancel  context.CancelFunc
 
@@ -156,6 +157,7 @@ func (s *Stack) release() error {
 		s.cancel()
 	}
 	s.running.Wait()
+	errs = append(errs, s.napi.close())
 	if s.kernel != nil {
 		errs = append(errs, s.kernel.Close())
 	}

@@ -17,11 +17,13 @@ type Stats struct {
 	Native    bool   // the steering program is in the driver, not in generic mode
 	Refused   string // why it is not, where native was wanted
 	ZeroCopy  bool
+	SG        bool // packets may consist of several frames: one does not hold an MTU
 	HugePages bool
 	ChunkSize int
 	MTU       int
 	Loops     int // goroutines that run the reactors (Stack.Resize)
 	Ports     int // share mode: ports that are steered to the engine
+	NAPI      NAPIStats
 	RSS       RSSStats
 	Verdicts  []xdpprog.Counter
 	Queues    []QueueStats
@@ -33,6 +35,7 @@ type QueueStats struct {
 	Kernel  rings.Stats
 	Reactor reactor.Counters
 	Host    sockets.Counters
+	Drives  bool // the reactor runs the queue's NAPI at this moment
 	Frames  FrameStats
 	UDP     []sockets.UDPInfo
 	TCP     []sockets.TCPInfo
@@ -55,8 +58,8 @@ type FrameStats struct {
 func (s *Stack) Stats() (Stats, error) {
 	st := Stats{
 		Interface: s.cfg.Interface, Driver: s.dev.driver, Native: s.program.Native(), ZeroCopy: s.queues[0].sock.ZeroCopy(),
-		HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(), MTU: s.dev.mtu,
-		Loops: s.group.Loops(), RSS: RSSStats{s.steer.rss != nil, s.dev.hash},
+		SG: s.queues[0].sock.SG(), HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(), MTU: s.dev.mtu,
+		Loops: s.group.Loops(), RSS: RSSStats{s.steer.rss != nil, s.dev.hash}, NAPI: s.napiStats(),
 	}
 	s.mu.Lock()
 	st.Ports = len(s.ports)
@@ -93,6 +96,7 @@ func (s *Stack) queueStats(q *queue) (QueueStats, error) {
 		Queue: q.id, Kernel: kernel, Reactor: q.reactor.Counters(), Host: *h.Counters(), UDP: h.UDPSockets(), TCP: h.TCPSockets(),
 		Frames: FrameStats{Total: q.pool.Total(), Free: q.pool.Avail(), Away: away, Exhausted: q.pool.Exhausted()},
 	}
+	qs.Drives, _ = q.reactor.Drives()
 	qs.Frames.Rx, qs.Frames.RxLimit, qs.Frames.Tx, qs.Frames.TxLimit = h.Held()
 	if s.ledger != nil {
 		qs.Frames.Owners = make(map[string]int)
@@ -119,7 +123,7 @@ func (s *Stats) Drops() map[string]uint64 {
 		add("kernel_rx_invalid_descs", q.Kernel.RxInvalidDescs)
 		add("kernel_tx_invalid_descs", q.Kernel.TxInvalidDescs)
 		add("ring_rx_bad_desc", q.Reactor.RxBadDesc)
-		add("ring_rx_multi_buffer", q.Reactor.RxMultiBuffer)
+		add("ring_rx_bad_chain", q.Reactor.RxBadChain)
 		for d, n := range q.Host.Drops {
 			add(sockets.Drop(d).String(), n)
 		}

@@ -118,7 +118,7 @@ func kernelTCP(t testing.TB, ns *netlab.NS, to netip.AddrPort) (*net.TCPConn, er
 		return nil, err
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(patience))
+	c.SetDeadline(time.Now().Add(2 * patience))
 	return c.(*net.TCPConn), nil
 }
 
@@ -148,7 +148,9 @@ func echoBulk(c *net.TCPConn, n int64, seed uint64) error {
 }
 
 func TestTCPEcho(t *testing.T) {
-	for _, o := range []netlab.Options{{}, {TxOffload: true}, {MTU: 576}, {MTU: 3000}} {
+	for _, o := range []netlab.Options{
+		{}, {TxOffload: true}, {MTU: 576}, {MTU: 3000}, {MTU: 3819}, {MTU: 9000}, {MTU: 9000, TxOffload: true}, {MTU: 65535, TxOffload: true},
+	} {
 		t.Run(fmt.Sprintf("MTU%d/offload=%v", o.MTU, o.TxOffload), func(t *testing.T) {
 			lab, stack := engine(t, o)
 			serveTCPEcho(t, stack, 7)

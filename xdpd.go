@@ -20,7 +20,6 @@ import (
 	"xdpd/reactor"
 	"xdpd/rings"
 	"xdpd/sockets"
-	"xdpd/umem"
 	"xdpd/xdpprog"
 )
 
@@ -44,6 +43,16 @@ const (
 	Generic    = xdpprog.Generic
 )
 
+// Arrangement says who runs the NAPI of the interface's queues.
+type Arrangement = reactor.Arrangement
+
+// The arrangements. AutoNAPI changes between the other two, to whichever moves more packets at the present load.
+const (
+	AutoNAPI    = reactor.AutoNAPI
+	SoftirqNAPI = reactor.SoftirqNAPI
+	DriveNAPI   = reactor.DriveNAPI
+)
+
 // Config says on which interface the engine runs and as whom. Interface and, without Share, Addrs are required; the zero
 // value of everything else is a good default.
 type Config struct {
@@ -63,7 +72,7 @@ type Config struct {
 	Attach Attach
 
 	Frames    int  // packet memory per queue, in frames (default 16384)
-	ChunkSize int  // bytes a frame: 2048 or 4096 (default: what the MTU needs)
+	ChunkSize int  // bytes a frame: 2048 or 4096 (default: what the MTU needs; above 3818 bytes of it packets take several)
 	HugePages bool // for the packet memory, where there are any
 
 	MaxSpin time.Duration // how long an idle reactor polls before it sleeps (default 50 µs); negative: it never sleeps
@@ -75,6 +84,12 @@ type Config struct {
 	Spread reactor.Spread
 	// Stalled is told of turns that take longer than 10 ms: a handler blocks. It must not block itself.
 	Stalled func(reactor.Stall)
+
+	// NAPI says who runs the queue's NAPI, on a veth with the native program and untagged frames (Linux 6.13): elsewhere it is
+	// the kernel, and DriveNAPI an error. What is changed for it on the device is restored when the engine stops, or, if it is
+	// killed, by Restore, which the next Open calls as well. JournalDir is where that is written down (default /run/xdpd).
+	NAPI       Arrangement
+	JournalDir string
 
 	RcvBuf     int    // bytes a socket may queue for receiving, in whole frames (default 1 MiB)
 	RcvMax     int    // bytes a TCP receive window may grow to (default 3 MiB, or half of a RcvBuf that is given)
@@ -102,6 +117,8 @@ func (c *Config) defaults() error {
 		return fmt.Errorf("xdpd: chunk size %d; the kernel takes 2048 or 4096", c.ChunkSize)
 	case c.Queues != nil && len(c.Queues) == 0:
 		return errors.New("xdpd: an empty list of queues; nil means all of them")
+	case c.NAPI > DriveNAPI:
+		return fmt.Errorf("xdpd: NAPI arrangement %d; there are AutoNAPI, SoftirqNAPI and DriveNAPI", c.NAPI)
 	case c.Reactors < 0 || len(c.Queues) > 0 && c.Reactors > len(c.Queues):
 		return fmt.Errorf("xdpd: %d reactors for %d queues: there can be 1 to %d", c.Reactors, len(c.Queues), len(c.Queues))
 	}
@@ -127,26 +144,30 @@ func (c *Config) defaults() error {
 			return fmt.Errorf("xdpd: gateway %v lies in no subnet of the addresses given", g)
 		}
 	}
+	if c.JournalDir == "" {
+		c.JournalDir = DefaultJournalDir
+	}
 	if c.Frames == 0 {
 		c.Frames = 16384
 	}
 	return nil
 }
 
-// chunkFor chooses the frame size for an MTU.
-func (c *Config) chunkFor(mtu int) (int, error) {
-	const overhead = umem.Headroom + 22
-	for _, size := range []int{2048, 4096} {
-		if (c.ChunkSize == 0 || c.ChunkSize == size) && mtu+overhead <= size {
-			return size, nil
+// chunkFor chooses the frame size for an MTU, and how many frames a packet may consist of: one if one can hold it.
+func (c *Config) chunkFor(mtu int) (size, frames int, err error) {
+	limit := 0
+	for _, frames := range []int{1, sockets.MaxPacketFrames} {
+		for _, size := range []int{2048, 4096} {
+			if c.ChunkSize != 0 && c.ChunkSize != size || frames > 1 && size < 4096 && c.ChunkSize == 0 {
+				continue
+			}
+			if limit = sockets.MaxMTU(size, frames); mtu <= limit {
+				return size, frames, nil
+			}
 		}
 	}
-	limit := 4096 - overhead
-	if c.ChunkSize != 0 {
-		limit = c.ChunkSize - overhead
-	}
-	return 0, fmt.Errorf("xdpd: interface %s has MTU %d; a frame must hold a packet, which allows %d: ip link set %s mtu 1500",
-		c.Interface, mtu, limit, c.Interface)
+	return 0, 0, fmt.Errorf("xdpd: interface %s has MTU %d; with frames of %d bytes, %d to a packet, %d is possible: use larger frames, or ip link set %s mtu 1500",
+		c.Interface, mtu, c.ChunkSize, sockets.MaxPacketFrames, limit, c.Interface)
 }
 
 // prefixes converts addresses for the Host.

@@ -78,8 +78,8 @@ func (b *bare) endTurn() (segments int) {
 	b.host.Tick(b.now)
 	b.host.Flush(b.now)
 	for {
-		f, off, n, ok := b.host.PopTX()
-		if !ok {
+		f, off, n, _ := b.host.PopTX()
+		if f == umem.None {
 			break
 		}
 		p := b.pool.Chunk(f)[off:]
@@ -113,8 +113,8 @@ func (b *bare) connect() (err error) {
 	syn := putSYN(b.pool.Chunk(f)[umem.Headroom:], segment{peerAddr, peerPort, b.seq, 0, uint32(b.now / 1e6)})
 	b.host.Input(f, umem.Headroom, len(syn), b.now)
 	b.host.Flush(b.now)
-	f, off, _, ok := b.host.PopTX()
-	if !ok {
+	f, off, _, _ := b.host.PopTX()
+	if f == umem.None {
 		return errors.New("no SYN-ACK")
 	}
 	b.ack = binary.BigEndian.Uint32(b.pool.Chunk(f)[off+38:]) + 1

@@ -5,26 +5,20 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
-	"net"
+	"maps"
 	"net/netip"
 	"os"
 	"runtime/pprof"
+	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"xdpd"
-	"xdpd/reactor"
 	"xdpd/sockets"
 )
 
 const (
 	port   = 7
-	rcvBuf = 8 << 20 // bytes every server may queue for receiving, as peers/udpecho_kernel.c
-
-	// echoBatch is what the reactor receives in a turn at most. Were it less, an overload would be taken in, queued, and
-	// dropped at the socket, where a drop costs most.
-	echoBatch = 256
+	rcvBuf = 8 << 20 // bytes every UDP server may queue for receiving, as those in peers/
 )
 
 // serveOptions are the flags behind -serve NAME.
@@ -33,13 +27,15 @@ type serveOptions struct {
 	dev     string
 	addr    netip.Prefix
 	port    uint
+	ports   uint
+	rules   uint
 	profile string
 }
 
-// counters is what a server says at its end.
+// counters is what a server says at its end. Those of peers in C and of other modules may leave fields out.
 type counters struct {
 	Mode      string            `json:"mode"`       // how frames got to the engine
-	FramesIn  uint64            `json:"frames_in"`  // for kernel sockets, datagrams
+	FramesIn  uint64            `json:"frames_in"`  // for kernel sockets, datagrams or reads
 	FramesOut uint64            `json:"frames_out"` // same
 	ARP       uint64            `json:"arp"`        // of FramesIn
 	Delivered uint64            `json:"delivered"`  // datagrams queued on the socket
@@ -48,13 +44,28 @@ type counters struct {
 	Drops     map[string]uint64 `json:"drops"`      // reasons as in the engine's ledger
 }
 
-// serveFuncs run a server until ctx ends; ready is to be called when it serves.
-var serveFuncs = map[string]func(ctx context.Context, o serveOptions, ready func()) (counters, error){
-	"xdpd":     serveReactor,
-	"xdpd-net": serveNetFace,
-	"asavie":   serveAsavie,
-	"net":      serveNet,
-	"raw":      serveRaw,
+// serveFunc runs a server until ctx ends; ready is to be called when it serves.
+type serveFunc func(ctx context.Context, o serveOptions, ready func()) (counters, error)
+
+// serveFuncs are the contenders in this program, by name and work.
+var serveFuncs = map[string]map[string]serveFunc{
+	"xdpd": {
+		"udp-echo": serveReactor, "tcp-echo": serveReactor, "tcp-accept": serveReactor, "tcp-sink": serveReactor,
+		"tcp-source": serveReactor, "http": serveNetFace,
+	},
+	"raw": {"raw-echo": serveRaw, "raw-tx": serveRaw, "raw-drop": serveRaw},
+	"xdpd-net": {
+		"udp-echo": serveNetFace, "tcp-echo": serveNetFace, "tcp-accept": serveNetFace, "tcp-sink": serveNetFace,
+		"tcp-source": serveNetFace, "http": serveNetFace,
+	},
+	"asavie": {
+		"udp-echo": serveAsavie, "tcp-echo": serveAsavie, "tcp-accept": serveAsavie, "tcp-sink": serveAsavie,
+		"tcp-source": serveAsavie,
+	},
+	"net": {
+		"udp-echo": serveNet, "tcp-echo": serveNet, "tcp-accept": serveNet, "tcp-sink": serveNet, "tcp-source": serveNet,
+		"http": serveNet,
+	},
 }
 
 // serve is what runs behind -serve, inside the engine's namespace. It prints "ready", and its counters when ctx ends.
@@ -64,13 +75,19 @@ func serve(ctx context.Context, args []string) error {
 	f.StringVar(&o.work, "work", "udp-echo", "what to serve")
 	f.StringVar(&o.dev, "dev", "", "interface")
 	f.TextVar(&o.addr, "addr", netip.Prefix{}, "address")
-	f.UintVar(&o.port, "port", port, "UDP port (raw)")
+	f.UintVar(&o.port, "port", port, "UDP or TCP port")
+	f.UintVar(&o.ports, "ports", 1, "serve so many UDP ports from -port on, each by a socket (xdpd, udp-echo)")
+	f.UintVar(&o.rules, "rules", 0, "share the kernel's address, with so many ports in the steering program (xdpd)")
 	f.StringVar(&o.profile, "cpuprofile", "", "file")
 	if len(args) == 0 || serveFuncs[args[0]] == nil {
 		return fmt.Errorf("-serve %s: no such server", strings.Join(args, " "))
 	}
 	if err := f.Parse(args[1:]); err != nil {
 		return err
+	}
+	works := serveFuncs[args[0]]
+	if works[o.work] == nil {
+		return fmt.Errorf("-serve %s: no work %q; there are %s", args[0], o.work, slices.Sorted(maps.Keys(works)))
 	}
 	ready := func() { fmt.Println("ready") }
 	if o.profile != "" {
@@ -84,29 +101,49 @@ func serve(ctx context.Context, args []string) error {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	c, err := serveFuncs[args[0]](ctx, o, ready)
+	c, err := works[o.work](ctx, o, ready)
 	if err != nil {
 		return err
 	}
 	return json.NewEncoder(os.Stdout).Encode(c)
 }
 
+// open is the engine as a user would open it.
 func open(o serveOptions) (*xdpd.Stack, error) {
-	return xdpd.Open(xdpd.Config{Interface: o.dev, Addrs: []netip.Prefix{o.addr}, RcvBuf: rcvBuf})
-}
-
-// serveReactor is the engine with the echo as a handler on the reactor.
-func serveReactor(ctx context.Context, o serveOptions, ready func()) (counters, error) {
-	st, err := open(o)
-	if err != nil {
-		return counters{}, err
+	cfg := xdpd.Config{Interface: o.dev, RcvBuf: rcvBuf}
+	if strings.HasPrefix(o.work, "tcp") || o.work == "http" {
+		cfg.RcvBuf = 0 // a TCP window finds its size by itself, as the kernel's does
 	}
-	defer st.Close()
-	for _, r := range st.Reactors() {
-		if err := startEcho(r); err != nil {
-			return counters{}, err
+	if cfg.Share = o.rules > 0; !cfg.Share {
+		cfg.Addrs, cfg.Gateway = o.addresses(), o.addr.Masked().Addr().Next() // the peer is the subnet's first
+	}
+	st, err := xdpd.Open(cfg)
+	if err != nil {
+		return nil, err
+	}
+	for i := range o.rules {
+		if err = st.OpenPorts(uint16(o.port+i), false, true); err != nil {
+			st.Close()
+			return nil, err
 		}
 	}
+	return st, nil
+}
+
+// portsEach is how many of -ports an address has at most: there are 65535.
+const portsEach = 50_000
+
+// addresses are as many, from -addr on, as the ports need.
+func (o *serveOptions) addresses() []netip.Prefix {
+	var out []netip.Prefix
+	for a := o.addr; uint(len(out))*portsEach < o.ports; a = netip.PrefixFrom(a.Addr().Next(), a.Bits()) {
+		out = append(out, a)
+	}
+	return out
+}
+
+// whileRunning serves until ctx ends or the engine does, and tells what it counted.
+func whileRunning(ctx context.Context, st *xdpd.Stack, ready func()) (counters, error) {
 	ready()
 	select {
 	case <-ctx.Done():
@@ -118,57 +155,6 @@ func serveReactor(ctx context.Context, o serveOptions, ready func()) (counters, 
 		return counters{}, err
 	}
 	return fromStats(&stats), nil
-}
-
-// echo is the handler. A datagram that cannot be sent for want of frames is kept, and stops reception.
-type echo struct {
-	poller *reactor.Poller
-	kept   bool
-	d      sockets.Datagram
-	buf    [2048]byte
-}
-
-// startEcho opens the port on a reactor.
-func startEcho(r *reactor.Reactor) error {
-	e := &echo{poller: reactor.NewPoller(r)}
-	h, _, ok := r.Enter()
-	defer r.Leave()
-	if !ok {
-		return reactor.ErrStopped
-	}
-	s, errno := h.UDPBind(0, port)
-	if errno != 0 {
-		return fmt.Errorf("UDP port %d: %w", port, errno)
-	}
-	e.poller.Serve(e.ready)
-	return e.poller.Add(s, sockets.In, 0)
-}
-
-func (e *echo) ready(h *sockets.Host, now int64, ev reactor.Event) {
-	for range echoBatch {
-		if !e.kept {
-			var errno sockets.Errno
-			if e.d, errno = h.UDPRecv(ev.Sock, e.buf[:]); errno != 0 {
-				return
-			}
-		}
-		full := h.UDPSend(ev.Sock, e.buf[:e.d.N], e.d.Src, now) == sockets.EAGAIN
-		if full != e.kept {
-			e.kept = full
-			e.wait(ev.Sock)
-		}
-		if full {
-			return
-		}
-	}
-}
-
-func (e *echo) wait(s sockets.Handle) {
-	mask := sockets.In
-	if e.kept {
-		mask = sockets.Out
-	}
-	_ = e.poller.Mod(s, mask, 0) // the socket is in the poller: it just called us
 }
 
 // fromStats takes what counts from the engine's ledger.
@@ -190,109 +176,4 @@ func fromStats(s *xdpd.Stats) counters {
 		c.Syscalls += q.Reactor.Syscalls()
 	}
 	return c
-}
-
-// fromPeer reads what peers/udpecho_kernel.c prints.
-func (c *counters) fromPeer(line []byte) error {
-	var p struct{ Received, Sent, Batches, Truncated, Errors uint64 }
-	if err := json.Unmarshal(line, &p); err != nil {
-		return err
-	}
-	*c = counters{
-		FramesIn: p.Received, FramesOut: p.Sent, Delivered: p.Received, Sent: p.Sent,
-		Syscalls: 2 * p.Batches, Drops: map[string]uint64{},
-	}
-	if n := p.Truncated + p.Errors; n > 0 {
-		c.Drops["errors"] = n
-	}
-	return nil
-}
-
-// socket is what package net's UDP sockets and the engine's have in common.
-type socket interface {
-	ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error)
-	WriteToUDPAddrPort(b []byte, addr netip.AddrPort) (int, error)
-	Close() error
-}
-
-var (
-	_ socket = (*net.UDPConn)(nil)
-	_ socket = (*xdpd.UDPConn)(nil)
-)
-
-// echoBlocking is the program that anybody would write. It runs until the socket is closed, and counts.
-func echoBlocking(s socket) (in, out uint64) {
-	var buf [2048]byte
-	for {
-		n, from, err := s.ReadFromUDPAddrPort(buf[:])
-		if err != nil {
-			return in, out
-		}
-		in++
-		if _, err := s.WriteToUDPAddrPort(buf[:n], from); err == nil {
-			out++
-		}
-	}
-}
-
-// runBlocking runs echoBlocking in a goroutine until ctx or the engine ends.
-func runBlocking(ctx context.Context, s socket, failed <-chan struct{}) (in, out uint64, err error) {
-	done := make(chan struct{})
-	go func() {
-		in, out = echoBlocking(s)
-		close(done)
-	}()
-	select {
-	case <-ctx.Done():
-	case <-failed:
-	}
-	err = s.Close()
-	<-done
-	return in, out, err
-}
-
-// serveNetFace is the engine through its net face.
-func serveNetFace(ctx context.Context, o serveOptions, ready func()) (counters, error) {
-	st, err := open(o)
-	if err != nil {
-		return counters{}, err
-	}
-	defer st.Close()
-	conn, err := st.ListenPacket("udp", fmt.Sprintf(":%d", port))
-	if err != nil {
-		return counters{}, err
-	}
-	ready()
-	if _, _, err := runBlocking(ctx, conn.(*xdpd.UDPConn), st.Done()); err != nil {
-		return counters{}, err
-	}
-	if err := st.Err(); err != nil {
-		return counters{}, err
-	}
-	stats, err := st.Stats()
-	if err != nil {
-		return counters{}, err
-	}
-	return fromStats(&stats), nil
-}
-
-// serveNet is the same program over package net.
-func serveNet(ctx context.Context, o serveOptions, ready func()) (counters, error) {
-	conn, err := net.ListenUDP("udp4", &net.UDPAddr{Port: port})
-	if err != nil {
-		return counters{}, err
-	}
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return counters{}, err
-	}
-	var errSet error
-	if err := raw.Control(func(fd uintptr) {
-		errSet = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, rcvBuf)
-	}); err != nil || errSet != nil {
-		return counters{}, fmt.Errorf("SO_RCVBUFFORCE: %w, %w", err, errSet)
-	}
-	ready()
-	in, out, err := runBlocking(ctx, conn, nil)
-	return counters{FramesIn: in, FramesOut: out, Delivered: in, Sent: out, Drops: map[string]uint64{}}, err
 }

@@ -27,7 +27,8 @@ const (
 )
 
 // serveAsavie is the engine's stack and reactor over a socket of github.com/asavie/xdp, with that library's XDP program:
-// the same echo, so that what differs is the way of the frames.
+// the same echo, so that what differs is the way of the
+// frames.
 func serveAsavie(ctx context.Context, o serveOptions, ready func()) (_ counters, err error) {
 	dev, err := net.InterfaceByName(o.dev)
 	if err != nil {
@@ -62,7 +63,7 @@ func serveAsavie(ctx context.Context, o serveOptions, ready func()) (_ counters,
 		return counters{}, err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
-	if err := startEcho(r); err != nil {
+	if err := startAsavie(r, o); err != nil {
 		return counters{}, err
 	}
 	ready()
@@ -81,6 +82,20 @@ func serveAsavie(ctx context.Context, o serveOptions, ready func()) (_ counters,
 	return c, nil
 }
 
+// startAsavie starts the work on the reactor.
+func startAsavie(r *reactor.Reactor, o serveOptions) error {
+	if o.work == "udp-echo" {
+		return startUDP(r, o)
+	}
+	h, _, _ := r.Enter()
+	listener, errno := h.TCPListen(0, uint16(o.port))
+	r.Leave()
+	if errno != 0 {
+		return fmt.Errorf("TCP port %d: %w", o.port, errno)
+	}
+	return startTCP(r, o, listener)
+}
+
 // asavieReactor makes what xdpd.Open makes for a queue.
 func asavieReactor(a *asavie.Adapter, dev *net.Interface, o serveOptions) (*sockets.Host, *reactor.Reactor, error) {
 	addr, ok := proto.AddrFrom(o.addr.Addr())
@@ -88,8 +103,11 @@ func asavieReactor(a *asavie.Adapter, dev *net.Interface, o serveOptions) (*sock
 		return nil, nil, fmt.Errorf("%s is no IPv4 address", o.addr)
 	}
 	cfg := sockets.Config{
-		MAC: proto.MAC(dev.HardwareAddr), MTU: dev.MTU, AcceptPartial: true, FillFrames: asavieFill, RcvBuf: rcvBuf,
+		MAC: proto.MAC(dev.HardwareAddr), MTU: dev.MTU, AcceptPartial: true, FillFrames: asavieFill,
 		Addrs: []sockets.Prefix{{Addr: addr, Bits: o.addr.Bits()}},
+	}
+	if o.work == "udp-echo" {
+		cfg.RcvBuf = rcvBuf
 	}
 	if _, err := rand.Read(cfg.Seed[:]); err != nil {
 		return nil, nil, err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,159 +16,162 @@ func TestMedian(t *testing.T) {
 		{[]float64{3}, 3}, {[]float64{3, 1}, 2}, {[]float64{9, 1, 5}, 5}, {[]float64{4, 1, 3, 2}, 2.5},
 		{[]float64{7, 7, 7, 1, 100}, 7},
 	} {
-		before := append([]float64(nil), c.values...)
+		before := slices.Clone(c.values)
 		if got := median(c.values); got != c.want {
 			t.Errorf("median(%v) = %v, want %v", before, got, c.want)
 		}
-		for i := range before {
-			if c.values[i] != before[i] {
-				t.Errorf("median changed its argument to %v", c.values)
-			}
+		if !slices.Equal(before, c.values) {
+			t.Errorf("median changed its argument to %v", c.values)
 		}
 	}
 }
 
-// fake makes samples with these datagrams a second, and p50s in ns.
-func fake(pps, p50 []float64) []sample {
+// fake makes samples with these rates, and p50s in µs; as much CPU time was used as p50 says, in ms, for a rate's requests.
+func fake(rates, p50 []float64) []sample {
 	var out []sample
-	for i := range pps {
+	for i := range rates {
 		out = append(out, sample{
-			load: load{PPS: pps[i], P50: p50[i], P99: 2 * p50[i], Received: uint64(pps[i])},
-			cpu:  time.Duration(p50[i]) * time.Microsecond,
+			load: outcome{rate: rates[i], p50: p50[i], p99: 2 * p50[i], done: rates[i]},
+			cpu:  time.Duration(p50[i]) * time.Millisecond,
 		})
 	}
 	return out
 }
 
-func findRatio(t *testing.T, rs []ratio, work, against string) ratio {
-	t.Helper()
-	for _, r := range rs {
-		if r.Work == work && r.Against == against {
-			return r
-		}
-	}
-	t.Fatalf("no %q against %q in %+v", work, against, rs)
-	return ratio{}
-}
-
-// TestRatios has rounds whose machine speed differs by ten: within a round the ratio is stable, between medians it is not.
-func TestRatios(t *testing.T) {
-	r := results{}
+// fakeResults has rounds whose machine speed differs by ten: within a round the ratio is stable, between medians it is not.
+func fakeResults(on string) *results {
+	r, m := newResults(), measurementOf(on)
 	xdpd := fake([]float64{200, 2000, 90, 30}, []float64{10, 20, 30, 40})
 	kernel := fake([]float64{100, 1000, 30, 30}, []float64{20, 60, 60, 10})
 	for i := range xdpd {
-		for _, m := range []mode{modes[0], modes[3]} {
-			r.add(m, servers[0], xdpd[i])
-			r.add(m, server{name: "kernel"}, kernel[i])
+		r.add(m, "xdpd", xdpd[i])
+		r.add(m, "kernel-c", kernel[i])
+	}
+	return r
+}
+
+func TestEntries(t *testing.T) {
+	r := fakeResults("udp-open")
+	got := r.entries([]row{
+		{name: "udp-open", on: "udp-open", q: rate, one: "xdpd", other: "kernel-c", target: 2.5, stretch: 3},
+		{name: "fast", on: "udp-open", q: rate, one: "xdpd", other: "kernel-c", target: 1.5, stretch: 2},
+		{name: "udp-rtt", on: "udp-open", q: p50, one: "xdpd", other: "kernel-c", target: .6, stretch: .4},
+		{name: "figure", on: "udp-open", q: p50, one: "xdpd", base: 50, figure: "50 µs", target: .4},
+	})
+	want := []entry{
+		{ratio: ratio{"udp-open xdpd rate", "kernel-c", 2, 1, 3, 4}, Better: "higher", Target: 2.5, Stretch: 3, Verdict: "missed"},
+		// 10/200 : 20/100 = .25, 20/2000 : 60/1000 = 1/6, 30/90 : 60/30 = 1/6, 40/30 : 10/30 = 4
+		{ratio: ratio{"udp-open xdpd cpu", "kernel-c", (.25 + 1./6) / 2, 1. / 6, 4, 4}, Better: "lower"},
+		{ratio: ratio{"fast xdpd rate", "kernel-c", 2, 1, 3, 4}, Better: "higher", Target: 1.5, Stretch: 2, Verdict: "stretch"},
+		{ratio: ratio{"fast xdpd cpu", "kernel-c", (.25 + 1./6) / 2, 1. / 6, 4, 4}, Better: "lower"},
+		{ratio: ratio{"udp-rtt xdpd p50", "kernel-c", .5, 1. / 3, 4, 4}, Better: "lower", Target: .6, Stretch: .4, Verdict: "reached"},
+		{ratio: ratio{"figure xdpd p50", "50 µs", .5, .2, .8, 4}, Better: "lower", Target: .4, Verdict: "missed"},
+	}
+	if len(got) != len(want) {
+		t.Fatalf("%d entries, want %d: %+v", len(got), len(want), got)
+	}
+	for i := range got {
+		near := func(a, b float64) bool { return a > b*.9999 && a < b*1.0001 }
+		g, w := got[i], want[i]
+		if g.Work != w.Work || g.Against != w.Against || !near(g.Ratio, w.Ratio) || !near(g.Low, w.Low) || !near(g.High, w.High) ||
+			g.Rounds != w.Rounds || g.Better != w.Better || g.Target != w.Target || g.Stretch != w.Stretch || g.Verdict != w.Verdict {
+			t.Errorf("%+v\nwant %+v", g, w)
 		}
 	}
-	rs := r.ratios()
-	for _, c := range []struct {
-		work string
-		want ratio
-	}{
-		{"udp-echo-64 xdpd open pps", ratio{Ratio: 2, Low: 1, High: 3, Rounds: 4}},
-		// 20000/100 : 10000/200 = 4, 60000/1000 : 20000/2000 = 6, 60000/30 : 30000/90 = 6, 10000/30 : 40000/30 = .25
-		{"udp-echo-64 xdpd open cpu", ratio{Ratio: 5, Low: .25, High: 6, Rounds: 4}},
-		{"udp-echo-64 xdpd one p50", ratio{Ratio: 2, Low: .25, High: 3, Rounds: 4}},
-		{"udp-echo-64 xdpd one p99", ratio{Ratio: 2, Low: .25, High: 3, Rounds: 4}},
+	text := entryTable(got)
+	for _, line := range []string{
+		"| udp-open xdpd rate | kernel-c | 2.50 | 3.00 | 2.00 | [1.00 .. 3.00] | missed | 0.21 | 4 |",
+		"| udp-rtt xdpd p50 | kernel-c | ≤ 0.60 | ≤ 0.40 | 0.50 | [0.33 .. 4.00] | reached | | 4 |",
 	} {
-		got := findRatio(t, rs, c.work, "kernel")
-		c.want.Work, c.want.Against = c.work, "kernel"
-		if got != c.want {
-			t.Errorf("%s: %+v, want %+v", c.work, got, c.want)
+		if !strings.Contains(squeezed(text), line) {
+			t.Errorf("the table has no line\n%s\nit is\n%s", line, text)
 		}
-	}
-	if len(rs) != 4 {
-		t.Errorf("%d ratios where 4 can be made: %+v", len(rs), rs)
-	}
-	text := ratioTable(rs)
-	if want := "| udp-echo-64 xdpd open pps | kernel  |  2.00 | [1.00 .. 3.00] |      4 |\n"; !strings.Contains(text, want) {
-		t.Errorf("the table\n%s\nhas no line %s", text, want)
 	}
 }
 
-func TestNoRatiosAreAnEmptyList(t *testing.T) {
-	text, err := json.Marshal(results{}.ratios())
+// squeezed is a table without the blanks that make it even.
+func squeezed(text string) string {
+	var lines []string
+	for line := range strings.Lines(text) {
+		lines = append(lines, strings.ReplaceAll(strings.Join(strings.Fields(line), " "), "| |", "| |"))
+	}
+	return strings.Join(lines, "\n")
+}
+
+// TestMissingRows: what cannot be measured is in the result, with the reason.
+func TestMissingRows(t *testing.T) {
+	r := fakeResults("udp-open")
+	r.lacks(measurementOf("udp-open"), "gvisor", "cannot build:\n there is no gvisor")
+	for _, c := range []struct {
+		other, want string
+	}{{"gvisor", "gvisor: cannot build: there is no gvisor"}, {"net", "not measured"}} {
+		got := r.entries([]row{{name: "udp-open", on: "udp-open", q: rate, one: "xdpd", other: c.other, target: 3}})
+		if len(got) != 1 || got[0].Rounds != 0 || !strings.Contains(got[0].Missing, c.want) || got[0].Verdict != "" {
+			t.Errorf("%+v, want %q", got, c.want)
+			continue
+		}
+		if text := entryTable(got); !strings.Contains(text, c.want) {
+			t.Errorf("the table does not say %q:\n%s", c.want, text)
+		}
+	}
+}
+
+func TestNoEntriesAreAnEmptyList(t *testing.T) {
+	text, err := json.Marshal(newResults().entries(nil))
 	if err != nil || string(text) != "[]" {
 		t.Errorf("%s, %v", text, err)
 	}
 }
 
+// TestJSON: whoever reads the file finds the fields by these names.
+func TestJSON(t *testing.T) {
+	r := fakeResults("udp-open")
+	got := r.entries([]row{{name: "udp-open", on: "udp-open", q: rate, one: "xdpd", other: "kernel-c", target: 2.5}})
+	got[0].Setup = &setup{Machine: "m", Hash: "h"}
+	text, err := json.Marshal(got[:1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var back []map[string]any
+	if err := json.Unmarshal(text, &back); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]any{
+		"work": "udp-open xdpd rate", "against": "kernel-c", "ratio": 2., "low": 1., "high": 3., "rounds": 4., "target": 2.5,
+		"verdict": "missed",
+	} {
+		if back[0][name] != want {
+			t.Errorf("%s is %v, want %v", name, back[0][name], want)
+		}
+	}
+	if s, ok := back[0]["setup"].(map[string]any); !ok || s["machine"] != "m" || s["hash"] != "h" {
+		t.Errorf("set-up %v", back[0]["setup"])
+	}
+}
+
 func TestAbsolutes(t *testing.T) {
-	r := results{}
-	for _, s := range fake([]float64{3e6, 1e6, 2e6}, []float64{5000, 7000, 9000}) {
-		r.add(modes[0], servers[0], s)
-		r.add(modes[3], servers[0], s)
-	}
-	rows := strings.Split(r.absolutes(), "\n")
-	if len(rows) != 5 { // head, rule, two modes, the end of the last line
-		t.Fatalf("%d lines:\n%s", len(rows), r.absolutes())
-	}
-	for i, want := range [][]string{{"open", "xdpd", "2.000", "0.0"}, {"one", "xdpd", "2.000", "7.0", "14.0"}} {
-		cells := strings.Fields(strings.ReplaceAll(rows[2+i], "|", " "))
-		for _, w := range want {
-			found := false
-			for _, c := range cells {
-				found = found || c == w
-			}
-			if !found {
-				t.Errorf("row %q has no %s", rows[2+i], w)
-			}
-		}
-	}
-}
-
-func TestCheck(t *testing.T) {
-	for _, c := range []struct {
-		l    load
-		want string
-	}{
-		{load{Sent: 100, SendErrors: 9, Received: 1}, ""},
-		{load{Sent: 100, SendErrors: 11, Received: 1}, "could not send 11 of 111"},
-		{load{Sent: 100, Received: 99, Bad: 1}, "1 replies were not what was sent"},
-		{load{Sent: 100}, "no reply to 100"},
+	r := fakeResults("udp-window")
+	text := squeezed(r.absolutes())
+	for _, want := range []string{
+		"| udp-window | xdpd | 145.000 | Mpps | 191667 | ns | 25.0 | 50.0 | | |",
+		"| udp-window | kernel-c | 65.000 | Mpps | 266667 | ns | 40.0 | 80.0 | | |",
 	} {
-		err := c.l.check()
-		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
-			t.Errorf("%+v: %v, want %q", c.l, err, c.want)
+		if !strings.Contains(text, want) {
+			t.Errorf("no line %s in\n%s", want, text)
 		}
 	}
 }
 
-func TestFlags(t *testing.T) {
-	b, file, err := parse([]string{"-quick", "-seconds", "0.5", "-modes", "one,open", "-servers", "kernel,xdpd", "-json", "f"})
-	if err != nil || b.rounds != 3 || b.seconds != .5 || names(b.modes) != "open,one" || names(b.servers) != "xdpd,kernel" || file != "f" {
-		t.Errorf("%+v, %q, %v", b, file, err)
-	}
-	for _, args := range []string{
-		"-rounds 0", "-seconds 0", "-modes open,closed", "-servers xdp", "-servers xdpd,xdpd", "open",
-		"-cpuprofile f", "-cpuprofile f -servers kernel -modes open -rounds 1",
-	} {
-		if _, _, err := parse(strings.Fields(args)); err == nil {
-			t.Errorf("%s is accepted", args)
+func TestRotate(t *testing.T) {
+	seen := map[string]bool{}
+	for round := range 4 {
+		got := rotate([]string{"a", "b", "c"}, round)
+		seen[strings.Join(got, "")] = true
+		if slices.Sort(got); strings.Join(got, "") != "abc" {
+			t.Errorf("round %d has %v", round, got)
 		}
 	}
-	if b, _, err = parse(strings.Fields("-cpuprofile f -servers xdpd -modes open -rounds 1")); err != nil || b.profile != "f" {
-		t.Errorf("-cpuprofile: %v", err)
-	}
-}
-
-func TestUnknownServer(t *testing.T) {
-	for _, args := range [][]string{nil, {"xdp"}, {"kernel"}} {
-		if err := serve(t.Context(), args); err == nil {
-			t.Errorf("-serve %v is accepted", args)
-		}
-	}
-}
-
-func TestPeerCounters(t *testing.T) {
-	var c counters
-	line := `{"received":10,"sent":9,"batches":2,"truncated":0,"errors":1}`
-	if err := c.fromPeer([]byte(line)); err != nil || c.Delivered != 10 || c.Sent != 9 || c.Syscalls != 4 || c.Drops["errors"] != 1 {
-		t.Errorf("%s is %+v, %v", line, c, err)
-	}
-	if c.fromPeer([]byte("ready")) == nil {
-		t.Error("nonsense is accepted")
+	if len(seen) != 4 {
+		t.Errorf("four rounds have the orders %v", seen)
 	}
 }

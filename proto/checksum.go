@@ -56,6 +56,9 @@ func Sum(b []byte, acc uint64) uint64 {
 	return add(acc, bits.ReverseBytes64(s))
 }
 
+// AddSum is an accumulator over what two are over, the second of them behind an even number of bytes.
+func AddSum(a, b uint64) uint64 { return add(a, b) }
+
 // add is the ones-complement addition of 64-bit words: the carry comes back in at the low end.
 func add(a, b uint64) uint64 {
 	s, c := bits.Add64(a, b, 0)

@@ -60,7 +60,11 @@ type IPv4 struct {
 // section 3.2.1 and RFC 1812 section 5.2.2 ask of a receiver, and that the payload of a fragment ends within 65535 bytes
 // (a reassembled packet must do so with its header). It does not judge addresses, TTL or the reserved flag.
 // Faults: IPShort, IPVersion, IPHeaderLen, IPTotalLen, IPChecksum, IPOptions, looked for in this order.
-func ParseIPv4(b []byte) (IPv4, Fault) {
+func ParseIPv4(b []byte) (IPv4, Fault) { return ParseIPv4In(b, len(b)) }
+
+// ParseIPv4In is ParseIPv4 for a packet of which b is the beginning, its header at least, and which has room for n bytes
+// in all.
+func ParseIPv4In(b []byte, n int) (IPv4, Fault) {
 	if len(b) < IPv4HeaderLen {
 		return IPv4{}, IPShort
 	}
@@ -74,7 +78,7 @@ func ParseIPv4(b []byte) (IPv4, Fault) {
 	total := int(binary.BigEndian.Uint16(b[ipTotalLen:]))
 	frag := binary.BigEndian.Uint16(b[ipFrag:])
 	offset := int(frag&ipOffsetMask) * 8
-	if total < header || total > len(b) || offset+total-header > ipMaxLen {
+	if total < header || total > n || offset+total-header > ipMaxLen {
 		return IPv4{}, IPTotalLen
 	}
 	if Checksum(b[:header]) != 0 {

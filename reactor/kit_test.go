@@ -39,7 +39,7 @@ type rig struct {
 	host  *sockets.Host
 	r     *Reactor
 	seq   uint16
-	frame [2048]byte
+	frame [4096]byte
 	sent  [][]byte // frames that the device took at a kick
 
 	kick sync.Mutex // a running reactor kicks without its lock; enter and until have both

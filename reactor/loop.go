@@ -90,6 +90,7 @@ func (l *loop) spin(since, deadline int64) bool {
 	for {
 		runtime.Gosched()
 		for _, r := range l.reactors {
+			r.poll()
 			if r.poked.Load() || r.port.RX.Avail() > 0 || r.port.Comp.Avail() > batch {
 				return true
 			}

@@ -25,6 +25,11 @@ type Config struct {
 	CPU        int
 	Clock      func() int64 // ns, monotonic (default CLOCK_MONOTONIC)
 
+	// NAPI says who runs the queue's NAPI, once SetNAPI was called; WantNAPI asks for that call, now and then, and must not
+	// block. nil: the kernel runs it.
+	NAPI     Arrangement
+	WantNAPI func()
+
 	// Resolve is asked to resolve addresses for a Host with KernelNeighbours. It must not block.
 	Resolve func(proto.Addr)
 	// Heard is told what siblings must hear of (sockets.Config.Siblings), to Post it to them. It must not block.
@@ -79,12 +84,16 @@ type Reactor struct {
 	peers    []peer                 // of its group, by Host number
 	self     int                    // its own
 	handed   []sockets.Handed
-	away     int   // frames of all peers.away
-	own      *loop // what Run runs
+	away     int           // frames of all peers.away
+	own      *loop         // what Run runs
+	napi     *rings.NAPI   // guarded by mu
+	drive    *rings.NAPI   // napi, while the loop runs it: the loop's
+	polls    atomic.Uint64 // rounds of it
+	arr      arranger
 
 	inFill    int
-	inTX      int  // given to the device and not completed
-	rxSkip    bool // in the middle of a packet of several frames, which is dropped whole
+	inTX      int // given to the device and not completed
+	parts     parts
 	downUntil int64
 	woke      bool // a goroutine was made runnable in this turn
 	scratch   [batch]umem.Frame
@@ -107,6 +116,9 @@ const (
 
 // New makes a Reactor; Run runs it.
 func New(cfg Config) (*Reactor, error) {
+	if n := cfg.Host.PacketFrames(); int(cfg.Port.TX.Size()) < n {
+		return nil, fmt.Errorf("reactor: a TX ring of %d entries for packets of %d frames", cfg.Port.TX.Size(), n)
+	}
 	wake, err := newEventFD()
 	if err != nil {
 		return nil, fmt.Errorf("reactor: %w", err)
@@ -124,6 +136,10 @@ func New(cfg Config) (*Reactor, error) {
 		cfg: cfg, port: cfg.Port, pool: cfg.Pool, host: cfg.Host, wake: wake, now: cfg.Clock,
 		tagged: make(map[uint16]*Ring),
 	}
+	if cfg.WantNAPI == nil {
+		cfg.NAPI = SoftirqNAPI
+	}
+	r.arr = newArranger(cfg.NAPI)
 	r.own = newLoop([]*Reactor{r})
 	return r, nil
 }
@@ -145,6 +161,7 @@ func (r *Reactor) Run(ctx context.Context) error {
 
 // finish wakes all who wait on a reactor that stopped.
 func (r *Reactor) finish() {
+	r.relax()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for s, sink := range r.sinks.All() {

@@ -82,6 +82,7 @@ type params struct {
 	tcp   bool
 
 	frames, chunk, mtu, fillFrames         int
+	packet                                 int // frames that a packet may have
 	fillRing, compRing, rxRing, txRing     uint32
 	vlans                                  []uint16
 	share                                  bool // KernelNeighbours
@@ -119,12 +120,16 @@ func chooseParams(rng *rand.Rand) params {
 		rxBurst: between(rng, 1, 80), txBurst: between(rng, 1, 80), compBurst: between(rng, 1, 80),
 		stations: between(rng, 1, 4), steps: between(rng, 60, 300), perCall: between(rng, 1, 40),
 	}
+	p.packet = 1
+	if !p.clean && rng.IntN(3) == 0 {
+		p.jumbo(rng)
+	}
 	p.tcp = !p.udp || !p.clean && rng.IntN(2) == 0
 	for range rng.IntN(3) {
 		p.vlans = append(p.vlans, uint16(between(rng, 1, 4094)))
 	}
 	// The frames that the fill ring keeps must leave the Host 16; refilling goes by halves, so a few more are needed.
-	p.fillFrames = between(rng, 2, min(int(p.fillRing), p.frames-17))
+	p.fillFrames = max(between(rng, 2, min(int(p.fillRing), p.frames-17)), 2*p.packet)
 	p.rcvBuf = p.chunk * between(rng, 1, 64)
 	p.sndBuf = between(rng, 2000, 64<<10)
 	p.in.LatencyNS, p.out.LatencyNS = rng.Int64N(200_000), rng.Int64N(200_000)
@@ -144,6 +149,14 @@ func chooseParams(rng *rand.Rand) params {
 		p.noSum = mostly0(rng, 0.5)
 	}
 	return p
+}
+
+// jumbo has packets take several frames. One must fit into every ring.
+func (p *params) jumbo(rng *rand.Rand) {
+	p.packet, p.chunk = between(rng, 2, 5), 2048
+	p.mtu = between(rng, sockets.MaxMTU(p.chunk, 1)+1, sockets.MaxMTU(p.chunk, p.packet))
+	p.frames += 20
+	p.fillRing, p.compRing, p.rxRing, p.txRing = max(p.fillRing, 16), max(p.compRing, 8), max(p.rxRing, 8), max(p.txRing, 8)
 }
 
 // makeClean leaves room: the closed loop of requests must fit into every queue on its way (see sendClean).
@@ -170,6 +183,7 @@ type simTotals struct {
 	lost, noFrame, ringFull         uint64
 	fill, rxFull                    uint64
 	reassembled, queueFull, badSums uint64
+	rxMore, txMore                  uint64
 }
 
 func (s *simTotals) add(w *world) {
@@ -182,6 +196,8 @@ func (s *simTotals) add(w *world) {
 	s.frames += r.RxFrames + r.TxFrames
 	s.addHost(c)
 	s.ringFull += r.TxRingFull
+	s.rxMore += r.RxMore
+	s.txMore += r.TxMore
 	nic, _ := w.nic.Stats()
 	s.fill += nic.RxFillRingEmpty
 	s.rxFull += nic.RxRingFull
@@ -223,7 +239,7 @@ func (s *simTotals) check(t *testing.T) {
 		{"lost frames", s.lost}, {"sends without a frame", s.noFrame}, {"full TX rings", s.ringFull},
 		{"empty fill rings", s.fill}, {"full RX rings", s.rxFull}, {"reassembled datagrams", s.reassembled},
 		{"full UDP queues", s.queueFull},
-		{"bad checksums", s.badSums},
+		{"bad checksums", s.badSums}, {"received packets of several frames", s.rxMore}, {"such packets sent", s.txMore},
 	} {
 		if c.n < s.runs/10 {
 			t.Errorf("%s: %d in %d runs; the simulation does not try what it should", c.what, c.n, s.runs)

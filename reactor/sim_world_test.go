@@ -67,6 +67,7 @@ func newWorld(rng *rand.Rand, p params) *world {
 	w.pool = umem.NewPool(region, 0, p.frames, w.ledger)
 	w.nic = simnic.NewSimNIC(region, p.fillRing, p.compRing, p.rxRing, p.txRing)
 	w.nic.SetNeedWakeup(p.kickTX, p.wakeFill)
+	w.nic.SetScatter(p.packet > 1)
 	delayed := rings.NewPlain[uint64](p.compRing)
 	port := *w.nic.Port()
 	w.comp = compDelay{from: port.Comp, to: delayed.Producer()}
@@ -76,7 +77,7 @@ func newWorld(rng *rand.Rand, p params) *world {
 		MAC: engineMAC, MTU: p.mtu, VLANs: p.vlans, Addrs: []sockets.Prefix{{Addr: engineAddr, Bits: 24}},
 		Routes:           []sockets.Route{{Dst: farNet, Bits: 24, Gateway: stationAddr(0)}},
 		KernelNeighbours: p.share, AcceptPartial: p.partial,
-		FillFrames: p.fillFrames, RcvBuf: p.rcvBuf, SndBuf: p.sndBuf, Backlog: p.backlog, MaxConns: p.maxConns,
+		PacketFrames: p.packet, FillFrames: p.fillFrames, RcvBuf: p.rcvBuf, SndBuf: p.sndBuf, Backlog: p.backlog, MaxConns: p.maxConns,
 	}
 	for i := range cfg.Seed {
 		cfg.Seed[i] = byte(rng.Uint32())
@@ -219,7 +220,7 @@ func (w *world) nicRX(limit int) (n int) {
 		}
 		n++
 		if w.nic.Deliver(f.Bytes) {
-			w.nicIn++
+			w.nicIn += uint64(w.nic.Pieces(len(f.Bytes)))
 			continue
 		}
 		w.nicLost++

@@ -46,6 +46,9 @@ func (e eventFD) close() error { return unix.Close(e.fd) }
 // sleep blocks until a frame arrives, the deadline comes, or signal is called. The spin time adapts as KVM's
 // halt_poll_ns does: a sleep so short that spinning would have been better doubles it, a long one halves it.
 func (l *loop) sleep() {
+	for _, r := range l.reactors {
+		r.relax()
+	}
 	from := l.reactors[0].now()
 	deadline, ready := int64(foreverNS), true
 	for i, r := range l.reactors {

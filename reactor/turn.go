@@ -11,10 +11,12 @@ import (
 // Counters is the reactor's part of the ledger: what happened between the rings and the Host.
 type Counters struct {
 	Turns          uint64
-	RxFrames       uint64
+	RxFrames       uint64 // packets
+	RxMore         uint64 // frames behind the first of a packet
 	RxBadDesc      uint64 // descriptors that point nowhere: dropped, their frame cannot be known
-	RxMultiBuffer  uint64 // packets of several frames, dropped whole
-	TxFrames       uint64
+	RxBadChain     uint64 // packets of several frames dropped because one of them was bad, or there were too many
+	TxFrames       uint64 // packets
+	TxMore         uint64 // frames behind the first of a packet
 	Completions    uint64
 	BadCompletions uint64 // addresses that are no frame of ours
 	FillStarved    uint64 // turns that found no free frame for the fill ring
@@ -24,6 +26,9 @@ type Counters struct {
 	Sleeps         uint64 // ppoll(2) calls
 	Signals        uint64 // eventfd writes to wake the reactor
 	DeviceDown     uint64 // times a system call said that the device is down
+	Polls          uint64 // rounds of the queue's NAPI that the loop ran (Config.NAPI)
+	Drives         uint64 // times that it took the NAPI from the kernel
+	DriveFailed    uint64 // times that it could not, and will not try again
 	Stalls         uint64 // turns that the watchdog found to take too long (GroupConfig.Stalled)
 }
 
@@ -32,8 +37,10 @@ func (c *Counters) Add(o *Counters) {
 	c.Turns += o.Turns
 	c.RxFrames += o.RxFrames
 	c.RxBadDesc += o.RxBadDesc
-	c.RxMultiBuffer += o.RxMultiBuffer
+	c.RxMore += o.RxMore
+	c.RxBadChain += o.RxBadChain
 	c.TxFrames += o.TxFrames
+	c.TxMore += o.TxMore
 	c.Completions += o.Completions
 	c.BadCompletions += o.BadCompletions
 	c.FillStarved += o.FillStarved
@@ -43,15 +50,19 @@ func (c *Counters) Add(o *Counters) {
 	c.Sleeps += o.Sleeps
 	c.Signals += o.Signals
 	c.DeviceDown += o.DeviceDown
+	c.Polls += o.Polls
+	c.Drives += o.Drives
+	c.DriveFailed += o.DriveFailed
 	c.Stalls += o.Stalls
 }
 
 // Syscalls is how many system calls the data path made.
-func (c *Counters) Syscalls() uint64 { return c.Kicks + c.WakeRX + c.Sleeps + c.Signals }
+func (c *Counters) Syscalls() uint64 { return c.Kicks + c.WakeRX + c.Polls + c.Sleeps + c.Signals }
 
 // Counters gives the counters. The caller holds the lock (Enter).
 func (r *Reactor) Counters() Counters {
 	c := r.counters
+	c.Polls = r.polls.Load()
 	c.Signals = r.wake.writes.Load()
 	c.Stalls = r.stalls.Load()
 	return c
@@ -61,6 +72,9 @@ func (r *Reactor) Counters() Counters {
 // without the lock: that system call is most of a turn, since the frames cross to the peer in it, and other goroutines
 // may read and write meanwhile.
 func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
+	if r.port.RX.Avail() < batch {
+		r.poll()
+	}
 	worked, kick, deadline, stop := r.locked()
 	if kick {
 		if err := r.port.Dev.Kick(); err != nil || r.downUntil != 0 {
@@ -108,6 +122,7 @@ func (r *Reactor) locked() (worked, kick bool, deadline int64, stop bool) {
 	sent, kick := r.transmit(now)
 	r.publishRings()
 	r.resolve()
+	r.arrange(now)
 	deadline = r.timers(now)
 	if r.host.TxPending() > 0 || !kick && r.unsent() {
 		deadline = min(deadline, r.again(now))
@@ -229,6 +244,10 @@ func (r *Reactor) receive(start int64) bool {
 
 func (r *Reactor) receiveOne(d rings.Desc, now int64) {
 	r.inFill--
+	if d.Options&rings.DescContinued != 0 || r.parts.open {
+		r.receivePart(d, now)
+		return
+	}
 	f, ok := r.frame(d.Addr)
 	if !ok {
 		r.counters.RxBadDesc++
@@ -237,15 +256,6 @@ func (r *Reactor) receiveOne(d rings.Desc, now int64) {
 	r.pool.Move(f, umem.Fill, umem.RX)
 	chunk := r.pool.Region().ChunkSize()
 	off := int(d.Addr - r.pool.Region().Addr(f))
-	more := d.Options&rings.DescContinued != 0
-	if more || r.rxSkip {
-		if !r.rxSkip {
-			r.counters.RxMultiBuffer++
-		}
-		r.rxSkip = more
-		r.pool.Put(f, umem.RX)
-		return
-	}
 	// The Host writes headers in front of what it answers in the same frame: Headroom must be there.
 	if off < umem.Headroom || int(d.Len) > chunk-off {
 		r.counters.RxBadDesc++
@@ -291,13 +301,23 @@ func (r *Reactor) deliver(now int64) bool {
 func (r *Reactor) transmit(now int64) (worked, kick bool) {
 	for r.host.TxPending() > 0 {
 		idx, n := r.port.TX.Reserve(uint32(min(batch, r.host.TxPending())))
+		if whole := uint32(r.host.TxWhole(int(n))); whole < n { // a packet leaves with all its frames
+			r.port.TX.Cancel(n - whole)
+			n = whole
+		}
 		if n == 0 {
 			r.counters.TxRingFull++
 			break
 		}
 		for i := range n {
-			f, off, length, _ := r.host.PopTX()
-			*r.port.TX.Slot(idx + i) = rings.Desc{Addr: r.pool.Region().Addr(f) + uint64(off), Len: uint32(length)}
+			f, off, length, more := r.host.PopTX()
+			d := r.port.TX.Slot(idx + i)
+			*d = rings.Desc{Addr: r.pool.Region().Addr(f) + uint64(off), Len: uint32(length)}
+			if more {
+				d.Options = rings.DescContinued
+				r.counters.TxMore++
+				r.counters.TxFrames-- // which the batch counts
+			}
 		}
 		r.port.TX.Submit(n)
 		r.inTX += int(n)

@@ -22,7 +22,7 @@ type far struct {
 }
 
 // newFar is a rig whose pool covers only the first 128 of the region's 256 frames.
-func newFar(t *testing.T) *far {
+func newFar(t *testing.T, set ...func(*Config, *sockets.Config)) *far {
 	g := &far{}
 	fill, comp := rings.NewPlain[uint64](64), rings.NewPlain[uint64](64)
 	rx, tx := rings.NewPlain[rings.Desc](64), rings.NewPlain[rings.Desc](64)
@@ -35,6 +35,9 @@ func newFar(t *testing.T) *far {
 		c.Port.Fill, c.Port.RX, c.Port.TX, c.Port.Comp = fill.Producer(), rx.Consumer(), tx.Producer(), comp.Consumer()
 		c.Pool = umem.NewPool(region, 0, 128, umem.NewLedger(128))
 		h.FillFrames = 32
+		for _, f := range set {
+			f(c, h)
+		}
 	}})
 	g.settle()
 	return g
@@ -118,34 +121,6 @@ func TestBadDescriptors(t *testing.T) {
 	g.good(frame, 0)
 	if got := g.received(s); got != 1 {
 		t.Errorf("%d datagrams received after all that, want 1", got)
-	}
-}
-
-// TestMultiBuffer: a packet in several frames is dropped whole and counted once.
-func TestMultiBuffer(t *testing.T) {
-	g := newFar(t)
-	s := g.bind(7)
-	frame := append([]byte{}, g.udpFrame(7, []byte("x"))...)
-	g.good(frame, 0)
-	for range 3 {
-		g.good(frame, rings.DescContinued)
-	}
-	if got := g.received(s); got != 1 { // the turn ends within the packet
-		t.Errorf("%d datagrams received, want 1", got)
-	}
-	g.good(frame, 0) // its end
-	g.good(frame, 0)
-	g.good(frame, rings.DescContinued)
-	g.good(frame, 0)
-	g.good(frame, 0)
-	if got := g.received(s); got != 2 {
-		t.Errorf("%d datagrams received, want 2", got)
-	}
-	if c := g.r.Counters(); c.RxMultiBuffer != 2 || c.RxFrames != 9 || g.host.Counters().Stats[sockets.RxFrames] != 3 {
-		t.Errorf("counted %+v", c)
-	}
-	if counts := g.pool.Ledger().Counts(); counts[umem.Fill]+counts[umem.Free] != 128 || g.r.inFill != counts[umem.Fill] {
-		t.Errorf("frames are left over: %v, %d in fill", counts, g.r.inFill)
 	}
 }
 

@@ -53,15 +53,30 @@ func (g *rig) put(frame func() []byte) {
 // expect waits for the one stall of the reactor, whose handler's name ends so, and lets go of it.
 func expect(t *testing.T, g *rig, stalls chan Stall, reactor int, name string, release chan struct{}) {
 	t.Helper()
-	s := await(t, "the watchdog", stalls)
-	if s.Reactor != reactor || !strings.HasSuffix(s.Handler, name) || (name == "") != (s.Handler == "") || s.For < 300*time.Millisecond {
-		t.Errorf("the watchdog tells %+v, want %q on reactor %d", s, name, reactor)
+	told, wanted := uint64(0), 0
+	take := func(s Stall) {
+		t.Logf("the watchdog tells %+v", s) // perhaps of a turn that the machine kept waiting
+		if s.Reactor != reactor {
+			return
+		}
+		told++
+		if strings.HasSuffix(s.Handler, name) && (name == "") == (s.Handler == "") && s.For >= 300*time.Millisecond {
+			wanted++
+		}
+	}
+	for wanted == 0 {
+		take(await(t, "the watchdog", stalls))
 	}
 	time.Sleep(900 * time.Millisecond) // time to tell it again
 	close(release)
-	g.until("the count", func() bool { return g.r.Counters().Stalls == 1 })
-	if len(stalls) > 0 {
-		t.Errorf("and once more: %+v", <-stalls)
+	g.until("the count", func() bool {
+		for len(stalls) > 0 {
+			take(<-stalls)
+		}
+		return g.r.Counters().Stalls == told
+	})
+	if wanted != 1 {
+		t.Errorf("%q on reactor %d is told %d times", name, reactor, wanted)
 	}
 }
 

@@ -45,6 +45,9 @@ func (o *SocketOptions) explain(op string, r *umem.Region, err error) error {
 		cure = "the driver has no XDP: use another interface"
 		if o.Mode == ZeroCopy {
 			cure = "the driver has no zero copy on this queue: use copy mode"
+			if o.SG {
+				cure = "the driver has no zero copy on this queue, or none for packets of several frames: use copy mode"
+			}
 		}
 	case errors.Is(err, unix.ENODEV):
 		cure = fmt.Sprintf("there is no interface with index %d in this network namespace", o.Ifindex)
@@ -90,6 +93,9 @@ func (o *SocketOptions) invalidCure(op string, r *umem.Region) string {
 	}
 	if o.Mode == ZeroCopy {
 		return "the driver refuses zero copy here although it may advertise it: use copy mode"
+	}
+	if o.SG {
+		return fmt.Sprintf("packets of several frames need Linux 6.6 and a driver that takes them: ip link set %s mtu 1500", o.Interface)
 	}
 	return fmt.Sprintf("the interface has no queue %d, or the driver refuses these options", o.Queue)
 }

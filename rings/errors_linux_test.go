@@ -52,7 +52,11 @@ func TestExplain(t *testing.T) {
 			t.Errorf("%v is not in the chain of %q", c.errno, err)
 		}
 	}
-	o := SocketOptions{Ifindex: 7, Queue: 5}
+	o := SocketOptions{Interface: "nic9", Ifindex: 7, Queue: 5, SG: true}
+	if err := o.explain("bind the AF_XDP socket", r, unix.EINVAL); !strings.Contains(err.Error(), "need Linux 6.6") {
+		t.Errorf("%q does not say what packets of several frames need", err)
+	}
+	o = SocketOptions{Ifindex: 7, Queue: 5}
 	if err := o.explain("make a ring", r, unix.EINVAL); !strings.Contains(err.Error(), "interface number 7 queue 5") {
 		t.Errorf("%q does not name an interface without a name", err)
 	}

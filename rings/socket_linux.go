@@ -23,9 +23,14 @@ type SocketOptions struct {
 	Mode         Mode
 	NoNeedWakeup bool // do without XDP_USE_NEED_WAKEUP: every batch must be kicked
 
+	// SG lets a packet consist of several frames, all but the last with
+	// DescContinued (XDP_USE_SG, Linux 6.6). Without it what does not fit into
+	// one is dropped. In copy mode a packet to be sent has at most 18.
+	SG bool
+
 	// Shared, if not nil, is an open socket on the same region. The new socket
-	// uses its registration (XDP_SHARED_UMEM) and inherits its mode, so Mode and
-	// NoNeedWakeup are not looked at. On the same interface and queue it also
+	// uses its registration (XDP_SHARED_UMEM) and inherits its mode, so Mode,
+	// SG and NoNeedWakeup are not looked at. On the same interface and queue it also
 	// uses its fill and completion rings; then one goroutine must run both, and
 	// Shared must be closed last.
 	Shared *Socket
@@ -48,6 +53,7 @@ type Socket struct {
 	port       Port
 	maps       [][]byte
 	zeroCopy   bool
+	sg         bool
 	needWakeup bool
 }
 
@@ -66,9 +72,9 @@ func OpenSocket(r *umem.Region, o SocketOptions) (*Socket, error) {
 	if err != nil {
 		return nil, o.explain("open an AF_XDP socket", r, err)
 	}
-	s := &Socket{fd: fd, opts: o, region: r, needWakeup: !o.NoNeedWakeup}
+	s := &Socket{fd: fd, opts: o, region: r, sg: o.SG, needWakeup: !o.NoNeedWakeup}
 	if o.Shared != nil {
-		s.needWakeup = o.Shared.needWakeup
+		s.needWakeup, s.sg = o.Shared.needWakeup, o.Shared.sg
 	}
 	if err := s.setUp(); err != nil {
 		s.Close()
@@ -245,6 +251,9 @@ func (s *Socket) bind() error {
 	if o.Shared == nil && s.needWakeup {
 		addr.Flags |= unix.XDP_USE_NEED_WAKEUP
 	}
+	if o.Shared == nil && s.sg {
+		addr.Flags |= unix.XDP_USE_SG
+	}
 	var err error
 	for wait := time.Millisecond; wait <= 128*time.Millisecond; wait *= 2 {
 		if err = unix.Bind(s.fd, &addr); !errors.Is(err, unix.EBUSY) {
@@ -260,6 +269,9 @@ func (s *Socket) Port() *Port { return &s.port }
 
 // ZeroCopy says whether the driver works on the region itself.
 func (s *Socket) ZeroCopy() bool { return s.zeroCopy }
+
+// SG says whether a packet may consist of several frames.
+func (s *Socket) SG() bool { return s.sg }
 
 // NeedWakeup says whether the rings' NeedWakeup is meaningful. Without it TX
 // always asks for a kick and fill never.

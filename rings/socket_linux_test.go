@@ -68,6 +68,39 @@ func TestSocketTransmit(t *testing.T) {
 	}
 }
 
+// A packet may lie in as many frames as the kernel takes, 18 (MAX_SKB_FRAGS+1).
+func TestSocketSG(t *testing.T) {
+	p, r := vethtest.New(t, 1), region(t)
+	s, pool := mustOpen(t, p, r, rings.SocketOptions{SG: true}), newPool(r)
+	shared := mustOpen(t, p, r, rings.SocketOptions{Shared: s})
+	if !s.SG() || !shared.SG() {
+		t.Error("SG was asked for, and is not told")
+	}
+	peer, port := p.Packet(t), s.Port()
+	for n := uint32(1); n <= 18; n++ {
+		want := vethtest.Frame(n, 900)
+		idx, _ := port.TX.Reserve(n)
+		rest := want
+		for i := range n {
+			f := pool.Get(umem.TX)
+			k := copy(pool.Chunk(f)[umem.Headroom:], rest[:50])
+			d := rings.Desc{Options: rings.DescContinued}
+			if i == n-1 {
+				k, d.Options = copy(pool.Chunk(f)[umem.Headroom:], rest), 0
+			}
+			rest = rest[k:]
+			d.Addr, d.Len = r.Addr(f)+umem.Headroom, uint32(k)
+			*port.TX.Slot(idx + i) = d
+		}
+		port.TX.Submit(n)
+		kick(t, port)
+		if got := peer.Receive(); !bytes.Equal(got, want) {
+			t.Fatalf("a packet in %d frames is received as %d bytes", n, len(got))
+		}
+		reap(t, port, pool, n)
+	}
+}
+
 // One Kick sends a whole batch where the kernel lets the budget be raised, and
 // 32 frames where it does not.
 func TestSocketTransmitBudget(t *testing.T) {

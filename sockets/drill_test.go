@@ -153,8 +153,8 @@ func (d *drillHost) Output() [][]byte {
 	var out [][]byte
 	d.h.Flush(d.now)
 	for {
-		f, off, n, ok := d.h.PopTX()
-		if !ok {
+		f, off, n, _ := d.h.PopTX()
+		if f == umem.None {
 			break
 		}
 		out = append(out, slices.Clone(d.pool.Chunk(f)[off:off+n]))

@@ -17,13 +17,14 @@ type fragKey struct {
 	proto    uint8
 }
 
-// fragEntry is a datagram in reassembly: its pieces as a chain sorted by offset. In the Buf of a piece, Aux is its
+// fragEntry is a datagram in reassembly: the frames of its pieces as a chain sorted by offset. In their Bufs, Aux is the
 // offset in the datagram.
 type fragEntry struct {
 	key    fragKey
 	used   bool
 	dead   bool // overlap seen: what still comes is dropped until the timeout (RFC 5722)
 	pieces uint16
+	frames uint16
 	total  int // length of the whole; -1 until the last piece came
 	have   int // bytes
 	first  packet
@@ -68,8 +69,7 @@ func (h *Host) reassemble(p *packet) bool {
 		prev, next = next, h.pool.Buf(next).Next
 	}
 	if next != umem.None {
-		b := h.pool.Buf(next)
-		if int(b.Aux) == off && int(b.Len) == p.n {
+		if h.fragCopy(next, p) {
 			h.drop(p, FragDuplicate)
 			return false
 		}
@@ -83,7 +83,7 @@ func (h *Host) reassemble(p *packet) bool {
 		h.fragKill(e, p, FragOverlap)
 		return false
 	}
-	if e.pieces >= fragPieces || h.fragFull(e) {
+	if e.pieces >= fragPieces || int(e.frames)+h.chainFrames(p.f) > handedFrames || h.fragFull(e) {
 		h.fragKill(e, p, FragLimit)
 		return false
 	}
@@ -102,6 +102,23 @@ func (h *Host) reassemble(p *packet) bool {
 	return true
 }
 
+// fragCopy reports whether p is what lies at its offset already, in frames cut alike.
+func (h *Host) fragCopy(at umem.Frame, p *packet) bool {
+	off := uint32(p.ip.FragOff)
+	for f := p.f; f != umem.None; f = h.pool.Buf(f).Next {
+		if at == umem.None {
+			return false
+		}
+		a, b := h.pool.Buf(at), h.pool.Buf(f)
+		if a.Aux != off || a.Len != b.Len {
+			return false
+		}
+		off += uint32(b.Len)
+		at = a.Next
+	}
+	return true
+}
+
 // fragFull reports that reassembly holds its share of the frames; the oldest other datagram goes first.
 func (h *Host) fragFull(e *fragEntry) bool {
 	for range h.frags.entries {
@@ -116,8 +133,14 @@ func (h *Host) fragFull(e *fragEntry) bool {
 }
 
 func (h *Host) fragLink(e *fragEntry, p *packet, prev, next umem.Frame) {
+	off, frames := uint32(p.ip.FragOff), 1
 	b := h.pool.Buf(p.f)
-	b.Aux, b.Next = uint32(p.ip.FragOff), next
+	for b.Aux = off; b.Next != umem.None; frames++ {
+		off += uint32(b.Len)
+		b = h.pool.Buf(b.Next)
+		b.Aux = off
+	}
+	b.Next = next
 	if prev == umem.None {
 		e.head = p.f
 	} else {
@@ -130,8 +153,9 @@ func (h *Host) fragLink(e *fragEntry, p *packet, prev, next umem.Frame) {
 		e.total = int(p.ip.FragOff) + p.n
 	}
 	e.pieces++
+	e.frames += uint16(frames)
 	e.have += p.n
-	h.frags.frames++
+	h.frags.frames += frames
 }
 
 // fragGet finds the entry of k or makes one, evicting the oldest when the table is full.
@@ -180,8 +204,8 @@ func (h *Host) fragKill(e *fragEntry, p *packet, why Drop) {
 
 func (h *Host) fragDropPieces(e *fragEntry) {
 	h.releaseChain(e.head)
-	h.frags.frames -= int(e.pieces)
-	e.head, e.pieces, e.have = umem.None, 0, 0
+	h.frags.frames -= int(e.frames)
+	e.head, e.pieces, e.frames, e.have = umem.None, 0, 0, 0
 }
 
 func (h *Host) fragFree(e *fragEntry) {

@@ -10,12 +10,20 @@ func (h *Host) hold(p *packet) bool {
 	if p.held {
 		return true
 	}
-	if h.rxUsed >= h.rxLimit {
+	next := h.pool.Buf(p.f).Next
+	n := 1
+	if next != umem.None {
+		n = h.chainFrames(p.f)
+	}
+	if h.rxUsed+n > h.rxLimit {
 		h.drop(p, RxMemLimit)
 		return false
 	}
-	h.rxUsed++
+	h.rxUsed += n
 	h.pool.Move(p.f, umem.RX, umem.Held)
+	for ; next != umem.None; next = h.pool.Buf(next).Next {
+		h.pool.Move(next, umem.RX, umem.Held)
+	}
 	p.held = true
 	return true
 }

@@ -19,7 +19,7 @@ type Prefix struct {
 // Config describes a Host. The zero value of a limit means its default.
 type Config struct {
 	MAC    proto.MAC
-	MTU    int      // bytes of the IP packet; a frame must hold MTU + 22 behind umem.Headroom
+	MTU    int      // bytes of the IP packet; PacketFrames frames must hold MTU + 22, each behind umem.Headroom
 	VLANs  []uint16 // tags that every frame carries, outermost first; at most two
 	Addrs  []Prefix
 	Routes []Route // beyond the subnets of Addrs
@@ -48,6 +48,8 @@ type Config struct {
 	Directory *Directory
 	Self      int
 
+	PacketFrames int // frames that a packet may consist of, as the device allows (default 1; at most MaxPacketFrames)
+
 	FillFrames int // frames that the fill ring needs: never held by sockets (default a quarter of the pool)
 	RcvBuf     int // bytes a socket may queue, counted in whole frames (default 1 MiB)
 	RcvMax     int // bytes of data that a TCP receive window may grow to (default 3 MiB, or half of a RcvBuf that was set)
@@ -65,8 +67,10 @@ type Host struct {
 	cfg    Config
 	pool   *umem.Pool
 	sec    secret
-	now    int64 // of the call in progress
-	lead   int   // bytes of the link header: 14 plus 4 a tag
+	now    int64      // of the call in progress
+	lead   int        // bytes of the link header: 14 plus 4 a tag
+	room   int        // bytes that a frame holds behind its headroom
+	rest   umem.Frame // of the packet that Input takes, behind the first; else None
 	timers *wheel
 
 	counters Counters
@@ -96,11 +100,14 @@ type Host struct {
 	tcp tcpTable
 }
 
-// txDesc is one frame on its way out: the bytes chunk[off:off+n] of frame f.
+// txDesc is one frame on its way out: the bytes chunk[off:off+n] of frame f. With txMore in off the packet goes on in the
+// next.
 type txDesc struct {
 	f      umem.Frame
 	off, n uint16
 }
+
+const txMore = 1 << 15
 
 // Flags of a Buf while the Host holds its frame.
 const (
@@ -116,6 +123,7 @@ const (
 	bufPart               // only its first part was sent: no frame to cut it with
 	bufToSend             // lent, and counts as data to send; without it as received data
 	bufTell               // whoever sent it is told when it is free (TakeFreed)
+	bufMore               // the packet that it was last sent with goes on in Buf.Next
 )
 
 const (
@@ -138,10 +146,13 @@ func New(cfg Config, pool *umem.Pool, now int64) (*Host, error) {
 			return nil, fmt.Errorf("sockets: VLAN %d; ids go from 1 to 4094", id)
 		}
 	}
-	room := pool.Region().ChunkSize() - umem.Headroom - maxLead
-	if cfg.MTU < 68 || cfg.MTU > room {
-		return nil, fmt.Errorf("sockets: MTU %d; with frames of %d bytes it must lie between 68 and %d",
-			cfg.MTU, pool.Region().ChunkSize(), room)
+	cfg.PacketFrames = max(cfg.PacketFrames, 1)
+	if cfg.PacketFrames > MaxPacketFrames {
+		return nil, fmt.Errorf("sockets: packets of %d frames; there can be %d", cfg.PacketFrames, MaxPacketFrames)
+	}
+	if most := MaxMTU(pool.Region().ChunkSize(), cfg.PacketFrames); cfg.MTU < 68 || cfg.MTU > most {
+		return nil, fmt.Errorf("sockets: MTU %d; with frames of %d bytes, %d to a packet, it must lie between 68 and %d",
+			cfg.MTU, pool.Region().ChunkSize(), cfg.PacketFrames, most)
 	}
 	if len(cfg.Addrs) == 0 && !cfg.KernelNeighbours {
 		return nil, errors.New("sockets: no address")
@@ -187,7 +198,7 @@ func New(cfg Config, pool *umem.Pool, now int64) (*Host, error) {
 	}
 	h := &Host{
 		cfg: cfg, pool: pool, sec: newSecret(cfg.Seed, cfg.Self), now: now,
-		lead: 14 + 4*len(cfg.VLANs), timers: newWheel(now),
+		lead: 14 + 4*len(cfg.VLANs), room: pool.Region().ChunkSize() - umem.Headroom, rest: umem.None, timers: newWheel(now),
 		rxLimit: rest / 2, txLimit: rest - rest/2,
 		txq: make([]txDesc, txqSize),
 	}
@@ -227,9 +238,10 @@ func (h *Host) isLocal(a proto.Addr) bool {
 	return false
 }
 
-// packet is one IP packet on its way in: a frame, or, put together from fragments, a chain of frames.
+// packet is one IP packet on its way in: a frame, or a chain of frames by Buf.Next if it did not fit into one, or was put
+// together from fragments.
 type packet struct {
-	f      umem.Frame // the first frame; while held, more follow by Buf.Next
+	f      umem.Frame // the first frame; the headers are in it
 	held   bool       // charged and owned as umem.Held; else owned as umem.RX
 	hops   uint8      // Hosts of the group that it was at before; the first has verified it
 	n      int        // bytes of IP payload in all frames
@@ -249,7 +261,7 @@ func (h *Host) Input(f umem.Frame, off, n int, now int64) {
 	h.count(RxFrames)
 	h.counters.Stats[RxBytes] += uint64(n)
 	b := h.pool.Buf(f)
-	*b = umem.Buf{Next: umem.None, Off: uint16(off), Len: uint16(n)}
+	*b = umem.Buf{Next: h.rest, Off: uint16(off), Len: uint16(n)}
 	data := h.pool.Data(f)
 	eth, fault := proto.ParseEthernet(data)
 	if fault != proto.OK {
@@ -294,10 +306,10 @@ func (h *Host) ourVLAN(eth *proto.Ethernet) bool {
 	return k == len(h.cfg.VLANs)
 }
 
-// dropRX frees a frame that was just received.
+// dropRX frees what was just received.
 func (h *Host) dropRX(f umem.Frame, why Drop) {
 	h.counters.Drops[why]++
-	h.pool.Put(f, umem.RX)
+	h.freeRX(f)
 }
 
 // drop frees a packet, whatever it consists of.
@@ -308,11 +320,13 @@ func (h *Host) drop(p *packet, why Drop) {
 
 // discard frees a packet that was dealt with.
 func (h *Host) discard(p *packet) {
-	if !p.held {
+	if p.held {
+		h.releaseChain(p.f)
+	} else if h.pool.Buf(p.f).Next == umem.None {
 		h.pool.Put(p.f, umem.RX)
-		return
+	} else {
+		h.freeRX(p.f)
 	}
-	h.releaseChain(p.f)
 }
 
 // txRoom is how many frames the output queue still takes.
@@ -337,15 +351,16 @@ func (h *Host) enqueue(f umem.Frame, off, n int) bool {
 func (h *Host) TxPending() int { return int(h.txTail - h.txHead) }
 
 // PopTX gives the next frame to send: n bytes from off of its chunk. The frame goes from umem.Held to umem.TX, and comes
-// back through Completed. ok is false when there is none.
-func (h *Host) PopTX() (f umem.Frame, off, n int, ok bool) {
+// back through Completed. more says that its packet goes on in the next one: such frames leave together (TxWhole). f is
+// umem.None when there is none.
+func (h *Host) PopTX() (f umem.Frame, off, n int, more bool) {
 	if h.txHead == h.txTail {
 		return umem.None, 0, 0, false
 	}
 	d := h.txq[h.txHead&(txqSize-1)]
 	h.txHead++
 	h.pool.Move(d.f, umem.Held, umem.TX)
-	return d.f, int(d.off), int(d.n), true
+	return d.f, int(d.off &^ txMore), int(d.n), d.off&txMore != 0
 }
 
 // Completed takes back a frame that the device is done with; the caller owns it as umem.Comp.

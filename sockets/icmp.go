@@ -128,7 +128,7 @@ func icmpErrno(typ, code uint8) Errno {
 	return EHOSTUNREACH
 }
 
-// icmpEcho answers a ping: in the frame that brought it if the answer is one packet, in new ones if it must be
+// icmpEcho answers a ping: in the frames that brought it if the answer is one packet, in new ones if it must be
 // fragmented.
 func (h *Host) icmpEcho(p *packet) {
 	hop, _, ok := h.route(p.ip.Src)
@@ -144,15 +144,22 @@ func (h *Host) icmpEcho(p *packet) {
 	}
 	binary.BigEndian.PutUint16(data[2:], sum)
 	if !p.held && p.n+20 <= h.cfg.MTU {
-		if h.txUsed >= h.txLimit {
+		n := h.chainFrames(p.f)
+		if h.txUsed+n > h.txLimit {
 			h.drop(p, TxNoFrame)
 			return
 		}
-		h.txUsed++
-		h.pool.Move(p.f, umem.RX, umem.Held)
+		h.txUsed += n
+		for f := p.f; f != umem.None; {
+			b := h.pool.Buf(f)
+			h.pool.Move(f, umem.RX, umem.Held)
+			if f = b.Next; f != umem.None {
+				b.Flags = bufMore
+			}
+		}
 		h.count(TxICMP)
 		if !h.sendIP(p.f, p.ip.Dst, p.ip.Src, hop, proto.ProtoICMP) {
-			h.freeTX(p.f, umem.Held)
+			h.unsend(p.f)
 		}
 		return
 	}

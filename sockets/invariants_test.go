@@ -48,7 +48,13 @@ func (k *kit) checkNeighbours() int {
 			continue
 		}
 		n++
-		frames, _ := k.chain(e.head)
+		frames := 0
+		for f := e.head; f != umem.None; f = umem.Frame(k.pool.Buf(f).Aux) {
+			n, _ := k.chain(f)
+			if frames += n; frames > k.pool.Total() {
+				k.t.Fatal("a queue of packets runs in a circle")
+			}
+		}
 		if frames != int(e.waiting) || frames > 0 && e.state != neighIncomplete {
 			k.t.Errorf("neighbour %v in state %d: %d packets, %d counted", e.addr, e.state, frames, e.waiting)
 		}
@@ -72,7 +78,7 @@ func (k *kit) checkFragments() int {
 		}
 		n++
 		frames, bytes := k.chain(e.head)
-		if frames != int(e.pieces) || bytes != e.have || e.dead && frames > 0 || !k.h.timers.running(e.timer) {
+		if frames != int(e.frames) || bytes != e.have || e.dead && frames > 0 || !k.h.timers.running(e.timer) {
 			k.t.Errorf("reassembly: %d pieces with %d bytes, %d and %d counted, dead %v", frames, bytes, e.pieces, e.have, e.dead)
 		}
 		sum += frames

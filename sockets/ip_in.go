@@ -7,7 +7,11 @@ import (
 
 // ipInput is ip_rcv: the frame's Buf covers the bytes behind the link header, b are the same bytes.
 func (h *Host) ipInput(f umem.Frame, b []byte, eth *proto.Ethernet) {
-	ip, fault := proto.ParseIPv4(b)
+	buf, n := h.pool.Buf(f), len(b)
+	if buf.Next != umem.None {
+		n += h.chainLen(buf.Next)
+	}
+	ip, fault := proto.ParseIPv4In(b, n)
 	if fault != proto.OK {
 		h.dropRX(f, Drop(fault))
 		return
@@ -16,13 +20,17 @@ func (h *Host) ipInput(f umem.Frame, b []byte, eth *proto.Ethernet) {
 		h.dropRX(f, why)
 		return
 	}
-	buf := h.pool.Buf(f)
 	p := packet{
 		f: f, n: int(ip.TotalLen) - int(ip.HeaderLen), ipOff: buf.Off,
 		ip: ip, srcMAC: eth.Src, bcast: eth.Dst.IsMulticast(),
 	}
 	buf.Off += uint16(ip.HeaderLen)
-	buf.Len = uint16(p.n) // what lies behind the IP packet is link-layer padding
+	if buf.Next == umem.None { // what lies behind the IP packet is link-layer padding
+		buf.Len = uint16(p.n)
+	} else {
+		buf.Len -= uint16(ip.HeaderLen)
+		h.cut(&p, p.n)
+	}
 	if ip.Fragment() {
 		h.count(RxFragments)
 		if !h.reassemble(&p) {
@@ -73,13 +81,11 @@ func (h *Host) ipDeliver(p *packet) {
 	}
 }
 
-// sum adds up the checksum of a packet's payload. Every fragment but the last has an even length, so the sums chain.
+// sum adds up the checksum of a packet's payload.
 func (h *Host) sum(p *packet, acc uint64) uint64 {
 	acc = proto.Sum(h.pool.Data(p.f), acc)
-	if p.held {
-		for f := h.pool.Buf(p.f).Next; f != umem.None; f = h.pool.Buf(f).Next {
-			acc = proto.Sum(h.pool.Data(f), acc)
-		}
+	if b := h.pool.Buf(p.f); b.Next != umem.None {
+		acc = h.sumRest(b.Next, int(b.Len), acc)
 	}
 	return acc
 }
@@ -90,14 +96,11 @@ func (h *Host) checkL4(p *packet, field uint16) bool {
 		return true
 	}
 	pseudo := proto.PseudoSum(p.ip.Src, p.ip.Dst, p.ip.Proto, p.n)
-	if proto.Fold(h.sum(p, pseudo)) == 0xffff {
-		return true
-	}
 	// A sender on the other end of a veth leaves the checksum to a device that never sees the packet: the field holds
-	// the sum of the pseudo-header alone (CHECKSUM_PARTIAL, include/linux/skbuff.h).
+	// the sum of the pseudo-header alone (CHECKSUM_PARTIAL, include/linux/skbuff.h). Looked at first, it saves the sum of all.
 	if h.cfg.AcceptPartial && field == proto.Fold(pseudo) {
 		h.count(RxPartialSum)
 		return true
 	}
-	return false
+	return proto.Fold(h.sum(p, pseudo)) == 0xffff
 }

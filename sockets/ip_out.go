@@ -15,14 +15,18 @@ func (h *Host) ident(dst proto.Addr) uint16 {
 	return *c
 }
 
-// sendIP puts an IP header in front of the transport message in frame f (its Buf says where) and sends it to hop. The
-// message fits the MTU. false: not taken, counted, and f is still the caller's.
+// sendIP puts an IP header in front of the transport message in frame f, or with bufMore in the chain from f on (the Bufs
+// say where), and sends it to hop. The message fits the MTU. false: not taken, counted, and f is still the caller's.
 func (h *Host) sendIP(f umem.Frame, src, dst, hop proto.Addr, protocol uint8) bool {
 	b := h.pool.Buf(f)
 	off, n := int(b.Off)-20, int(b.Len)+20
+	total := n
+	if b.Flags&bufMore != 0 {
+		total += h.chainLen(b.Next)
+	}
 	ip := proto.IPv4{
 		Src: src, Dst: dst, ID: h.ident(dst), TTL: defaultTTL, Proto: protocol,
-		HeaderLen: 20, TotalLen: uint16(n),
+		HeaderLen: 20, TotalLen: uint16(total),
 	}
 	proto.PutIPv4(h.pool.Chunk(f)[off:], &ip)
 	return h.transmit(f, off, n, hop)
@@ -65,7 +69,8 @@ func (h *Host) fragments(n int) (count, per int) {
 // sendMessage sends a transport message of n bytes, g.head first, in as many fragments as the MTU asks for
 // (RFC 791 3.2). EAGAIN without the frames for it, EMSGSIZE if there never will be so many.
 func (h *Host) sendMessage(g *gather, n int, src, dst, hop proto.Addr, protocol uint8) Errno {
-	need, per := h.fragments(n)
+	_, per := h.fragments(n)
+	need := h.messageFrames(n)
 	if need > min(h.txLimit, len(h.txq)) {
 		return EMSGSIZE
 	}
@@ -75,22 +80,25 @@ func (h *Host) sendMessage(g *gather, n int, src, dst, hop proto.Addr, protocol 
 	ip := proto.IPv4{Src: src, Dst: dst, ID: h.ident(dst), TTL: defaultTTL, Proto: protocol, HeaderLen: 20}
 	for at := 0; at < n; at += per {
 		k := min(per, n-at)
-		f := h.allocTX()
+		f := h.allocPacket(k)
 		if f == umem.None { // the ARP request for the hop took the last
 			h.counters.Drops[TxNoFrame]++
 			return 0
 		}
-		chunk := h.pool.Chunk(f)
-		body := chunk[umem.Headroom : umem.Headroom+k]
+		body := h.pool.Data(f)
+		first := len(body)
 		if at == 0 {
 			copy(body, g.head[:])
 			body = body[len(g.head):]
 		}
 		h.gatherRead(g, body)
+		for c := h.pool.Buf(f).Next; c != umem.None; c = h.pool.Buf(c).Next {
+			h.gatherRead(g, h.pool.Data(c))
+		}
 		ip.FragOff, ip.MF, ip.TotalLen = uint16(at), at+k < n, uint16(k+20)
-		proto.PutIPv4(chunk[umem.Headroom-20:], &ip)
-		if !h.transmit(f, umem.Headroom-20, k+20, hop) {
-			h.freeTX(f, umem.Held)
+		proto.PutIPv4(h.pool.Chunk(f)[umem.Headroom-20:], &ip)
+		if !h.transmit(f, umem.Headroom-20, first+20, hop) {
+			h.unsend(f)
 			return 0 // as in any network, the rest would be of no use to the receiver
 		}
 		if n > per {

@@ -112,8 +112,36 @@ func (k *kit) input(frame []byte) bool {
 	f := k.fill[n-1]
 	k.fill = k.fill[:n-1]
 	k.pool.Move(f, umem.Fill, umem.RX)
+	if len(frame) > k.h.room {
+		return k.inputPieces(f, frame)
+	}
 	copy(k.pool.Chunk(f)[umem.Headroom:], frame)
 	k.h.Input(f, umem.Headroom, len(frame), k.now)
+	k.refill()
+	return true
+}
+
+// inputPieces hands the Host a frame of the link in several of the pool, the first of which is f.
+func (k *kit) inputPieces(f umem.Frame, frame []byte) bool {
+	var pieces []Piece
+	for {
+		n := copy(k.pool.Chunk(f)[umem.Headroom:], frame)
+		pieces = append(pieces, Piece{f, umem.Headroom, uint16(n)})
+		if frame = frame[n:]; len(frame) == 0 {
+			break
+		}
+		if k.refill(); len(k.fill) == 0 {
+			for _, p := range pieces {
+				k.pool.Move(p.F, umem.RX, umem.Fill)
+				k.fill = append(k.fill, p.F)
+			}
+			return false
+		}
+		f = k.fill[len(k.fill)-1]
+		k.fill = k.fill[:len(k.fill)-1]
+		k.pool.Move(f, umem.Fill, umem.RX)
+	}
+	k.h.InputPieces(pieces, k.now)
 	k.refill()
 	return true
 }
@@ -130,13 +158,15 @@ func (k *kit) inject(frames ...[]byte) {
 // pump does what a turn does after receiving: output is built, sent, and, unless the device is late, completed.
 func (k *kit) pump() {
 	k.h.Flush(k.now)
-	for {
-		f, off, n, ok := k.h.PopTX()
-		if !ok {
-			break
+	for k.h.TxPending() > 0 {
+		var frame []byte
+		for more := true; more; {
+			var f umem.Frame
+			var off, n int
+			f, off, n, more = k.h.PopTX()
+			frame = append(frame, k.pool.Chunk(f)[off:off+n]...)
+			k.device = append(k.device, f)
 		}
-		frame := append([]byte(nil), k.pool.Chunk(f)[off:off+n]...)
-		k.device = append(k.device, f)
 		if !k.late {
 			k.complete(len(k.device))
 		}

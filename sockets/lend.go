@@ -133,7 +133,11 @@ func (h *Host) TCPSendLent(s Handle, f umem.Frame, off, n int, tell uint32, now 
 	if c == nil {
 		return err
 	}
-	if n > int(c.mss) || !h.fits(off, n, int(c.mssMax)) {
+	size := int(c.mssMax)
+	if size > h.room {
+		size = n // the rest of a segment lies in other frames
+	}
+	if n > int(c.mss) || !h.fits(off, n, size) {
 		return EMSGSIZE
 	}
 	limit := h.sndLimit(c)

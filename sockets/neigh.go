@@ -19,7 +19,7 @@ const (
 
 const (
 	neighMax      = 1024
-	neighQueueMax = 64 // packets waiting for one neighbour: the fragments of a largest datagram fit
+	neighQueueMax = 64 // frames waiting for one neighbour: the fragments of a largest datagram fit
 	neighWaitMax  = 512
 	neighProbes   = 3
 	resolveMax    = 64
@@ -34,8 +34,8 @@ type neighbour struct {
 	mac        proto.MAC
 	state      neighState
 	probes     uint8
-	waiting    uint8
-	head, tail umem.Frame // packets without a link header
+	waiting    uint8      // frames
+	head, tail umem.Frame // packets without a link header, linked by Buf.Aux
 	timer      uint32
 }
 
@@ -45,7 +45,7 @@ type neighTable struct {
 	entries []neighbour
 	free    []uint16
 	hand    int
-	waiting int // packets in all queues
+	waiting int // frames in all queues
 	resolve []proto.Addr
 	heard   []proto.ARP
 }
@@ -120,6 +120,16 @@ func (h *Host) SetNeighbour(a proto.Addr, mac proto.MAC, valid bool, now int64) 
 	}
 }
 
+// Neighbours gives the neighbours that answered once and are not in doubt, max of them at most.
+func (h *Host) Neighbours(max int) (list []proto.Addr) {
+	for i := range h.neigh.entries {
+		if e := &h.neigh.entries[i]; len(list) < max && e.state >= neighReachable {
+			list = append(list, e.addr)
+		}
+	}
+	return list
+}
+
 // PopResolve gives an address that somebody must resolve for this Host (share mode).
 func (h *Host) PopResolve() (proto.Addr, bool) {
 	n := len(h.neigh.resolve)
@@ -158,6 +168,9 @@ func (h *Host) transmit(f umem.Frame, off, n int, hop proto.Addr) bool {
 func (h *Host) emit(f umem.Frame, off, n int, dst proto.MAC, etherType uint16) bool {
 	off -= h.lead
 	proto.PutEthernetTagged(h.pool.Chunk(f)[off:], dst, h.cfg.MAC, h.cfg.VLANs, etherType)
+	if h.pool.Buf(f).Flags&bufMore != 0 {
+		return h.enqueueChain(f, off, n+h.lead)
+	}
 	return h.enqueue(f, off, n+h.lead)
 }
 
@@ -165,20 +178,21 @@ func (h *Host) neighWait(e *neighbour, f umem.Frame, off, n int) bool {
 	b := h.pool.Buf(f)
 	// A frame of a TCP send queue is linked there already; the retransmission timer brings it again. In the last free frame
 	// nothing waits: it is for the request.
-	if b.Flags&bufKept != 0 || h.txFree() == 0 || e.waiting >= neighQueueMax ||
+	if b.Flags&bufKept != 0 || h.txFree() == 0 || int(e.waiting)+h.sentTogether(f) > neighQueueMax ||
 		h.neigh.waiting >= min(neighWaitMax, h.txLimit/4) {
 		h.counters.Drops[NeighQueueFull]++
 		return false
 	}
-	b.Off, b.Len, b.Next = uint16(off), uint16(n), umem.None
+	b.Off, b.Len, b.Aux = uint16(off), uint16(n), uint32(umem.None)
 	if e.head == umem.None {
 		e.head = f
 	} else {
-		h.pool.Buf(e.tail).Next = f
+		h.pool.Buf(e.tail).Aux = uint32(f)
 	}
 	e.tail = f
-	e.waiting++
-	h.neigh.waiting++
+	frames := h.sentTogether(f)
+	e.waiting += uint8(frames)
+	h.neigh.waiting += frames
 	return true
 }
 
@@ -200,9 +214,9 @@ func (h *Host) neighReached(e *neighbour) {
 	}
 	for f := h.neighTake(e); f != umem.None; {
 		b := h.pool.Buf(f)
-		next := b.Next
+		next := umem.Frame(b.Aux)
 		if !h.emit(f, int(b.Off), int(b.Len), e.mac, proto.EtherIPv4) {
-			h.freeTX(f, umem.Held)
+			h.unsend(f)
 		}
 		f = next
 	}
@@ -214,12 +228,12 @@ func (h *Host) neighFail(e *neighbour) {
 	f := h.neighTake(e)
 	h.neighDelete(e)
 	for f != umem.None {
-		next := h.pool.Buf(f).Next
+		next := umem.Frame(h.pool.Buf(f).Aux)
 		h.counters.Drops[NeighFailed]++
 		if q, ok := h.quoted(h.pool.Data(f)); ok {
 			h.socketError(&q, EHOSTUNREACH, 0)
 		}
-		h.freeTX(f, umem.Held)
+		h.unsend(f)
 		f = next
 	}
 }
@@ -266,7 +280,7 @@ func (h *Host) arpInput(b []byte, linkSrc proto.MAC, f umem.Frame) {
 	if why != 0 {
 		h.counters.Drops[why]++
 	}
-	h.pool.Put(f, umem.RX)
+	h.freeRX(f)
 }
 
 func (h *Host) arpHandle(a *proto.ARP, linkSrc proto.MAC) Drop {

@@ -130,6 +130,7 @@ type simParams struct {
 // simHost is what a seed chooses for one of the Hosts.
 type simHost struct {
 	frames, fill, rcvBuf, sndBuf, backlog, maxConns, mtu int
+	packet                                               int   // frames that a packet may have
 	compNS, turnNS, slackNS                              int64 // device, coalescing, late timers
 	ring                                                 int   // frames that wait for a turn
 	queues                                               int   // with 2, a Host for each
@@ -236,6 +237,9 @@ func simChoose(rng *rand.Rand) simParams {
 	for i := range p.host {
 		p.host[i].queues = 1 + rng.IntN(3)/2
 	}
+	if rng.IntN(4) == 0 {
+		p.jumbo(rng)
+	}
 	switch {
 	case p.clean:
 	case rng.IntN(12) == 0: // long enough for every time-out
@@ -246,11 +250,29 @@ func simChoose(rng *rand.Rand) simParams {
 	return p
 }
 
+// jumbo has a Host, or both, send packets of several frames over a path that takes them, or does not.
+func (p *simParams) jumbo(rng *rand.Rand) {
+	for i := range p.host {
+		h := &p.host[i]
+		if rng.IntN(3) > 0 {
+			h.packet, h.frames = simBetween(rng, 2, MaxPacketFrames), h.frames+40
+			h.mtu = simBetween(rng, MaxMTU(2048, 1)+1, MaxMTU(2048, h.packet))
+		}
+	}
+	for i := range p.path {
+		if l := &p.path[i]; l.mtu == 1500 && (p.clean || rng.IntN(3) > 0) {
+			l.mtu = 1 << 16
+		} else if rng.IntN(2) == 0 {
+			l.mtu = simBetween(rng, 1500, 9000)
+		}
+	}
+}
+
 // simTotals shows that the seeds did what they are for.
 type simTotals struct {
 	Worlds, Clean, Steps, Segments, Dials, Accepted, Finished, Excused, Refused, TimedOut, Reset, Bytes    uint64
 	Lost, Corrupted, Fragments, TooBig, Marked, Retransmits, Timeouts, NoFrame, NoMemory, Backlog, Outages uint64
-	HalfClosed, Together, Lent, Taken, Wrapped, Handed                                                     uint64
+	HalfClosed, Together, Lent, Taken, Wrapped, Handed, Jumbo                                              uint64
 }
 
 func (s *simTotals) add(w *simWorld) {
@@ -269,6 +291,7 @@ func (s *simTotals) add(w *simWorld) {
 		{&s.Bytes, t.Bytes}, {&s.Lost, t.Lost}, {&s.Corrupted, t.Corrupted}, {&s.Fragments, t.Fragments},
 		{&s.TooBig, t.TooBig}, {&s.Marked, t.Marked}, {&s.Outages, t.Outages}, {&s.HalfClosed, t.HalfClosed},
 		{&s.Together, t.Together}, {&s.Lent, t.Lent}, {&s.Taken, t.Taken}, {&s.Wrapped, t.Wrapped}, {&s.Handed, t.Handed},
+		{&s.Jumbo, t.Jumbo},
 	} {
 		*d.to += d.n
 	}
@@ -297,7 +320,7 @@ func (s *simTotals) check(t *testing.T) {
 		{"Hosts without memory for a segment", s.NoMemory, 50}, {"full backlogs", s.Backlog, 50},
 		{"outages", s.Outages, 10}, {"half-closed conversations", s.HalfClosed, 5}, {"wrapped sequence numbers", s.Wrapped, 20},
 		{"simultaneous opens", s.Together, 20}, {"lent frames written", s.Lent, 5}, {"lent frames read", s.Taken, 5},
-		{"packets handed over", s.Handed, 1},
+		{"packets handed over", s.Handed, 1}, {"segments of several frames", s.Jumbo, 1},
 	} {
 		// Of what should happen a handful of times chance may make none.
 		if least := s.Worlds / c.per; least >= 20 && c.n < least {

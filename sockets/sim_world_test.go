@@ -321,7 +321,7 @@ func newSimNode(w *simWorld, id int) *simNode {
 	set := func(c *Config) {
 		c.MAC, c.Addrs, c.MTU, c.KernelNeighbours = n.mac, []Prefix{{n.ip, 24}}, p.mtu, w.p.share
 		c.FillFrames, c.RcvBuf, c.SndBuf, c.Backlog, c.MaxConns = p.fill, p.rcvBuf, p.sndBuf, p.backlog, p.maxConns
-		c.NoECN = p.noECN
+		c.NoECN, c.PacketFrames = p.noECN, p.packet
 		if p.reno {
 			c.Congestion = "reno"
 		}
@@ -400,6 +400,9 @@ func (n *simNode) turn() {
 		w.at(at, func() { n.done += k; n.wake() })
 	}
 	for _, b := range n.out {
+		if len(b) > n.h.room {
+			w.totals.Jumbo++
+		}
 		w.egress(n, b)
 		if w.wrong && n.id == 1 {
 			for _, b := range w.lie(b) {
@@ -455,7 +458,7 @@ func (n *simNode) inspectConn(i uint32, c *tcb) {
 	switch {
 	case !seqLE(c.sndUna, c.sndNxt) || !seqLE(c.rcvNxt, c.rcvAdv):
 		bad("numbers")
-	case int(c.sndBytes) > h.cfg.SndBuf+1500*(1+n.lentFrames()): // what was lent may come on top
+	case int(c.sndBytes) > h.cfg.SndBuf+max(1500, int(c.mssMax))*(1+n.lentFrames()): // what was lent may come on top
 		bad("too much to send")
 	case c.rto < rtoMinUS || c.rto > rtoMaxUS:
 		bad("RTO")
@@ -499,6 +502,10 @@ func (n *simNode) inspectSend(c *tcb, x *active) bool {
 		return false
 	}
 	b := h.pool.Buf(c.sndNext)
+	if h.cfg.PacketFrames > 1 && (c.sndUna != c.sndNxt || pipe > 0) {
+		unsent := c.sndBytes - (c.sndNxt - c.sndUna)
+		return unsent >= uint32(c.mss) && seqLE(b.Seq+uint32(c.mss), c.sndUna+c.sndWnd) && pipe+uint32(c.mss) <= c.cwnd
+	}
 	nagle := c.delay && c.sndUna != c.sndNxt && b.Next == umem.None && b.Len < c.mss && b.Flags&bufFIN == 0
 	return !nagle && h.inWindow(c, b) && (pipe == 0 || pipe+uint32(b.Len) <= c.cwnd)
 }

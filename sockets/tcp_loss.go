@@ -91,6 +91,10 @@ func (h *Host) newReno(c *tcb, x *active, r *ackResult) {
 	partial := x.phase == phaseRecovery && r.bytes > 0 && seqLT(c.sndUna, x.recoverSeq)
 	if b := h.pool.Buf(c.sndHead); (first || partial) && b.Flags&bufSent != 0 && b.Flags&bufAgain == 0 {
 		h.markLost(x, b)
+		for b.Flags&bufMore != 0 && b.Next != umem.None {
+			b = h.pool.Buf(b.Next)
+			h.markLost(x, b)
+		}
 	}
 }
 
@@ -102,7 +106,7 @@ func (h *Host) recover(c *tcb, x *active, s *segment, r *ackResult, newLoss bool
 		h.recovered(c, x)
 	}
 	fresh := false
-	probe := x.probeLost && x.toSend == 1
+	probe := x.probeLost && x.toSend == max(uint32(x.mtu.frames), 1)
 	x.probeLost = false
 	switch {
 	case probe: // RFC 4821 7.3: it was its size, not congestion
@@ -295,15 +299,16 @@ func (h *Host) tlpProbe(i uint32, c *tcb, x *active) {
 		for f = c.sndHead; h.pool.Buf(f).Next != c.sndNext; f = h.pool.Buf(f).Next {
 		}
 	}
+	s := h.together(c, f)
 	b := h.pool.Buf(f)
-	if b.Flags&(bufQueued|bufSacked) != 0 || h.txRoom() == 0 {
+	if b.Flags&(bufQueued|bufSacked) != 0 || h.txRoom() < h.cfg.PacketFrames {
 		return
 	}
 	h.count(TCPProbes)
 	if again {
 		h.markLost(x, b)
 	}
-	h.sendData(i, c, x, f)
+	h.sendData(i, c, x, f, s.last)
 	x.tlpOut, x.tlpAgain, x.tlpEnd = true, again, c.sndNxt
 	c.rtxAt = h.now + int64(c.rto)*1000
 }

@@ -65,7 +65,7 @@ const (
 	sndFrameBytes = 512 // least average payload of a send queue's frames
 )
 
-// sendQueue copies p into frames of at most one segment each and returns the bytes that found room. The last frame is
+// sendQueue copies p into frames of at most one segment each, or into as many for a segment as it takes, and returns the bytes that found room. The last frame is
 // filled up while nothing of it was sent. Some TX frames always stay for ACKs, ARP and ICMP.
 func (h *Host) sendQueue(c *tcb, p []byte) int {
 	total, frames := 0, h.sndFrameLimit(h.sndLimit(c))
@@ -81,8 +81,8 @@ func (h *Host) sendQueue(c *tcb, p []byte) int {
 			h.sendLink(c, f)
 		}
 		b := h.pool.Buf(c.sndTail)
-		room := h.pool.Chunk(c.sndTail)[int(b.Off)+int(b.Len) : int(b.Off)+int(c.mss)]
-		n := copy(room, p)
+		end := int(b.Off) + int(b.Len)
+		n := copy(h.pool.Chunk(c.sndTail)[end:int(b.Off)+h.pieceAt(c, b)], p)
 		b.Len += uint16(n)
 		p = p[n:]
 		total += n
@@ -124,7 +124,7 @@ func (h *Host) sendLink(c *tcb, f umem.Frame) {
 // sendRoom reports whether the tail frame takes more bytes.
 func (h *Host) sendRoom(c *tcb) bool {
 	b := h.pool.Buf(c.sndTail)
-	return b.Flags&(bufSent|bufFIN) == 0 && b.Len < c.mss
+	return b.Flags&(bufSent|bufFIN) == 0 && int(b.Len) < h.pieceAt(c, b)
 }
 
 // tcpOutput is tcp_write_xmit: first what was lost, then what the windows allow of the rest, then an ACK that is due.
@@ -191,18 +191,24 @@ func (h *Host) sendLost(i uint32, c *tcb, x *active) {
 	x.stuck = false
 	for f := c.sndHead; x.toSend > 0 && f != umem.None && f != c.sndNext; {
 		b := h.pool.Buf(f)
-		if b.Flags&(bufLost|bufAgain) == bufLost {
-			if pipe := c.pipe(x); pipe > 0 && pipe+uint32(min(b.Len, c.mss)) > c.cwnd {
-				x.limitedSeq = c.sndNxt
-				return
-			}
-			if b.Flags&bufQueued != 0 {
-				x.stuck = true // still with the device: its bytes must not be touched, and it will arrive
-			} else if !h.sendData(i, c, x, f) {
-				return
-			}
+		if b.Flags&(bufLost|bufAgain) != bufLost {
+			f = b.Next
+			continue
 		}
-		f = b.Next // sendData may have cut it
+		s := together{bytes: uint32(b.Len), last: f}
+		if h.cfg.PacketFrames > 1 {
+			s = h.together(c, f)
+		}
+		if pipe := c.pipe(x); pipe > 0 && pipe+min(s.bytes, uint32(c.mss)) > c.cwnd {
+			x.limitedSeq = c.sndNxt
+			return
+		}
+		if b.Flags&bufQueued != 0 {
+			x.stuck = true // still with the device: its bytes must not be touched, and it will arrive
+		} else if !h.sendData(i, c, x, f, s.last) {
+			return
+		}
+		f = h.pool.Buf(s.last).Next // sendData may have cut it
 	}
 }
 
@@ -220,8 +226,12 @@ func (h *Host) sendNew(i uint32, c *tcb, x *active) {
 		f := c.sndNext
 		h.sendFill(c, f)
 		b := h.pool.Buf(f)
+		s := together{bytes: uint32(b.Len), last: f}
+		if h.cfg.PacketFrames > 1 {
+			s = h.together(c, f)
+		}
 		pipe := c.pipe(x)
-		if pipe > 0 && pipe+uint32(min(b.Len, c.mss)) > c.cwnd {
+		if pipe > 0 && pipe+min(s.bytes, uint32(c.mss)) > c.cwnd {
 			x.limitedSeq = c.sndNxt
 			return
 		}
@@ -232,10 +242,10 @@ func (h *Host) sendNew(i uint32, c *tcb, x *active) {
 			if int32(usable) <= 0 || c.sndUna != c.sndNxt || usable < c.maxWnd/2 || !h.sendSplit(c, f, int(usable)) {
 				break
 			}
-		} else if c.delay && c.sndUna != c.sndNxt && b.Next == umem.None && b.Len < c.mss && b.Flags&bufFIN == 0 {
-			break // Nagle (RFC 9293 3.7.4)
+		} else if c.sndUna != c.sndNxt && (s.shut && s.bytes < c.maxWnd/2 || c.delay && h.nagle(c, s)) {
+			break
 		}
-		if !h.sendData(i, c, x, f) {
+		if !h.sendData(i, c, x, f, s.last) {
 			return
 		}
 	}
@@ -245,34 +255,9 @@ func (h *Host) sendNew(i uint32, c *tcb, x *active) {
 	}
 }
 
-// sendFill fills a short frame that was never sent from those behind it: what a small window split, or many small lent
-// frames.
-func (h *Host) sendFill(c *tcb, f umem.Frame) {
-	b := h.pool.Buf(f)
-	for b.Len < c.mss && b.Next != umem.None {
-		n := h.pool.Buf(b.Next)
-		k := copy(h.pool.Chunk(f)[int(b.Off)+int(b.Len):int(b.Off)+int(c.mss)], h.pool.Data(b.Next))
-		b.Len += uint16(k)
-		n.Len -= uint16(k)
-		n.Seq += uint32(k)
-		if n.Len > 0 { // what is left goes to its front, so that there is room for a whole segment behind it
-			chunk := h.pool.Chunk(b.Next)
-			copy(chunk[n.Off:], chunk[int(n.Off)+k:int(n.Off)+k+int(n.Len)])
-			return
-		}
-		b.Flags |= n.Flags & bufFIN
-		gone := b.Next
-		if b.Next = n.Next; c.sndTail == gone {
-			c.sndTail = f
-		}
-		c.sndFrames--
-		h.sendRelease(gone)
-	}
-}
-
-// sendData sends a frame of the send queue, for the first time or again. false: not now.
-func (h *Host) sendData(i uint32, c *tcb, x *active, f umem.Frame) bool {
-	if h.txRoom() == 0 {
+// sendData sends the segment of the send queue from frame f to frame to, for the first time or again. false: not now.
+func (h *Host) sendData(i uint32, c *tcb, x *active, f, to umem.Frame) bool {
+	if room := h.txRoom(); room == 0 || f != to && room < h.cfg.PacketFrames {
 		h.sendLater(i, c)
 		return false
 	}
@@ -299,11 +284,16 @@ func (h *Host) sendData(i uint32, c *tcb, x *active, f umem.Frame) bool {
 			hdr.Flags |= proto.CWR
 		}
 	}
-	if b.Next == umem.None && b.Len > 0 {
+	n := uint32(b.Len)
+	last := b
+	if f != to {
+		n, last = h.tie(f, to), h.pool.Buf(to)
+	}
+	last.Flags &^= bufMore
+	if last.Next == umem.None && n > 0 {
 		hdr.Flags |= proto.PSH
 	}
-	n := uint32(b.Len)
-	if b.Flags&bufFIN != 0 {
+	if last.Flags&bufFIN != 0 {
 		n++
 		if size == b.Len {
 			hdr.Flags |= proto.FIN
@@ -325,14 +315,17 @@ func (h *Host) sendData(i uint32, c *tcb, x *active, f umem.Frame) bool {
 	}
 	b.Flags |= bufSent
 	b.Aux = h.nowUS()
+	if f != to {
+		h.sent(b, last)
+	}
 	c.sentAt = h.nowMS()
 	if x.phase == phaseRecovery || x.phase == phaseCWR {
 		x.prrOut += n
 	}
 	if again {
-		h.sentAgain(c, x, b, n)
+		h.sentAgain(c, x, b, last, n)
 	} else {
-		c.sndNext = b.Next
+		c.sndNext = last.Next
 		c.sndNxt += n
 		c.probing = false
 		h.armLoss(c, x, false)
@@ -341,11 +334,16 @@ func (h *Host) sendData(i uint32, c *tcb, x *active, f umem.Frame) bool {
 }
 
 // sentAgain accounts for a retransmission.
-func (h *Host) sentAgain(c *tcb, x *active, b *umem.Buf, n uint32) {
+func (h *Host) sentAgain(c *tcb, x *active, b, last *umem.Buf, n uint32) {
 	h.count(TCPRetransmits)
 	c.retransmits++
-	b.Flags |= bufAgain | bufEver
-	x.toSend--
+	for ; ; b = h.pool.Buf(b.Next) {
+		b.Flags |= bufAgain | bufEver
+		x.toSend--
+		if b == last {
+			break
+		}
+	}
 	x.again += n
 	if x.undoAgain >= 0 {
 		x.undoAgain++
@@ -462,7 +460,8 @@ const (
 	ecnCE   = 3
 )
 
-// finishSegment writes TCP and IP header of the segment chunk[off:off+n] and sends it.
+// finishSegment writes TCP and IP header of the segment chunk[off:off+n], which with bufMore goes on in other frames, and
+// sends it.
 func (h *Host) finishSegment(f umem.Frame, off, n int, k flowKey, hdr *proto.TCP, opt *proto.TCPOptions, tos uint8) bool {
 	hop, _, ok := h.route(k.Remote)
 	if !ok {
@@ -471,15 +470,19 @@ func (h *Host) finishSegment(f umem.Frame, off, n int, k flowKey, hdr *proto.TCP
 	}
 	chunk := h.pool.Chunk(f)
 	seg := chunk[off : off+n]
+	total, acc := n, uint64(0)
+	if h.pool.Buf(f).Flags&bufMore != 0 {
+		total, acc = h.sumTied(f, n)
+	}
 	hdr.DataOff = uint8(proto.TCPHeaderLen + proto.PutTCPOptions(seg[proto.TCPHeaderLen:], opt))
 	hdr.Checksum = 0
 	proto.PutTCP(seg, hdr)
-	hdr.Checksum = ^proto.Fold(proto.Sum(seg, proto.PseudoSum(k.Local, k.Remote, proto.ProtoTCP, n)))
+	hdr.Checksum = ^proto.Fold(proto.Sum(seg, proto.AddSum(acc, proto.PseudoSum(k.Local, k.Remote, proto.ProtoTCP, total))))
 	proto.PutTCP(seg, hdr)
 	off -= 20
 	ip := proto.IPv4{
 		Src: k.Local, Dst: k.Remote, ID: h.ident(k.Remote), TTL: defaultTTL, Proto: proto.ProtoTCP, TOS: tos,
-		DF: true, HeaderLen: 20, TotalLen: uint16(n + 20),
+		DF: true, HeaderLen: 20, TotalLen: uint16(total + 20),
 	}
 	proto.PutIPv4(chunk[off:], &ip)
 	if !h.transmit(f, off, n+20, hop) {

@@ -48,6 +48,7 @@ func (h *Host) setPathMTU(a proto.Addr, mtu int) {
 type plpmtud struct {
 	high   uint16 // smallest MSS known to be too large; 0: none
 	tried  uint16 // MSS of the probe that is out; 0: none is
+	frames uint8  // of the probe
 	nextAt uint32 // ms: when to probe next
 	guess  bool   // the path may also just have been down: nothing was acknowledged since
 }
@@ -113,8 +114,13 @@ func (h *Host) shrink(i uint32, c *tcb, mss uint16) {
 	x := h.moving(i, c)
 	c.mss = mss
 	x.mtu = plpmtud{nextAt: h.nowMS() + pmtuLifeNS/1_000_000} // RFC 1191 6.3
+	size, tied := uint32(0), false
 	for f := c.sndHead; f != umem.None && f != c.sndNext; f = h.pool.Buf(f).Next {
-		if b := h.pool.Buf(f); b.Len > mss && b.Flags&bufSacked == 0 {
+		b := h.pool.Buf(f)
+		if !tied {
+			size = h.segmentSize(f)
+		}
+		if tied = b.Flags&bufMore != 0; size > uint32(mss) && b.Flags&bufSacked == 0 {
 			h.markLost(x, b)
 			b.Flags |= bufEver
 		}
@@ -138,7 +144,7 @@ func (h *Host) blackHole(c *tcb, x *active) {
 	if c.mss <= base {
 		base = max(c.mss/2, pmtuMin-52)
 	}
-	if b.Len <= base || b.Flags&bufQueued != 0 {
+	if h.segmentSize(c.sndHead) <= uint32(base) || b.Flags&bufQueued != 0 {
 		return
 	}
 	h.count(TCPPathMTU)
@@ -169,12 +175,13 @@ func (h *Host) mtuProbe(i uint32, c *tcb, x *active) bool {
 	f, mss := c.sndNext, c.mss
 	c.mss = size
 	h.sendFill(c, f)
-	b := h.pool.Buf(f)
-	sent := b.Len == size && h.sendData(i, c, x, f)
+	s := h.together(c, f)
+	good := s.bytes == uint32(size) || s.last != f && s.bytes >= uint32(mss)+plpmtuNear // whole frames
+	sent := good && h.sendData(i, c, x, f, s.last)
 	c.mss = mss
 	if sent {
-		b.Flags |= bufProbe
-		x.mtu.tried = size
+		h.pool.Buf(f).Flags |= bufProbe
+		x.mtu.tried, x.mtu.frames = uint16(s.bytes), uint8(h.sentTogether(f))
 	}
 	return sent
 }

@@ -139,9 +139,6 @@ func (h *Host) trimData(s *segment, n int) {
 		b := h.pool.Buf(f)
 		b.Len = uint16(min(n, int(b.Len)))
 		n -= int(b.Len)
-		if !s.held {
-			return
-		}
 		f = b.Next
 	}
 }
@@ -149,12 +146,12 @@ func (h *Host) trimData(s *segment, n int) {
 // rcvQueue appends the segment's data. false: no memory, and the segment was dropped.
 func (h *Host) rcvQueue(i uint32, c *tcb, s *segment) bool {
 	c.rcvMSS = max(c.rcvMSS, uint16(min(s.data, h.cfg.MTU-40)))
-	if !s.held && h.rcvCopied(c, s.f) {
+	if s.data <= copybreak && !s.held && h.pool.Buf(s.f).Next == umem.None && h.rcvCopied(c, s.f) {
 		h.count(RxCoalesced)
 		h.discard(s.packet)
 	} else {
 		// What waits out of order gives way to what is in order: the peer keeps it until it is acknowledged.
-		if x := h.activeOf(c); x != nil && h.rxUsed >= h.rxLimit {
+		if x := h.activeOf(c); x != nil && h.rxUsed+h.cfg.PacketFrames > h.rxLimit {
 			h.ofoPrune(x)
 		}
 		if !h.hold(s.packet) {
@@ -261,7 +258,7 @@ func (h *Host) rcvAdvertise(c *tcb) uint16 {
 	limit, said := int(c.rcvBuf), c.rcvAdv
 	share := limit
 	if h.rxUsed > h.rxLimit/2 {
-		share = min(limit, rcvBufStart, (h.rxLimit-h.rxUsed)/4*int(c.rcvMSS))
+		share = min(limit, rcvBufStart, (h.rxLimit-h.rxUsed)/4*h.piece(c.rcvMSS))
 	}
 	edge := c.rcvNxt + uint32(max(0, share-int(c.rcvBytes)))
 	if int32(edge-c.rcvAdv) >= int32(min(int(c.rcvMSS), limit/2)) {

@@ -82,7 +82,7 @@ func (h *Host) tcpTimer(i uint32) {
 func (h *Host) reoTimer(i uint32, c *tcb, x *active) {
 	h.rackDetect(c, x)
 	if x.toSend > 0 {
-		probe := x.probeLost && x.toSend == 1
+		probe := x.probeLost && x.toSend == max(uint32(x.mtu.frames), 1)
 		x.probeLost = false
 		if !probe && (x.phase == phaseOpen || x.phase == phaseCWR) {
 			var r ackResult
@@ -233,7 +233,7 @@ func (h *Host) stalledMS(c *tcb) uint32 {
 func (h *Host) sendOverride(i uint32, c *tcb) {
 	f := c.sndNext
 	if h.inWindow(c, h.pool.Buf(f)) || h.sendSplit(c, f, int(c.sndUna+c.sndWnd-h.pool.Buf(f).Seq)) {
-		h.sendData(i, c, h.moving(i, c), f)
+		h.sendData(i, c, h.moving(i, c), f, h.together(c, f).last)
 		h.tcpMark(i, c) // it may have been cut for the path, and the window have room for the rest
 	}
 }

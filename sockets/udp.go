@@ -204,7 +204,9 @@ func (h *Host) udpInput(p *packet) {
 		h.drop(p, Drop(fault))
 		return
 	}
-	h.trim(p, int(u.Len))
+	if int(u.Len) != p.n {
+		h.cut(p, int(u.Len))
+	}
 	if u.Checksum != 0 && !h.checkL4(p, u.Checksum) {
 		h.drop(p, Drop(proto.UDPChecksum))
 		return
@@ -238,38 +240,9 @@ func (h *Host) udpInput(p *packet) {
 	h.notify(h.udp.handle(s, i), happenedIn)
 }
 
-// trim cuts a packet's payload to n bytes, freeing frames that hold none of them.
-func (h *Host) trim(p *packet, n int) {
-	if n == p.n {
-		return
-	}
-	p.n = n
-	for f := p.f; ; {
-		b := h.pool.Buf(f)
-		if n <= int(b.Len) {
-			b.Len = uint16(n)
-			if p.held {
-				h.releaseChain(b.Next)
-				b.Next = umem.None
-			}
-			return
-		}
-		n -= int(b.Len)
-		f = b.Next
-	}
-}
-
 // truesize is what a packet costs in memory.
 func (h *Host) truesize(p *packet) int {
-	n := h.pool.Region().ChunkSize()
-	if !p.held {
-		return n
-	}
-	size := 0
-	for f := p.f; f != umem.None; f = h.pool.Buf(f).Next {
-		size += n
-	}
-	return size
+	return h.chainFrames(p.f) * h.pool.Region().ChunkSize()
 }
 
 // udpMeta is where the source of a queued datagram is kept: over its UDP header, which was parsed and is in the cache.

@@ -58,7 +58,7 @@ func (h *Host) udpRoute(s Handle, n int, dst netip.AddrPort) (u *udpSock, k flow
 
 // udpWait notes that the sender of a datagram of n bytes must hear of frames.
 func (h *Host) udpWait(s Handle, u *udpSock, n int) {
-	u.need, _ = h.fragments(n + 8)
+	u.need = h.messageFrames(n + 8)
 	if !u.blocked {
 		u.blocked = true
 		h.wantTX(s)
@@ -81,6 +81,9 @@ func (h *Host) udpOutput(payload []byte, k flowKey, hop proto.Addr) Errno {
 	if h.txRoom() == 0 {
 		return EAGAIN
 	}
+	if len(payload) > h.room-8 {
+		return h.udpOutputChain(payload, k, hop)
+	}
 	f := h.allocTX()
 	if f == umem.None {
 		return EAGAIN
@@ -92,17 +95,37 @@ func (h *Host) udpOutput(payload []byte, k flowKey, hop proto.Addr) Errno {
 	return 0
 }
 
-// udpFinish writes the headers in front of the payload in f and sends it.
+// udpOutputChain sends a datagram that fits into a packet, and not into a frame.
+func (h *Host) udpOutputChain(payload []byte, k flowKey, hop proto.Addr) Errno {
+	if h.txFree() < h.messageFrames(len(payload)+8) {
+		return EAGAIN
+	}
+	f := h.allocPacket(len(payload))
+	for c := f; c != umem.None; c = h.pool.Buf(c).Next {
+		payload = payload[copy(h.pool.Data(c), payload):]
+	}
+	h.udpFinish(f, k, hop)
+	return 0
+}
+
+// udpFinish writes the headers in front of the payload in f, and in what it is chained with, and sends it.
 func (h *Host) udpFinish(f umem.Frame, k flowKey, hop proto.Addr) {
 	b := h.pool.Buf(f)
 	b.Off -= 8
 	b.Len += 8
 	msg := h.pool.Data(f)
-	proto.PutUDP(msg, k.LPort, k.RPort, len(msg), 0)
-	sum := proto.Sum(msg, proto.PseudoSum(k.Local, k.Remote, proto.ProtoUDP, len(msg)))
-	proto.PutUDP(msg, k.LPort, k.RPort, len(msg), udpSum(proto.Fold(sum)))
+	n := len(msg)
+	if b.Flags&bufMore != 0 {
+		n += h.chainLen(b.Next)
+	}
+	proto.PutUDP(msg, k.LPort, k.RPort, n, 0)
+	sum := proto.Sum(msg, proto.PseudoSum(k.Local, k.Remote, proto.ProtoUDP, n))
+	if n > len(msg) {
+		sum = h.sumRest(b.Next, len(msg), sum)
+	}
+	proto.PutUDP(msg, k.LPort, k.RPort, n, udpSum(proto.Fold(sum)))
 	if !h.sendIP(f, k.Local, k.Remote, hop, proto.ProtoUDP) {
-		h.freeTX(f, umem.Held) // counted where it was refused; to the sender it is a datagram lost on the way
+		h.unsend(f) // counted where it was refused; to the sender it is a datagram lost on the way
 		return
 	}
 	h.count(TxUDP)

@@ -21,6 +21,7 @@ var verdictNames = [...]string{
 	"pass_fragment",    // later fragment whose first fragment was not ours, or has not come yet
 	"pass_no_socket",   // ours, but no socket is behind that queue
 	"pass_malformed",   // too short or too odd to tell whose it is
+	"pass_probe",       // answer to an ARP probe, made into a datagram for a socket that asked for one (Probe)
 }
 
 // Counters reads the verdict counters, one per verdict in a fixed order, summed over the CPUs. They count from Load

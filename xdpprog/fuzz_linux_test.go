@@ -65,6 +65,10 @@ func TestMutated(t *testing.T) {
 	hits := map[string]int{}
 	for _, s := range []Steer{Own, Share} {
 		r, m := newRig(t, s, false), newModel(s)
+		m.probe = true
+		if err := r.p.Probe(4000); err != nil {
+			t.Fatal(err)
+		}
 		for range 5000 {
 			frame := mutate(rng, cases[rng.IntN(len(cases))].frame)
 			got, want := r.run(frame, nil), m.verdict(frame)

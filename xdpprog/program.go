@@ -203,6 +203,17 @@ func (p *Program) SetSocket(queue, fd int) error {
 	return nil
 }
 
+// Probe has the next answers to ARP probes (requests with sender address 0, RFC 5227), if they have no VLAN tag, come to
+// the kernel's UDP sockets on a port, as empty datagrams to 224.0.0.1 whose source port is the number of the queue: so a
+// socket learns which NAPI runs the queue. Port 0 ends it.
+func (p *Program) Probe(port uint16) error {
+	// The program stores the value's first two bytes as they are.
+	if err := p.objs.Probe.Put(uint32(0), [4]byte{byte(port >> 8), byte(port)}); err != nil {
+		return fmt.Errorf("xdpprog: have probes of %s answered on port %d: %w", p.iface, port, err)
+	}
+	return nil
+}
+
 // ClearSocket takes the socket of a receive queue away, if it has one: its frames pass to the kernel from here on.
 func (p *Program) ClearSocket(queue int) error {
 	if err := p.checkQueue(queue); err != nil {

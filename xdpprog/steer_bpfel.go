@@ -44,6 +44,7 @@ const (
 	steerMapCounters  = "counters"
 	steerMapFragments = "fragments"
 	steerMapPorts     = "ports"
+	steerMapProbe     = "probe"
 	steerMapXsks      = "xsks"
 	steerProgSteer    = "steer"
 	steerVarShare     = "share"
@@ -102,6 +103,7 @@ type steerMapSpecs struct {
 	Counters  *ebpf.MapSpec `ebpf:"counters"`
 	Fragments *ebpf.MapSpec `ebpf:"fragments"`
 	Ports     *ebpf.MapSpec `ebpf:"ports"`
+	Probe     *ebpf.MapSpec `ebpf:"probe"`
 	Xsks      *ebpf.MapSpec `ebpf:"xsks"`
 }
 
@@ -136,6 +138,7 @@ type steerMaps struct {
 	Counters  *ebpf.Map `ebpf:"counters"`
 	Fragments *ebpf.Map `ebpf:"fragments"`
 	Ports     *ebpf.Map `ebpf:"ports"`
+	Probe     *ebpf.Map `ebpf:"probe"`
 	Xsks      *ebpf.Map `ebpf:"xsks"`
 }
 
@@ -145,6 +148,7 @@ func (m *steerMaps) Close() error {
 		m.Counters,
 		m.Fragments,
 		m.Ports,
+		m.Probe,
 		m.Xsks,
 	)
 }

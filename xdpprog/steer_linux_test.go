@@ -139,9 +139,13 @@ func verdictCases() []verdictCase {
 	good := ip(toUs(udpNr), udp(9, 53))
 	goodARP := ether(arpT, arp(ourAddr))
 
+	probeReply := ether(arpT, arp(netip.IPv4Unspecified()))
+	probeReply[21] = 2 // a reply
+
 	cases := []verdictCase{
 		{"ARP for us", goodARP, "own_arp", "pass_not_ours"},
 		{"ARP for our second address", ether(arpT, arp(ourAddr2)), "own_arp", "pass_not_ours"},
+		{"answer to an ARP probe", probeReply, "pass_not_ours", "pass_not_ours"},
 		{"ARP for another", ether(arpT, arp(otherAddr)), "pass_not_ours", "pass_not_ours"},
 		{"ARP for IPv6 (sic)", set16(goodARP, 16, ipv6T), "pass_malformed", "pass_not_ours"},
 		{"ARP with 8-byte hardware addresses", set8(goodARP, 18, 8), "pass_malformed", "pass_not_ours"},
@@ -248,7 +252,7 @@ func TestVerdicts(t *testing.T) {
 		}
 	}
 	for _, name := range verdictNames {
-		if !seen[name] && name != "share_fragment" && name != "pass_no_socket" {
+		if !seen[name] && name != "share_fragment" && name != "pass_no_socket" && name != "pass_probe" {
 			t.Errorf("no case ends in %s", name)
 		}
 	}

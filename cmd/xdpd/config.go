@@ -33,6 +33,8 @@ type fileConfig struct {
 	ChunkSize int            `toml:"chunk_size"`
 	HugePages bool           `toml:"huge_pages"`
 	MaxSpin   duration       `toml:"max_spin"`
+	NAPI      string         `toml:"napi"`
+	Journal   string         `toml:"journal"`
 	Reactors  int            `toml:"reactors"`
 	Accept    string         `toml:"accept"`
 	Spread    string         `toml:"spread"`
@@ -78,6 +80,10 @@ var (
 		"": xdpd.BestAttach, "best": xdpd.BestAttach, "native": xdpd.Native, "generic": xdpd.Generic,
 	}
 )
+
+var arrangements = map[string]xdpd.Arrangement{
+	"": xdpd.AutoNAPI, "auto": xdpd.AutoNAPI, "softirq": xdpd.SoftirqNAPI, "drive": xdpd.DriveNAPI,
+}
 
 // loadConfig reads a TOML file. What it does not know is an error: a misspelt key must not be a silent default. Errors
 // name the file, the line and the key.
@@ -158,6 +164,10 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 	if !ok {
 		return xdpd.Config{}, fmt.Errorf("attach is %q; there are best, native and generic", f.Attach)
 	}
+	napi, ok := arrangements[f.NAPI]
+	if !ok {
+		return xdpd.Config{}, fmt.Errorf("napi is %q; there are auto, softirq and drive", f.NAPI)
+	}
 	spread, err := f.spreads()
 	if err != nil {
 		return xdpd.Config{}, err
@@ -191,6 +201,7 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 		Queues: f.Queues, Mode: mode, Attach: attach, Frames: f.Frames, ChunkSize: f.ChunkSize, HugePages: f.HugePages,
 		MaxSpin: time.Duration(f.MaxSpin), CPUs: f.CPUs, RcvBuf: f.RcvBuf, RcvMax: f.RcvMax, SndBuf: f.SndBuf, Ledger: f.Ledger,
 		Congestion: f.Congest, NoECN: f.NoECN, Reactors: f.Reactors, Spread: spread,
+		NAPI: napi, JournalDir: f.Journal,
 	}, nil
 }
 

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -12,6 +11,7 @@ import (
 	"xdpd"
 	"xdpd/proto"
 	"xdpd/rings"
+	"xdpd/sockets"
 	"xdpd/umem"
 	"xdpd/xdpprog"
 )
@@ -55,7 +55,7 @@ func checkDevice(where, name string, tell func(finding)) {
 	if say(d.checkCopy()).Status == blocking {
 		return // the rest would only repeat it
 	}
-	for _, check := range []func() finding{d.checkZeroCopy, d.checkNeedWakeup, d.checkBusyPoll, d.checkMultiBuffer} {
+	for _, check := range []func() finding{d.checkZeroCopy, d.checkNeedWakeup, d.checkBusyPoll, d.checkNAPI, d.checkMultiBuffer} {
 		say(check())
 	}
 }
@@ -100,14 +100,13 @@ func (d *trialDevice) checkInterface() finding {
 	return f
 }
 
-// checkMTU: a packet must fit in a frame behind the headroom, with an Ethernet header and two VLAN tags.
+// checkMTU: a packet must fit in a frame behind the headroom, with an Ethernet header and two VLAN tags, or in several.
 func (d *trialDevice) checkMTU() finding {
 	const before = umem.Headroom + 14 + 2*4
 	f := finding{Name: "MTU", Text: fmt.Sprintf("%d: frames of 2048 bytes hold a packet", d.mtu)}
 	switch {
 	case d.mtu > 4096-before:
-		f.Status, f.Text = blocking, fmt.Sprintf("%d: no frame holds a packet, the largest MTU is %d", d.mtu, 4096-before)
-		f.Cure = fmt.Sprintf("ip link set %s mtu 1500", d.name)
+		f.Text = fmt.Sprintf("%d: a packet takes several frames of 4096 bytes, which multi-buffer allows", d.mtu)
 	case d.mtu > 2048-before:
 		f.Text = fmt.Sprintf("%d: an engine takes frames of 4096 bytes, twice the packet memory", d.mtu)
 	}
@@ -250,41 +249,37 @@ func (d *trialDevice) checkBusyPoll() finding {
 	return f
 }
 
-// checkMultiBuffer binds with XDP_USE_SG, for which package rings has no use: a packet of the engine's fits in one frame.
-func (d *trialDevice) checkMultiBuffer() finding {
-	f := finding{Name: "multi-buffer", Status: missing, Cure: "none is needed: the engine takes packets of one frame only"}
-	err := d.bindMultiBuffer()
-	switch {
-	case errors.Is(err, unix.EINVAL):
-		f.Text = "refused: the kernel is older than 6.6, or the driver cannot"
-	case err != nil:
-		f.Text = "refused: " + plain(err)
-	default:
-		f.Status, f.Text, f.Cure = good, "XDP_USE_SG is accepted; the engine takes packets of one frame only", ""
+// checkNAPI opens what an engine drives the NAPI with.
+func (d *trialDevice) checkNAPI() finding {
+	f := finding{Name: "driving the NAPI", Text: "an engine tries it under load, and keeps it where more packets go through"}
+	if d.driver != "veth" {
+		f.Status, f.Text, f.Cure = missing, "only veth is known to gain by it", "none is needed: the kernel runs it"
+		return f
+	}
+	n, err := rings.OpenNAPI(d.name)
+	if err == nil {
+		err = n.Close()
+	}
+	if err != nil {
+		f.Status, f.Text, f.Cure = missing, plain(err), "none is needed: the kernel runs it"
 	}
 	return f
 }
 
-func (d *trialDevice) bindMultiBuffer() error {
-	fd, _, err := newRawSocket()
-	if err != nil {
-		return err
+// checkMultiBuffer: what an MTU asks for that no frame holds.
+func (d *trialDevice) checkMultiBuffer() finding {
+	f := finding{Name: "multi-buffer", Text: "XDP_USE_SG is accepted: a packet may take several frames, for an MTU above 3818"}
+	err := d.bind(rings.SocketOptions{Mode: xdpd.Copy, SG: true}, func(*rings.Socket) {})
+	if err == nil {
+		return f
 	}
-	defer unix.Close(fd)
-	if err := registerMemory(fd, d.region.Mem(), d.region.ChunkSize()); err != nil {
-		return err
+	f.Status, f.Text = missing, "refused: "+plain(err)
+	if errors.Is(err, unix.EINVAL) {
+		f.Text = "refused: the kernel is older than 6.6, or the driver cannot"
 	}
-	for _, ring := range []int{unix.XDP_UMEM_FILL_RING, unix.XDP_UMEM_COMPLETION_RING, unix.XDP_RX_RING, unix.XDP_TX_RING} {
-		if err := unix.SetsockoptInt(fd, unix.SOL_XDP, ring, 64); err != nil {
-			return err
-		}
+	f.Cure = "none is needed up to an MTU of 3818"
+	if d.mtu > sockets.MaxMTU(4096, 1) {
+		f.Status, f.Cure = blocking, fmt.Sprintf("ip link set %s mtu 1500", d.name)
 	}
-	addr := &unix.SockaddrXDP{Ifindex: uint32(d.index), Flags: unix.XDP_COPY | unix.XDP_USE_SG}
-	for range 50 {
-		if err = unix.Bind(fd, addr); !errors.Is(err, unix.EBUSY) {
-			break
-		}
-		time.Sleep(5 * time.Millisecond) // the kernel lets go of the last check's socket on a thread of its own
-	}
-	return err
+	return f
 }

@@ -16,10 +16,13 @@ import (
 var cli struct {
 	Run      runCmd      `cmd:"" help:"Run the engine on an interface, with services."`
 	Demo     demoCmd     `cmd:"" help:"Make two namespaces, run the engine in one, drive it from the other."`
+	Pktgen   pktgenCmd   `cmd:"" help:"Send traffic, and account for every packet at the other end."`
 	Doctor   doctorCmd   `cmd:"" help:"Say what this kernel, driver, privilege and memory limit allow."`
 	Stats    statsCmd    `cmd:"" help:"Show the drop ledger of a running engine."`
 	Ss       ssCmd       `cmd:"" name:"ss" help:"List the sockets of a running engine, as ss(8) does."`
+	Load     loadCmd     `cmd:"" help:"Make load for a TCP or UDP server, from an engine or from kernel sockets, and measure."`
 	Drain    drainCmd    `cmd:"" help:"Give a backend of a running proxy no new flows."`
+	Restore  restoreCmd  `cmd:"" help:"Undo what engines that were killed changed on devices."`
 	Reactors reactorsCmd `cmd:"" help:"Say or change how many reactors run the queues of a running engine."`
 }
 

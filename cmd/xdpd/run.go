@@ -27,6 +27,7 @@ type runCmd struct {
 	Vlan      []uint16       `placeholder:"ID" help:"VLAN tags of all frames, outermost first."`
 	Mode      string         `enum:"best,copy,zerocopy," default:"" placeholder:"best|copy|zerocopy" help:"How frames get to the engine."`
 	Attach    string         `enum:"best,native,generic," default:"" placeholder:"best|native|generic" help:"Where the steering program is attached."`
+	Napi      string         `enum:"auto,softirq,drive," default:"" placeholder:"auto|softirq|drive" help:"Who runs the NAPI of the queues; see above."`
 	Reactors  int            `placeholder:"N" help:"Goroutines that run the queues (default one for each queue); xdpd reactors changes it."`
 	Accept    string         `enum:"each,main,workers," default:"" placeholder:"each|main|workers" help:"Which reactor accepts TCP connections, and who serves them; see above."`
 	Spread    string         `enum:"round-robin,least-conns," default:"" placeholder:"round-robin|least-conns" help:"With --accept main: which reactor gets a connection."`
@@ -54,6 +55,11 @@ Faces:
   echo, http and proxy are on all three faces of the engine: NAME@FACE, as in echo@ring=7, or --face for those that do not
   say. Usual are the poller for echo, and net for http and proxy. On poller and ring, http takes no uploads, and a proxy's
   datagrams are handed on by net. docs/faces.md says what the faces are.
+
+NAPI (who runs the poll function of the device's queues):
+  auto       whoever moves more packets at the present load, which is tried now and then
+  softirq    the kernel: on veth, within the system call of who sends
+  drive      the reactor, whenever it is awake. Only on veth; xdpd restore undoes what a killed engine leaves of it
 
 Accepting:
   each       every queue's reactor accepts and serves the connections that its queue receives: the device spreads them
@@ -98,6 +104,9 @@ func (c *runCmd) merge() (fileConfig, error) {
 	}
 	if c.Attach != "" {
 		f.Attach = c.Attach
+	}
+	if c.Napi != "" {
+		f.NAPI = c.Napi
 	}
 	if c.Reactors != 0 {
 		f.Reactors = c.Reactors
@@ -209,6 +218,9 @@ func describe(s *xdpd.Stats) string {
 	}
 	if s.ZeroCopy {
 		copies = "zero copy"
+	}
+	if s.SG {
+		copies += ", multi-buffer"
 	}
 	queues := plural(len(s.Queues), "queue")
 	if s.Loops != len(s.Queues) {

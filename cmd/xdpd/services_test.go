@@ -287,6 +287,9 @@ func TestServeUDPProxy(t *testing.T) {
 			}
 			_ = c.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
 			n, err := c.Read(buf)
+			for err == nil && string(buf[1:n]) != text { // a second answer to what was asked before
+				n, err = c.Read(buf)
+			}
 			if err == nil {
 				return string(buf[:n])
 			}
@@ -328,7 +331,7 @@ func TestServeUDPProxy(t *testing.T) {
 	if got := s.state(t, "udp"); fmt.Sprint(got) != "[up drained]" {
 		t.Errorf("after xdpd drain they are %v", got)
 	}
-	if got := query(one, "x"); got != "bx" {
+	if got := query(one, "w"); got != "bw" {
 		t.Errorf("a flow of a drained backend is answered %q", got)
 	}
 	if err := (&drainCmd{Backend: "10.77.0.1:5302", Control: s.control, Undo: true}).Run(); err != nil {
@@ -439,10 +442,8 @@ func testServeTCPProxy(t *testing.T, face string) {
 		}
 		return n
 	}
-	if flows() != 1 {
-		t.Errorf("%d flows are open", flows())
-	}
-	_ = held.(*net.TCPConn).SetLinger(0) // a reset ends both sides
+	eventually(t, "one open flow", func() bool { return flows() == 1 }) // a client is told of the end before it is counted
+	_ = held.(*net.TCPConn).SetLinger(0)                                // a reset ends both sides
 	held.Close()
 	eventually(t, "the end of the flow", func() bool { return flows() == 0 })
 	if n := s.service(t, "proxy", "tcp").Counters; n["broken"] != 1 || n["flows"] != 9 || n["no_backend"] != 0 {
@@ -461,9 +462,7 @@ func testServeTCPProxy(t *testing.T, face string) {
 	if !errors.Is(err, unix.ECONNRESET) {
 		t.Errorf("with no backend left the client sees %v", err)
 	}
-	if n := s.service(t, "proxy", "tcp").Counters["no_backend"]; n != 1 {
-		t.Errorf("%d are counted", n)
-	}
+	eventually(t, "the count", func() bool { return s.service(t, "proxy", "tcp").Counters["no_backend"] == 1 })
 	s.restful(t)
 }
 

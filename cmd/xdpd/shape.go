@@ -115,6 +115,9 @@ func (c *reactorsCmd) run(ctx context.Context, out io.Writer) error {
 	view, _, err := askControl(ctx, path)
 	if err == nil {
 		_, err = fmt.Fprintln(out, view.shape())
+		if err == nil && view.NAPI.What != "" { // an older engine says nothing
+			_, err = fmt.Fprintln(out, view.napi())
+		}
 	}
 	return err
 }
@@ -122,6 +125,21 @@ func (c *reactorsCmd) run(ctx context.Context, out io.Writer) error {
 // shape says who runs what.
 func (v *statsView) shape() string {
 	return fmt.Sprintf("%s run by %s", plural(len(v.Queues), "queue"), plural(v.Loops, "reactor"))
+}
+
+// napi says who runs the NAPIs.
+func (v *statsView) napi() string {
+	n := 0
+	for _, q := range v.Queues {
+		if q.Drives {
+			n++
+		}
+	}
+	who := "the kernel"
+	if n > 0 {
+		who = fmt.Sprintf("the reactor on %d of %s", n, plural(len(v.Queues), "queue"))
+	}
+	return fmt.Sprintf("NAPI (%s): run by %s; %s", v.NAPI.Mode, who, v.NAPI.What)
 }
 
 func plural(n int, what string) string {

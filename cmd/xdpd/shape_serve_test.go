@@ -193,7 +193,11 @@ func TestServeResize(t *testing.T) {
 				if err := (&reactorsCmd{Number: n, Control: s.control}).run(t.Context(), &out); err != nil {
 					t.Error(err)
 				}
-				return strings.TrimSpace(out.String())
+				shape, napi, _ := strings.Cut(out.String(), "\n")
+				if n == "" && !strings.HasPrefix(napi, "NAPI (auto): run by ") {
+					t.Errorf("of the NAPI it says %q", napi)
+				}
+				return shape
 			}
 			for i := range 30 {
 				n := 1 + (i*i+i/3)%4

@@ -55,9 +55,9 @@ var ledgerSections = []ledgerSection{
 		{"reactor", []part{
 			took("reactor.rx_frames"),
 			passed("stack.rx_frames"),
-			dropped("reactor.rx_bad_desc", "reactor.rx_multi_buffer"),
-			notes("reactor.fill_starved", "reactor.wake_rx", "reactor.turns", "reactor.sleeps", "reactor.signals",
-				"reactor.stalls"),
+			dropped("reactor.rx_bad_desc", "reactor.rx_bad_chain"),
+			notes("reactor.rx_more", "reactor.fill_starved", "reactor.wake_rx", "reactor.turns", "reactor.sleeps", "reactor.signals",
+				"reactor.stalls", "reactor.polls", "reactor.drives", "reactor.drive_failed"),
 		}},
 		{"ethernet", []part{
 			took("stack.rx_frames"),
@@ -114,10 +114,10 @@ var ledgerSections = []ledgerSection{
 		{"reactor", []part{
 			took("stack.tx_frames"),
 			passed("reactor.tx_frames"),
-			notes("reactor.tx_ring_full", "reactor.kicks", "reactor.device_down"),
+			notes("reactor.tx_more", "reactor.tx_ring_full", "reactor.kicks", "reactor.device_down"),
 		}},
 		{"socket rings", []part{
-			took("reactor.tx_frames"),
+			took("reactor.tx_frames", "reactor.tx_more"),
 			passed("reactor.completions"),
 			dropped("kernel.tx_invalid_descs"),
 			notes("kernel.tx_ring_empty_descs", "reactor.bad_completions"),
@@ -245,10 +245,16 @@ func writeTable(w io.Writer, v *statsView, o tableOptions) error {
 	if v.ZeroCopy {
 		copies = "zero copy"
 	}
+	if v.SG {
+		copies += ", multi-buffer"
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s (%s): %s, %s, MTU %d; process %d, up %s, commit %s\n", v.Interface, v.Driver, attach, copies, v.MTU,
 		v.PID, time.Duration(v.UptimeSeconds*float64(time.Second)).Round(time.Second), v.Commit)
 	writeRSS(&b, &v.RSS)
+	if v.NAPI.What != "" { // an older engine says nothing
+		fmt.Fprintf(&b, "%s\n", v.napi())
+	}
 	writeLedger(&b, v, o)
 	writeReactors(&b, v)
 	writeFrames(&b, v)

@@ -26,7 +26,8 @@ var update = flag.Bool("update", false, "write the golden files anew")
 func fabricated() xdpd.Stats {
 	s := xdpd.Stats{
 		Interface: "eth1", Driver: "veth", Native: true, ChunkSize: 2048, MTU: 1500, Loops: 1,
-		RSS: xdpd.RSSStats{Known: true, What: "Toeplitz, a table of 128; TCP: addresses and ports; UDP: addresses"},
+		RSS:  xdpd.RSSStats{Known: true, What: "Toeplitz, a table of 128; TCP: addresses and ports; UDP: addresses"},
+		NAPI: xdpd.NAPIStats{ID: 17, What: "NAPI 17 of queue 0"},
 		Verdicts: []xdpprog.Counter{
 			{Name: "own_arp", Packets: 4, Bytes: 168}, {Name: "own_ipv4", Packets: 1016, Bytes: 1016 * 98},
 			{Name: "share_port"}, {Name: "pass_not_ours", Packets: 12, Bytes: 1200},
@@ -36,7 +37,7 @@ func fabricated() xdpd.Stats {
 		Kernel: rings.Stats{RxDropped: 3, RxRingFull: 17, RxFillRingEmpty: 3, TxRingEmptyDescs: 5},
 		Reactor: reactor.Counters{
 			Turns: 5000, RxFrames: 1000, TxFrames: 700, Completions: 690, Kicks: 31, WakeRX: 2, Sleeps: 9, Signals: 4,
-			RxMultiBuffer: 1,
+			RxBadChain: 1,
 		},
 		Frames: xdpd.FrameStats{
 			Total: 16384, Free: 12250, Rx: 28, RxLimit: 8192, Tx: 10, TxLimit: 4096, Exhausted: 1234,

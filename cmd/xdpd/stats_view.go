@@ -21,10 +21,12 @@ type statsView struct {
 	Driver        string                 `json:"driver"`
 	Native        bool                   `json:"native_xdp"`
 	ZeroCopy      bool                   `json:"zero_copy"`
+	SG            bool                   `json:"multi_buffer"`
 	HugePages     bool                   `json:"huge_pages"`
 	ChunkSize     int                    `json:"chunk_size_bytes"`
 	MTU           int                    `json:"mtu_bytes"`
 	Loops         int                    `json:"reactors"`
+	NAPI          napiView               `json:"napi"`
 	RSS           rssView                `json:"rss"`
 	PID           int                    `json:"pid"`
 	Commit        string                 `json:"commit"`
@@ -38,6 +40,13 @@ type statsView struct {
 type rssView struct {
 	Known bool   `json:"known"`
 	What  string `json:"what"` // the hash, or why it is not known
+}
+
+// napiView is who may run the queues' NAPIs.
+type napiView struct {
+	Mode string `json:"mode"`
+	ID   uint32 `json:"id,omitempty"` // of the one that the engine may run
+	What string `json:"what"`         // whose it is, or why there is none
 }
 
 // serviceView is a service with what it counted; a proxy's TCP and UDP are two.
@@ -69,6 +78,7 @@ type queueView struct {
 	Reactor map[string]uint64 `json:"reactor"`
 	Stack   map[string]uint64 `json:"stack"`
 	Drops   map[string]uint64 `json:"drops"`
+	Drives  bool              `json:"drives_napi"`
 	Frames  framesView        `json:"frames"`
 	UDP     []udpView         `json:"udp_sockets"`
 	TCP     []tcpView         `json:"tcp_sockets"`
@@ -147,8 +157,9 @@ func newTCPView(t *sockets.TCPInfo) tcpView {
 
 func newStatsView(s *xdpd.Stats) statsView {
 	v := statsView{
-		Interface: s.Interface, Driver: s.Driver, Native: s.Native, ZeroCopy: s.ZeroCopy, HugePages: s.HugePages,
+		Interface: s.Interface, Driver: s.Driver, Native: s.Native, ZeroCopy: s.ZeroCopy, SG: s.SG, HugePages: s.HugePages,
 		ChunkSize: s.ChunkSize, MTU: s.MTU, Loops: s.Loops, RSS: rssView(s.RSS), Verdicts: make(map[string]verdictView),
+		NAPI: napiView{s.NAPI.Mode.String(), s.NAPI.ID, s.NAPI.What},
 	}
 	for _, c := range s.Verdicts {
 		v.Verdicts[c.Name] = verdictView{c.Packets, c.Bytes}
@@ -163,7 +174,7 @@ func newQueueView(q *xdpd.QueueStats) queueView {
 	f := q.Frames
 	v := queueView{
 		Queue: q.Queue, Kernel: fieldCounters(q.Kernel), Reactor: fieldCounters(q.Reactor),
-		Stack: make(map[string]uint64), Drops: make(map[string]uint64),
+		Stack: make(map[string]uint64), Drops: make(map[string]uint64), Drives: q.Drives,
 		Frames: framesView{f.Total, f.Free, f.Rx, f.RxLimit, f.Tx, f.TxLimit, f.Exhausted, maps.Clone(f.Owners)},
 	}
 	for i, n := range q.Host.Stats {

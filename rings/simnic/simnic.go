@@ -27,6 +27,7 @@ type SimNIC struct {
 
 	inFlight int    // taken from TX, completion slot reserved and written, not submitted
 	packet   []byte // what there is of a packet of several descriptors
+	scatter  bool
 	lossy    bool
 	stats    rings.Stats
 	kicks    uint64
@@ -60,31 +61,61 @@ func (n *SimNIC) SetNeedWakeup(tx, fill bool) {
 // nothing moves, until it is put back.
 func (n *SimNIC) SetDown(down bool) { n.down = down }
 
-// Deliver receives a frame: it takes a fill entry, copies the frame behind
-// umem.Headroom and posts it to the RX ring. False says that the frame was
-// dropped, and Stats for what reason.
-func (n *SimNIC) Deliver(frame []byte) bool {
-	if n.down || len(frame) > n.region.ChunkSize()-umem.Headroom {
+// SetScatter chooses what becomes of a received packet that does not fit into
+// a frame: it comes in several (XDP_USE_SG), or is dropped.
+func (n *SimNIC) SetScatter(on bool) { n.scatter = on }
+
+// Pieces is how many frames a received packet of so many bytes takes.
+func (n *SimNIC) Pieces(bytes int) int {
+	room := n.region.ChunkSize() - umem.Headroom
+	return max(1, (bytes+room-1)/room)
+}
+
+// Deliver receives a packet: it takes a fill entry, copies the packet behind
+// umem.Headroom and posts it to the RX ring; with SetScatter, if need be, in
+// several frames. False says that the packet was dropped, and Stats for what
+// reason.
+func (n *SimNIC) Deliver(packet []byte) bool {
+	pieces := uint32(n.Pieces(len(packet)))
+	if n.down || pieces > 1 && !n.scatter {
 		n.stats.RxDropped++
 		return false
 	}
-	f, ok := n.nextFill()
-	if !ok {
+	if _, ok := n.nextFill(); !ok || !n.filled(pieces) {
 		n.stats.RxDropped++ // the kernel counts both: __xsk_rcv, __xp_alloc
 		n.stats.RxFillRingEmpty++
 		return false
 	}
-	idx, got := n.rx.Reserve(1)
-	if got == 0 {
+	idx, got := n.rx.Reserve(pieces)
+	if got < pieces {
+		n.rx.Cancel(got)
 		n.stats.RxRingFull++
 		return false
 	}
-	addr := n.region.Addr(f) + umem.Headroom
-	copy(n.region.Chunk(f)[umem.Headroom:], frame)
-	*n.rx.Slot(idx) = rings.Desc{Addr: addr, Len: uint32(len(frame))}
-	n.fill.Release(1)
-	n.rx.Submit(1)
+	at, _ := n.fill.Peek(pieces)
+	for i := range pieces {
+		f, _ := n.region.FrameOf(n.fill.Read(at + i))
+		k := copy(n.region.Chunk(f)[umem.Headroom:], packet)
+		d := rings.Desc{Addr: n.region.Addr(f) + umem.Headroom, Len: uint32(k)}
+		if packet = packet[k:]; len(packet) > 0 {
+			d.Options = rings.DescContinued
+		}
+		*n.rx.Slot(idx + i) = d
+	}
+	n.fill.Release(pieces)
+	n.rx.Submit(pieces)
 	return true
+}
+
+// filled reports whether the oldest fill entries are so many good ones.
+func (n *SimNIC) filled(want uint32) bool {
+	idx, got := n.fill.Peek(want)
+	for i := range got {
+		if _, ok := n.region.FrameOf(n.fill.Read(idx + i)); !ok {
+			return false
+		}
+	}
+	return got == want
 }
 
 // nextFill is the oldest good fill entry, not released yet. Bad ones are

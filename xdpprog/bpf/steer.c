@@ -15,6 +15,7 @@
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/udp.h>
 
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
@@ -23,6 +24,8 @@
 #define IP_OFFSET 0x1fff
 
 /* RFC 792. <linux/icmp.h> has them, and pulls in the C library with them. */
+#define ARP_REPLY 2
+
 #define ICMP_UNREACHABLE 3
 #define ICMP_TIME_EXCEEDED 11
 #define ICMP_PARAMETER 12
@@ -45,6 +48,7 @@ enum verdict {
 	PASS_FRAGMENT,
 	PASS_NO_SOCKET,
 	PASS_MALFORMED,
+	PASS_PROBE,
 	VERDICTS,
 };
 
@@ -131,6 +135,14 @@ struct {
 	__uint(max_entries, VERDICTS);
 } counters SEC(".maps");
 
+/* The UDP port that waits for a frame of a queue (see probe_reply), in network byte order; 0: none does. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 1);
+} probe SEC(".maps");
+
 static __always_inline int is_our_addr(__be32 addr)
 {
 	return bpf_map_lookup_elem(&addrs, &addr) != 0;
@@ -156,6 +168,41 @@ static __always_inline enum verdict classify_arp(void *l3, void *end)
 	if (arp->protocol != bpf_htons(ETH_P_IP) || arp->hardware_len != ETH_ALEN || arp->protocol_len != 4)
 		return PASS_MALFORMED;
 	return is_our_addr(arp->tpa) ? OWN_ARP : PASS_NOT_OURS;
+}
+
+/*
+ * The kernel tells a UDP socket which NAPI runs a queue when it receives from it, and only then. So an answer to an ARP
+ * probe (RFC 5227: the sender's address is 0), which is of no use to anybody else, becomes an empty datagram to all
+ * hosts, 224.0.0.1, which every device hears, with or without addresses. Both are 42 bytes. Its source port is the queue's
+ * number.
+ */
+static __always_inline int probe_reply(void *l3, void *end, __u32 queue)
+{
+	__u32 zero = 0;
+	struct arp_ipv4 *arp = l3;
+	struct iphdr *ip = l3;
+	struct udphdr *udp = (void *)(ip + 1);
+	__u32 *port;
+
+	if ((void *)(arp + 1) > end || (void *)(udp + 1) > end)
+		return 0;
+	if (arp->op != bpf_htons(ARP_REPLY) || arp->tpa != 0)
+		return 0;
+	port = bpf_map_lookup_elem(&probe, &zero);
+	if (!port || !*port)
+		return 0;
+	__builtin_memset(ip, 0, sizeof(*ip) + sizeof(*udp));
+	ip->version = 4;
+	ip->ihl = 5;
+	ip->tot_len = bpf_htons(sizeof(*ip) + sizeof(*udp));
+	ip->ttl = 1;
+	ip->protocol = IPPROTO_UDP;
+	ip->daddr = bpf_htonl(0xe0000001);
+	ip->check = bpf_htons(0xd9d0); /* of exactly this header */
+	udp->source = bpf_htons(queue);
+	udp->dest = *port;
+	udp->len = bpf_htons(sizeof(*udp));
+	return 1;
 }
 
 /*
@@ -284,6 +331,10 @@ static __always_inline enum verdict classify(struct xdp_md *ctx, __u32 len)
 
 	if (type == bpf_htons(ETH_P_IP))
 		return classify_ipv4(ctx, l3, end, offset, len - offset);
+	if (type == bpf_htons(ETH_P_ARP) && l3 == (void *)(eth + 1) && probe_reply(l3, end, ctx->rx_queue_index)) {
+		eth->h_proto = bpf_htons(ETH_P_IP);
+		return PASS_PROBE;
+	}
 	if (type == bpf_htons(ETH_P_ARP) && !share)
 		return classify_arp(l3, end);
 	return PASS_NOT_OURS;

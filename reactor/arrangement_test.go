@@ -1,0 +1,156 @@
+package reactor
+
+import (
+	"math/rand/v2"
+	"testing"
+)
+
+// traffic is how many packets a second come and go while the kernel runs the NAPI, and while the loop does.
+type traffic struct{ softirq, drive float64 }
+
+var (
+	deep   = traffic{200_000, 280_000} // many packets under way
+	single = traffic{137_000, 115_000} // one
+	paced  = traffic{100_000, 100_000}
+	little = traffic{5_000, 5_000}
+)
+
+// arrangeWorld is an arranger under load.
+type arrangeWorld struct {
+	a       arranger
+	now     int64
+	packets float64
+	noise   float64 // share by which a window's rate may be off, either way
+	rnd     *rand.Rand
+	changes int
+}
+
+// run lets time pass and gives the share of it in which the loop drove.
+func (w *arrangeWorld) run(l traffic, ns int64) float64 {
+	const step = 50_000
+	drove, off := int64(0), 1.0
+	for end := w.now + ns; w.now < end; w.now += step {
+		if w.now/10_000_000 != (w.now-step)/10_000_000 { // what disturbs lasts
+			off = 1 + w.noise*(2*w.rnd.Float64()-1)
+		}
+		rate := l.softirq
+		if w.a.driving {
+			rate, drove = l.drive, drove+step
+		}
+		w.packets += rate * off * step / 1e9
+		before := w.a.driving
+		if w.a.turn(w.now, uint64(w.packets)) != before {
+			w.changes++
+		}
+	}
+	return float64(drove) / float64(ns)
+}
+
+func newArrangeWorld(how Arrangement, noise float64) *arrangeWorld {
+	return &arrangeWorld{a: newArranger(how), now: 1e9, noise: noise, rnd: rand.New(rand.NewPCG(1, 2))}
+}
+
+const second = 1_000_000_000
+
+// TestArrangeByLoad: each load gets the arrangement that moves more of it, soon, and keeps it.
+func TestArrangeByLoad(t *testing.T) {
+	for _, c := range []struct {
+		name        string
+		load        traffic
+		first, then float64 // share of the time that it drives, in a second and in the nine after it, at least or at most
+		drives      bool
+	}{
+		{"deep", deep, 0.8, 0.98, true},
+		{"single", single, 0.2, 0.02, false},
+		{"paced", paced, 0.2, 0.02, false},
+		{"little", little, 0, 0, false},
+	} {
+		w := newArrangeWorld(AutoNAPI, 0.04)
+		first, then := w.run(c.load, second), w.run(c.load, 9*second)
+		if c.drives && (first < c.first || then < c.then) || !c.drives && (first > c.first || then > c.then) {
+			t.Errorf("%s: drives for %.3f of the first second, and %.3f of those after it", c.name, first, then)
+		}
+	}
+}
+
+// TestArrangeFollows: it goes with the load, both ways.
+func TestArrangeFollows(t *testing.T) {
+	w := newArrangeWorld(AutoNAPI, 0.04)
+	for i, c := range []struct {
+		load   traffic
+		drives bool
+	}{{deep, true}, {single, false}, {deep, true}, {little, false}, {paced, false}, {deep, true}} {
+		w.run(c.load, 20*second) // longer than the longest pause between trials
+		if share := w.run(c.load, second); (share > 0.5) != c.drives {
+			t.Errorf("%d: under %+v it drives for %.3f of the time", i, c.load, share)
+		}
+	}
+}
+
+// TestArrangeHysteresis: noise alone changes nothing for long, and trials get rare.
+func TestArrangeHysteresis(t *testing.T) {
+	w := newArrangeWorld(AutoNAPI, 0.1)
+	share := w.run(paced, 60*second)
+	if share > 0.05 || w.changes > 100 {
+		t.Errorf("drives for %.3f of a minute, with %d changes", share, w.changes)
+	}
+}
+
+// TestArrangeSleep: who slept takes the NAPI again after some packets, and not before.
+func TestArrangeSleep(t *testing.T) {
+	w := newArrangeWorld(AutoNAPI, 0)
+	w.run(deep, second)
+	if !w.a.driving {
+		t.Fatal("does not drive")
+	}
+	n := uint64(w.packets)
+	w.a.slept(n)
+	if w.a.turn(w.now, n+resumeAt-1) {
+		t.Error("drives at once")
+	}
+	if !w.a.turn(w.now, n+resumeAt) {
+		t.Error("does not drive again")
+	}
+	w.a.slept(n + resumeAt)
+	w.now += second
+	if w.a.turn(w.now, n+2*resumeAt) {
+		t.Error("drives after a second with hardly a packet")
+	}
+}
+
+// TestArrangeFixed: with a fixed arrangement there is nothing to measure.
+func TestArrangeFixed(t *testing.T) {
+	a := newArranger(DriveNAPI)
+	if a.turn(0, 0) || !a.turn(1, 1) || !a.turn(2, 1) {
+		t.Error("drive: not from the first packet on")
+	}
+	a.slept(1)
+	if a.turn(3, 1) || !a.turn(4, 2) {
+		t.Error("drive: not from the first packet after a sleep on")
+	}
+	w := newArrangeWorld(SoftirqNAPI, 0)
+	if share := w.run(deep, second); share != 0 {
+		t.Errorf("softirq: drives for %.3f of the time", share)
+	}
+}
+
+// TestArrangeRefused: where there is no NAPI yet it asks less and less often, and at once when there is one.
+func TestArrangeRefused(t *testing.T) {
+	w := newArrangeWorld(AutoNAPI, 0)
+	asked := 0
+	for range 10_000 {
+		w.run(deep, second/1000)
+		if w.a.driving {
+			asked++
+			w.a.refused(w.now)
+		}
+	}
+	if asked < 3 || asked > 12 {
+		t.Errorf("asked %d times in 10 s", asked)
+	}
+	w.a.offered(w.now)
+	w.run(deep, 150_000_000) // a window, and a trial
+	if !w.a.driving {
+		t.Error("does not drive what it was offered")
+	}
+}
