@@ -7,6 +7,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"xdpd"
+	"xdpd/internal/netlab"
 	"xdpd/reactor"
 	"xdpd/rings"
 	"xdpd/sockets"
@@ -28,6 +29,7 @@ type veth struct {
 type books struct {
 	source xdpprog.SourceStats
 	kernel uint64 // packets that the peer's kernel sent
+	asked  uint64 // and the engine's, for the engine
 	near   veth   // the engine's end
 	far    veth   // the peer's
 
@@ -52,6 +54,9 @@ func (w *world) read() (b books, err error) {
 		return b, err
 	}
 	if err := w.readVeth(&b); err != nil {
+		return b, err
+	}
+	if b.asked, err = w.asked.packets(); err != nil {
 		return b, err
 	}
 	st, err := w.stack.Stats()
@@ -91,11 +96,7 @@ func (w *world) read() (b books, err error) {
 }
 
 func (w *world) readVeth(b *books) error {
-	read := func(ns interface {
-		Do(func() error) error
-		Statistics(string) (map[string]uint64, error)
-	}, dev string, v *veth,
-	) error {
+	read := func(ns *netlab.NS, dev string, v *veth) error {
 		st, err := ns.Statistics(dev)
 		if err != nil {
 			return err
@@ -176,7 +177,7 @@ func (b *books) check() (off []error) {
 	equal("engine's end to its program", b.near.Packets, b.verdicts+b.near.Drops-refused)
 	equal("program to socket", b.ours, b.near.Redirected+b.socket.RxDropped+b.socket.RxRingFull)
 	equal("RX ring", b.near.Redirected, b.reactor.RxFrames)
-	equal("reactor to stack", b.reactor.RxFrames, stat(sockets.RxFrames)+b.reactor.RxBadDesc+b.reactor.RxMultiBuffer)
+	equal("reactor to stack", b.reactor.RxFrames, stat(sockets.RxFrames)+b.reactor.RxBadDesc+b.reactor.RxBadChain)
 	equal("stack to protocols", stat(sockets.RxFrames),
 		stat(sockets.RxARP)+stat(sockets.RxICMP)+stat(sockets.RxUDP)+stat(sockets.RxTCP)+stat(sockets.RxFragments)+b.below())
 	equal("UDP to handler", stat(sockets.RxUDP), b.received+b.udpFull+drop(sockets.UDPNoSocket))
@@ -187,9 +188,9 @@ func (b *books) check() (off []error) {
 	equal("stack to output", stat(sockets.TxARP)+stat(sockets.TxICMP)+stat(sockets.TxUDP)+stat(sockets.TxTCP),
 		stat(sockets.TxFrames)+drop(sockets.NeighFailed)+drop(sockets.NeighQueueFull))
 	equal("stack to TX ring", stat(sockets.TxFrames), b.reactor.TxFrames)
-	equal("TX ring to completion", b.reactor.TxFrames, b.reactor.Completions+b.socket.TxInvalidDescs)
+	equal("TX ring to completion", b.reactor.TxFrames+b.reactor.TxMore, b.reactor.Completions+b.socket.TxInvalidDescs)
 	equal("completions of no frame", b.reactor.BadCompletions, 0)
-	equal("veth ring to the peer's end", b.reactor.TxFrames, b.far.Packets+b.near.SendFull)
+	equal("veth ring to the peer's end", b.reactor.TxFrames+b.asked, b.far.Packets+b.near.SendFull)
 	equal("peer's end to the sink", b.far.Packets, b.sink.Frames+b.sink.Passed+b.far.Drops)
 	if lost := b.sent - b.sink.Frames; lost > b.near.SendFull+b.far.Drops { // wraps when the sink has more
 		off = append(off, fmt.Errorf("handler to sink: %d sent, %d taken, and veth had no room for %d of all packets",
@@ -231,6 +232,7 @@ func (b *books) String() string {
 	}
 	fmt.Fprintf(s, "\n  handler     %d received, %d sent, %d refused\n", b.received, b.sent, b.refused)
 	fmt.Fprintf(s, "  frames      %+v\n", b.frames)
+	fmt.Fprintf(s, "  kernel      %d sent for the engine\n", b.asked)
 	fmt.Fprintf(s, "  peer veth   %+v\n", b.far)
 	fmt.Fprintf(s, "  sink        %d frames, %d unique, %d out of order, %d bad, %d passed to the kernel\n",
 		b.sink.Frames, b.sink.Unique, b.sink.Late, b.sink.BadSum+b.sink.Outside, b.sink.Passed)

@@ -44,6 +44,7 @@ type world struct {
 	sink   *xdpprog.Sink
 	stack  *xdpd.Stack
 	source *xdpprog.Source
+	asked  *egress // what the engine has the kernel send: it asks whose NAPI is whose by AF_PACKET
 	echo   *echo
 	peer   netlink.Link // the peer's end of the pair, in its namespace
 
@@ -87,6 +88,9 @@ func newWorld(o options) (_ *world, err error) {
 			return err
 		}
 		mac = link.Attrs().HardwareAddr
+		if w.asked, err = countEgress(link.Attrs().Index); err != nil {
+			return err
+		}
 		w.stack, err = xdpd.Open(xdpd.Config{
 			Interface: w.lab.EngineDev, Addrs: []netip.Prefix{netip.PrefixFrom(w.lab.EngineAddr, w.lab.Subnet.Bits())},
 			RcvBuf: 8 << 20, Ledger: o.ledger,
@@ -143,6 +147,9 @@ func (w *world) close() error {
 	}
 	if w.stack != nil {
 		errs = append(errs, w.stack.Close())
+	}
+	if w.asked != nil {
+		errs = append(errs, w.asked.close())
 	}
 	w.served.Wait()
 	if w.sink != nil {
