@@ -253,7 +253,7 @@ func TestBadFrames(t *testing.T) {
 			t.Errorf("read %q, %v; want %q", buf[:n], err, want)
 		}
 	}
-	ping(t, lab.Peer, lab.EngineAddr, 10, "-i", "0.002", "-s", "8000")
+	ping(t, lab.Peer, lab.EngineAddr, 5, pingWait, "-s", "8000")
 }
 
 // TestARPFlood has thousands of stations ask for the engine, more than it can remember; the answers of those that it
@@ -318,7 +318,7 @@ func TestNoise(t *testing.T) {
 	if err := tryAsk(c, "after", patience); err != nil {
 		t.Errorf("seed %d: %v", seed, err)
 	}
-	ping(t, lab.Peer, lab.EngineAddr, 10, "-i", "0.002", "-s", "8000")
+	ping(t, lab.Peer, lab.EngineAddr, 5, pingWait, "-s", "8000")
 	// Pieces of datagrams wait for the rest of them. Others take their places, of which no piece is kept.
 	for i := range 100 {
 		w.send(b.fragment(uint16(i), 0, 13, true))

@@ -73,10 +73,10 @@ func (s *Stack) napiStats() NAPIStats {
 func (s *Stack) openNAPI() error {
 	n := &s.napi
 	n.raw = -1
-	if _, err := restoreHere(s.cfg.JournalDir); err != nil {
-		return fmt.Errorf("xdpd: restore what an engine that was killed changed: %w", err)
+	_, err := restoreHere(s.cfg.JournalDir) // where it may not read, it could not write either
+	if err == nil {
+		err = s.tryNAPI()
 	}
-	err := s.tryNAPI()
 	if err == nil {
 		n.say("not known yet: nothing wanted to drive it, or no neighbour answered")
 		return nil

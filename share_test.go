@@ -114,7 +114,7 @@ func TestShareWithKernel(t *testing.T) {
 	if err := echoBulk(ours, 1<<20, 1); err != nil {
 		t.Error(err)
 	}
-	ping(t, lab.Peer, lab.EngineAddr, 10, "-i", "0.002")
+	ping(t, lab.Peer, lab.EngineAddr, 5, pingWait)
 	if got := counted(t, stack, sockets.RxICMP); got != 0 {
 		t.Errorf("%d ICMP messages came to the engine, of the kernel's", got)
 	}

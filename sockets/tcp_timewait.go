@@ -20,6 +20,7 @@ type timeWait struct {
 const (
 	twTS      = 1 << iota
 	twTracked // tell PopGone
+	twAsked   // a SYN was answered with an ACK
 )
 
 type twTable struct {
@@ -123,7 +124,13 @@ func (h *Host) twInput(n uint32, s *segment) (again bool) {
 		return true
 	}
 	switch {
-	case flags&proto.RST != 0: // RFC 1337: TIME-WAIT must not be assassinated
+	case flags&proto.RST != 0:
+		// RFC 1337: old duplicates must not assassinate TIME-WAIT. But who opens a connection by the same ports with numbers
+		// that mean nothing here, being another host behind the same NAT or the same after a restart, resets what answers
+		// its SYN (RFC 9293 3.10.7.3), and would find no way in for a minute. Linux lets every RST in.
+		if w.flags&twAsked != 0 && s.seq == w.rcvNxt {
+			h.twFree(n)
+		}
 		h.discard(s.packet)
 		return false
 	case s.fin && s.seq+s.length() == w.rcvNxt && !old: // its ACK was lost
@@ -137,6 +144,9 @@ func (h *Host) twInput(n uint32, s *segment) (again bool) {
 		if half := h.challengeSlot(); half != w.challenge {
 			w.challenge = half
 			h.twACK(w)
+		}
+		if flags&proto.SYN != 0 {
+			w.flags |= twAsked
 		}
 		h.drop(s.packet, TCPOutOfWindow)
 		return false
