@@ -26,6 +26,7 @@ var instrRows = []instrRow{
 	{"receive", "a segment of 1448 bytes received and read"},
 	{"send", "a segment of 1448 bytes written and sent"},
 	{"ask", "1 byte received and read, 1 byte written and sent"},
+	{"syn", "a connection opened, accepted, closed by both"},
 }
 
 // runInstr is `bench instructions`: it counts what the stack executes for a segment, by cachegrind, for machines that
@@ -39,20 +40,24 @@ func runInstr(ctx context.Context, args []string) error {
 		if conns, err := strconv.Atoi(args[2]); err == nil {
 			return waitLoop(args[1], conns, n)
 		}
+		if nicLoops[args[1]] != nil {
+			return nicLoop(args[1], n)
+		}
 		return instrLoop(args[1], args[2] == "dry", n)
 	}
 	f := flag.NewFlagSet("bench instructions", flag.ContinueOnError)
 	rounds := f.Int("rounds", 5, "counts of each")
 	n := f.Int("n", 4000, "segments in a count")
 	conns := f.Int("conns", 1_000_000, "connections in the Poller")
-	list := f.String("loops", "", "loops, with commas between (default all: "+names(instrRows)+","+names(waitRows)+")")
+	list := f.String("loops", "", "loops, with commas between (default all: "+names(gateRows)+")")
+	write := f.Bool("write", false, "write "+baselineFile+", in the source tree, instead of tables")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
 	if f.NArg() > 0 || *rounds < 1 || *n < instrTurn || *conns < waitFew {
 		return fmt.Errorf("what is %q? -rounds must be positive, -n at least %d, -conns at least %d", f.Args(), instrTurn, waitFew)
 	}
-	chosen, err := choose(slices.Concat(instrRows, waitRows), *list)
+	chosen, err := choose(gateRows, *list)
 	if err != nil {
 		return fmt.Errorf("-loops: %w", err)
 	}
@@ -62,6 +67,9 @@ func runInstr(ctx context.Context, args []string) error {
 	exe, err := os.Executable()
 	if err != nil {
 		return err
+	}
+	if *write {
+		return writeBaselines(ctx, exe, chosen, *rounds)
 	}
 	fmt.Printf("%s, %s, commit %s, %d rounds of %d\n", runtime.GOARCH, runtime.Version(), commit(), *rounds, *n)
 	// Each round takes a minute for a million connections, which have to be made: for these one has to do.
@@ -74,7 +82,7 @@ func runInstr(ctx context.Context, args []string) error {
 func countSegments(ctx context.Context, exe string, chosen []instrRow, rounds, n int) error {
 	rows := [][]string{{"work", "loop", "instructions", "[low .. high]"}}
 	for _, r := range chosen {
-		if instrLoops[r.loop] == nil {
+		if waitLoops[r.loop] != nil {
 			continue
 		}
 		var v []float64
@@ -95,25 +103,34 @@ func countSegments(ctx context.Context, exe string, chosen []instrRow, rounds, n
 	return nil
 }
 
-// instructions is what the Host executes for one turn of the loop: the difference between long and short runs, without
-// what the peer's part of it takes.
+// instructions is what is executed for one turn of a loop of segments, without what the peer's part of it takes. That of a
+// simulated NIC stays in.
 func instructions(ctx context.Context, exe, loop string, n int) (float64, error) {
-	var per [2]float64
-	for i, kind := range []string{"host", "dry"} {
-		var counts [2]float64
-		for k := range counts {
-			c, err := countRun(ctx, exe, loop, kind, n*(1+2*k))
-			if err != nil {
-				return 0, err
-			}
-			counts[k] = c
+	if nicLoops[loop] != nil {
+		return perCall(ctx, exe, loop, "nic", n)
+	}
+	host, err := perCall(ctx, exe, loop, "host", n)
+	if err != nil {
+		return 0, err
+	}
+	dry, err := perCall(ctx, exe, loop, "dry", n)
+	if err == nil && host <= dry {
+		err = fmt.Errorf("%.0f instructions with the Host, %.0f without", host, dry)
+	}
+	return host - dry, err
+}
+
+// perCall is what one turn of a loop executes: the difference between a long and a short run.
+func perCall(ctx context.Context, exe, loop, kind string, n int) (float64, error) {
+	var counts [2]float64
+	for k := range counts {
+		c, err := countRun(ctx, exe, loop, kind, n*(1+2*k))
+		if err != nil {
+			return 0, err
 		}
-		per[i] = (counts[1] - counts[0]) / float64(2*n)
+		counts[k] = c
 	}
-	if per[0] <= per[1] {
-		return 0, fmt.Errorf("%.0f instructions with the Host, %.0f without", per[0], per[1])
-	}
-	return per[0] - per[1], nil
+	return (counts[1] - counts[0]) / float64(2*n), nil
 }
 
 var refs = regexp.MustCompile(`I\s+refs:\s+([0-9,]+)`)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime/debug"
 
+	"xdpd/proto"
 	"xdpd/sockets"
 	"xdpd/umem"
 )
@@ -16,12 +17,17 @@ type bare struct {
 	pool *umem.Pool
 	now  int64 // ns
 	conn sockets.Handle
+	port sockets.Handle // the listener
 
 	seq, ack uint32 // the peer's next number, and the next that it waits for
 	segs     *segments
 	events   []sockets.Event
 	buf      []byte
 	got      uint64 // bytes of payload that came to their end
+
+	acks  [instrTurn]uint32 // what the peer waits for on each of a turn's new connections
+	edges int               // SYNs and FINs that came from the Host
+	sent  int               // frames that did
 }
 
 const (
@@ -30,18 +36,19 @@ const (
 )
 
 // instrLoops are the loops whose instructions are counted, one call for one segment or exchange.
-var instrLoops = map[string]func(b *bare, n int) error{"receive": (*bare).receive, "send": (*bare).send, "ask": (*bare).ask}
+var instrLoops = map[string]func(b *bare, n int) error{
+	"receive": (*bare).receive, "send": (*bare).send, "ask": (*bare).ask, "syn": (*bare).syn,
+}
+
+const bareFrames = 1024
 
 // instrLoop runs a loop n times.
 func instrLoop(name string, dry bool, n int) error {
 	debug.SetGCPercent(-1)
-	b := &bare{now: 1e9, seq: 1000, ack: 0, buf: make([]byte, 64<<10)}
-	b.segs = newSegments(0, 1, instrSegment)
-	region, err := umem.Wrap(make([]byte, 1024*2048), 2048)
+	b, err := newBare(noLedger)
 	if err != nil {
 		return err
 	}
-	b.pool = umem.NewPool(region, 0, 1024, nil)
 	if !dry {
 		if err := b.connect(); err != nil {
 			return err
@@ -50,23 +57,40 @@ func instrLoop(name string, dry bool, n int) error {
 	return instrLoops[name](b, n)
 }
 
-// frame writes a segment of the peer's with n bytes of data into a frame of the pool, as if it had been received.
-func (b *bare) frame(n int) umem.Frame {
-	f := b.pool.Get(umem.Fill)
-	b.pool.Move(f, umem.Fill, umem.RX)
-	b.segs.put(b.pool.Chunk(f)[umem.Headroom:], segment{peerAddr, peerPort, b.seq, b.ack, uint32(b.now / 1e6)}, n)
-	b.seq += uint32(n)
-	return f
+// newBare is without a Host, which connect makes.
+func newBare(ledger func(frames int) *umem.Ledger) (*bare, error) {
+	b := &bare{now: 1e9, seq: 1000, ack: 0, buf: make([]byte, 64<<10)}
+	b.segs = newSegments(0, 1, instrSegment)
+	region, err := umem.Wrap(make([]byte, bareFrames*2048), 2048)
+	if err != nil {
+		return nil, err
+	}
+	b.pool = umem.NewPool(region, 0, bareFrames, ledger(bareFrames))
+	return b, nil
 }
 
-// input has the Host receive it.
-func (b *bare) input(n int) {
-	f := b.frame(n)
+// frame takes one of the pool, as if it had been received.
+func (b *bare) frame() (f umem.Frame, p []byte) {
+	f = b.pool.Get(umem.Fill)
+	b.pool.Move(f, umem.Fill, umem.RX)
+	return f, b.pool.Chunk(f)[umem.Headroom:]
+}
+
+// give has the Host receive n bytes in it.
+func (b *bare) give(f umem.Frame, n int) {
 	if b.host == nil {
 		b.pool.Put(f, umem.RX)
 		return
 	}
-	b.host.Input(f, umem.Headroom, segHeaders+n, b.now)
+	b.host.Input(f, umem.Headroom, n, b.now)
+}
+
+// input has the Host receive a segment of the peer's with n bytes of data.
+func (b *bare) input(n int) {
+	f, p := b.frame()
+	b.segs.put(p, segment{peerAddr, peerPort, b.seq, b.ack, uint32(b.now / 1e6)}, n)
+	b.seq += uint32(n)
+	b.give(f, segHeaders+n)
 }
 
 // endTurn is what the reactor does after it has received; segments with data move what the peer waits for.
@@ -83,7 +107,11 @@ func (b *bare) endTurn() (segments int) {
 			break
 		}
 		p := b.pool.Chunk(f)[off:]
-		if n > segHeaders {
+		b.sent++
+		if p[47]&(proto.SYN|proto.FIN) != 0 {
+			b.acks[binary.BigEndian.Uint16(p[36:])%instrTurn] = binary.BigEndian.Uint32(p[38:]) + 1
+			b.edges++
+		} else if n > segHeaders {
 			b.ack = binary.BigEndian.Uint32(p[38:]) + uint32(n-segHeaders)
 			segments++
 			b.got += uint64(n - segHeaders)
@@ -99,31 +127,27 @@ func (b *bare) endTurn() (segments int) {
 func (b *bare) connect() (err error) {
 	b.host, err = sockets.New(sockets.Config{
 		MAC: ourMAC, MTU: 1500, Addrs: []sockets.Prefix{{Addr: ourAddr, Bits: 24}}, KernelNeighbours: true,
+		Routes: []sockets.Route{{Gateway: peerAddr}},
 	}, b.pool, b.now)
 	if err != nil {
 		return err
 	}
 	b.host.SetNeighbour(peerAddr, peerMAC, true, b.now)
-	l, errno := b.host.TCPListen(0, ourPort)
-	if errno != 0 {
+	var errno sockets.Errno
+	if b.port, errno = b.host.TCPListen(0, ourPort); errno != 0 {
 		return errno
 	}
-	f := b.pool.Get(umem.Fill)
-	b.pool.Move(f, umem.Fill, umem.RX)
-	syn := putSYN(b.pool.Chunk(f)[umem.Headroom:], segment{peerAddr, peerPort, b.seq, 0, uint32(b.now / 1e6)})
-	b.host.Input(f, umem.Headroom, len(syn), b.now)
-	b.host.Flush(b.now)
-	f, off, _, _ := b.host.PopTX()
-	if f == umem.None {
+	f, p := b.frame()
+	b.give(f, len(putSYN(p, segment{peerAddr, peerPort, b.seq, 0, uint32(b.now / 1e6)})))
+	b.endTurn()
+	if b.edges != 1 {
 		return errors.New("no SYN-ACK")
 	}
-	b.ack = binary.BigEndian.Uint32(b.pool.Chunk(f)[off+38:]) + 1
-	b.pool.Move(f, umem.TX, umem.Comp)
-	b.host.Completed(f)
+	b.ack = b.acks[peerPort%instrTurn]
 	b.seq++
 	b.input(0)
 	b.endTurn()
-	if b.conn, errno = b.host.TCPAccept(l); errno != 0 {
+	if b.conn, errno = b.host.TCPAccept(b.port); errno != 0 {
 		return fmt.Errorf("accept: %w", errno)
 	}
 	return nil
@@ -188,6 +212,62 @@ func (b *bare) ask(n int) error {
 		b.endTurn()
 	}
 	return b.check(n)
+}
+
+// syn has n connections come, which the application accepts and closes at once, as the peer then does. Each rests in TIME-WAIT
+// for its minute, in which more come.
+func (b *bare) syn(n int) error {
+	for at := 0; at < n/instrTurn*instrTurn; at += instrTurn {
+		b.edges = 0
+		for conn := at; conn < at+instrTurn; conn++ {
+			f, p := b.frame()
+			b.give(f, len(putSYN(p, b.fresh(conn, 0))))
+		}
+		b.endTurn()
+		for conn := at; conn < at+instrTurn; conn++ {
+			f, p := b.frame()
+			b.give(f, len(b.segs.put(p, b.fresh(conn, 1), 0)))
+		}
+		for range instrTurn {
+			if b.host == nil {
+				break
+			}
+			c, errno := b.host.TCPAccept(b.port)
+			if errno != 0 {
+				return fmt.Errorf("accept: %w", errno)
+			}
+			if errno := b.host.Close(c, b.now); errno != 0 {
+				return fmt.Errorf("close: %w", errno)
+			}
+		}
+		b.endTurn()
+		for conn := at; conn < at+instrTurn; conn++ {
+			f, p := b.frame()
+			b.give(f, len(withFIN(b.segs.put(p, b.fresh(conn, 1), 0))))
+		}
+		b.sent = 0
+		b.endTurn()
+		if b.host != nil && (b.edges != 2*instrTurn || b.sent != instrTurn) {
+			return fmt.Errorf("the peer saw %d SYNs and FINs, and %d last ACKs, of %d connections", b.edges, b.sent, instrTurn)
+		}
+		b.got += instrTurn
+		b.now += 200_000_000
+	}
+	if b.host == nil {
+		return nil
+	}
+	if resting := len(b.host.TCPSockets()) - 2; resting == 0 || resting > n {
+		return fmt.Errorf("%d of %d connections rest", resting, n)
+	}
+	return b.check(n / instrTurn * instrTurn)
+}
+
+// fresh is what a connection of syn begins with, and, after its SYN, goes on with.
+func (b *bare) fresh(conn int, seq uint32) segment {
+	return segment{
+		src: peerAddr + 1<<16 + proto.Addr(conn/crowdEach), port: uint16(crowdPort + conn%crowdEach),
+		seq: 1000 + seq, ack: b.acks[conn%instrTurn], ts: uint32(b.now / 1e6),
+	}
 }
 
 // check looks whether the work was done.

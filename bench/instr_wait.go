@@ -30,7 +30,7 @@ func countWaits(ctx context.Context, exe string, chosen []instrRow, many, n int)
 		var v [2]float64
 		for i, conns := range []int{waitFew, many} {
 			var err error
-			if v[i], err = waitInstructions(ctx, exe, r.loop, conns, n); err != nil {
+			if v[i], err = perCall(ctx, exe, r.loop, fmt.Sprint(conns), n); err != nil {
 				return fmt.Errorf("%s: %w", r.loop, err)
 			}
 		}
@@ -106,18 +106,4 @@ func (c *crowd) events(n int) error {
 		}
 	}
 	return nil
-}
-
-// waitInstructions is what one call of a loop executes, with so many connections: the difference between a long and a
-// short run.
-func waitInstructions(ctx context.Context, exe, loop string, conns, n int) (float64, error) {
-	var counts [2]float64
-	for k := range counts {
-		c, err := countRun(ctx, exe, loop, fmt.Sprint(conns), n*(1+2*k))
-		if err != nil {
-			return 0, err
-		}
-		counts[k] = c
-	}
-	return (counts[1] - counts[0]) / float64(2*n), nil
 }

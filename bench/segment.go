@@ -66,6 +66,14 @@ func (s *segments) put(p []byte, g segment, n int) []byte {
 	return p
 }
 
+// withFIN gives a segment the flag.
+func withFIN(p []byte) []byte {
+	was := binary.BigEndian.Uint16(p[46:])
+	binary.BigEndian.PutUint16(p[46:], was|proto.FIN)
+	binary.BigEndian.PutUint16(p[50:], proto.Update16(binary.BigEndian.Uint16(p[50:]), was, was|proto.FIN))
+	return p
+}
+
 // restamp writes eight bytes to the start of the frame's data, and what that does to the checksum (RFC 1624).
 func restamp(p []byte, stamp uint64) {
 	at := p[segHeaders:]

@@ -38,21 +38,28 @@ func Sum(b []byte, acc uint64) uint64 {
 		b = b[32:]
 	}
 	s = add(s, t)
-	for len(b) >= 8 {
-		s = add(s, le.Uint64(b))
+	// Of what is left no sum carries out of 64 bits: halves of words need no carries.
+	t = 0
+	if len(b) >= 16 {
+		t = uint64(le.Uint32(b[0:4])) + uint64(le.Uint32(b[4:8])) + uint64(le.Uint32(b[8:12])) + uint64(le.Uint32(b[12:16]))
+		b = b[16:]
+	}
+	if len(b) >= 8 {
+		t += uint64(le.Uint32(b[0:4])) + uint64(le.Uint32(b[4:8]))
 		b = b[8:]
 	}
 	if len(b) >= 4 {
-		s = add(s, uint64(le.Uint32(b)))
+		t += uint64(le.Uint32(b))
 		b = b[4:]
 	}
 	if len(b) >= 2 {
-		s = add(s, uint64(le.Uint16(b)))
+		t += uint64(le.Uint16(b))
 		b = b[2:]
 	}
 	if len(b) == 1 {
-		s = add(s, uint64(b[0])) // low byte of a little-endian word: the zero that pads it comes after it
+		t += uint64(b[0]) // low byte of a little-endian word: the zero that pads it comes after it
 	}
+	s = add(s, t)
 	return add(acc, bits.ReverseBytes64(s))
 }
 

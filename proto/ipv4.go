@@ -81,7 +81,11 @@ func ParseIPv4In(b []byte, n int) (IPv4, Fault) {
 	if total < header || total > n || offset+total-header > ipMaxLen {
 		return IPv4{}, IPTotalLen
 	}
-	if Checksum(b[:header]) != 0 {
+	sum := sumIPv4((*[IPv4HeaderLen]byte)(b))
+	if header > IPv4HeaderLen {
+		sum = Sum(b[IPv4HeaderLen:header], sum)
+	}
+	if Fold(sum) != 0xffff {
 		return IPv4{}, IPChecksum
 	}
 	if !ValidIPOptions(b[IPv4HeaderLen:header]) {
@@ -126,8 +130,14 @@ func PutIPv4(b []byte, h *IPv4) int {
 	binary.BigEndian.PutUint16(b[ipChecksum:], 0)
 	PutAddr(b[ipSrc:], h.Src)
 	PutAddr(b[ipDst:], h.Dst)
-	binary.BigEndian.PutUint16(b[ipChecksum:], Checksum(b[:IPv4HeaderLen]))
+	binary.BigEndian.PutUint16(b[ipChecksum:], ^Fold(sumIPv4((*[IPv4HeaderLen]byte)(b))))
 	return IPv4HeaderLen
+}
+
+// sumIPv4 is Sum of a header without options, of which every packet has one.
+func sumIPv4(b *[IPv4HeaderLen]byte) uint64 {
+	be := binary.BigEndian
+	return uint64(be.Uint32(b[0:])) + uint64(be.Uint32(b[4:])) + uint64(be.Uint32(b[8:])) + uint64(be.Uint32(b[12:])) + uint64(be.Uint32(b[16:]))
 }
 
 // ValidIPOptions reports that the options of a header can be walked to their end: each is one byte (end of list, which

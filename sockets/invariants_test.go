@@ -90,7 +90,7 @@ func (k *kit) checkFragments() int {
 }
 
 func (k *kit) checkUDP() int {
-	t, sum, n, connected := &k.h.udp, 0, 0, 0
+	t, sum, n, connected, specific := &k.h.udp, 0, 0, 0, 0
 	for i := range t.socks {
 		u := &t.socks[i]
 		if !u.used {
@@ -99,6 +99,8 @@ func (k *kit) checkUDP() int {
 		n++
 		if u.connected {
 			connected++
+		} else if u.key.Local != 0 {
+			specific++
 		}
 		frames, datagrams := 0, 0
 		for f := u.head; f != umem.None; f = umem.Frame(k.pool.Buf(f).Aux) {
@@ -116,8 +118,9 @@ func (k *kit) checkUDP() int {
 		}
 		sum += frames
 	}
-	if n != t.flows.n || connected != t.connected {
-		k.t.Errorf("UDP: %d sockets, %d in the table, %d connected of %d", n, t.flows.n, connected, t.connected)
+	if n != t.flows.n || connected != t.connected || specific != t.specific {
+		k.t.Errorf("UDP: %d sockets, %d in the table, %d connected of %d, %d with an address of %d",
+			n, t.flows.n, connected, t.connected, specific, t.specific)
 	}
 	return sum
 }

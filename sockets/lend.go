@@ -38,7 +38,7 @@ func (h *Host) TCPTake(s Handle, now int64) (f umem.Frame, b []byte, err Errno) 
 // others that a reassembled one has. Each is given back by itself. Errors as UDPRecv, and EMSGSIZE for a datagram of more
 // frames, which stays.
 func (h *Host) UDPTake(s Handle, limit int) (f umem.Frame, d Datagram, err Errno) {
-	u, d, err := h.udpFirst(s)
+	u, err := h.udpFirst(s, &d)
 	if err != 0 {
 		return umem.None, d, err
 	}

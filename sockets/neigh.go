@@ -167,7 +167,11 @@ func (h *Host) transmit(f umem.Frame, off, n int, hop proto.Addr) bool {
 // emit writes the link header in front of the packet and puts the frame on the output queue.
 func (h *Host) emit(f umem.Frame, off, n int, dst proto.MAC, etherType uint16) bool {
 	off -= h.lead
-	proto.PutEthernetTagged(h.pool.Chunk(f)[off:], dst, h.cfg.MAC, h.cfg.VLANs, etherType)
+	if p := h.pool.Chunk(f)[off:]; len(h.cfg.VLANs) == 0 {
+		proto.PutEthernet(p, dst, h.cfg.MAC, etherType)
+	} else {
+		proto.PutEthernetTagged(p, dst, h.cfg.MAC, h.cfg.VLANs, etherType)
+	}
 	if h.pool.Buf(f).Flags&bufMore != 0 {
 		return h.enqueueChain(f, off, n+h.lead)
 	}

@@ -14,8 +14,9 @@ type Route struct {
 	Src     proto.Addr // source address for it; zero: chosen by subnet
 }
 
+// mask is for 0 to 32 bits. & 63 spares the comparisons of a shift by any number.
 func mask(bits int) proto.Addr {
-	return proto.Addr(^uint64(0) << (32 - bits) & 0xffffffff)
+	return proto.Addr(^uint64(0) << (uint(32-bits) & 63))
 }
 
 // SetAddrs replaces addresses and routes, as a running interface may see them change in share mode. Sockets bound to an

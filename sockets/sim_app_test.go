@@ -659,6 +659,11 @@ func (c *simConn) watch() {
 	if a, b := c.side[0], c.side[1]; a.over && !a.open && !b.over && !c.known(a.n) && !c.known(b.n) && a.gaveUp() == "" {
 		c.forgive("given up before the handshake was done on the other side")
 	}
+	// Who reads first and never probes does not hear that the other side gave up the handshake, whose last ACK was lost.
+	if a, b := c.side[0], c.side[1]; c.excuse == "" && a.open && a.sent == 0 && !b.open && !b.over && !c.known(b.n) &&
+		w.now-c.moved > 2*simPatience {
+		c.forgive("given up before the last ACK of the handshake came")
+	}
 	long := w.now - c.moved
 	for i, s := range c.side {
 		p := c.side[1-i]

@@ -300,6 +300,7 @@ func (h *Host) tlpProbe(i uint32, c *tcb, x *active) {
 		}
 	}
 	s := h.together(c, f)
+	h.tellRoom(i, c) // frames that were filled up from others leave room
 	b := h.pool.Buf(f)
 	if b.Flags&(bufQueued|bufSacked) != 0 || h.txRoom() < h.cfg.PacketFrames {
 		return

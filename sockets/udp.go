@@ -37,6 +37,7 @@ type udpTable struct {
 	flows     *flat[flowKey]
 	ports     map[uint16]int // sockets that use a local port
 	connected int
+	specific  int // others that are bound to an address
 }
 
 func (t *udpTable) init(h *Host) {
@@ -63,8 +64,10 @@ func (t *udpTable) lookup(k flowKey) (uint32, bool) {
 		}
 	}
 	k.Remote, k.RPort = 0, 0
-	if i, ok := t.flows.get(k); ok {
-		return i, true
+	if t.specific > 0 {
+		if i, ok := t.flows.get(k); ok {
+			return i, true
+		}
 	}
 	k.Local = 0
 	return t.flows.get(k)
@@ -98,6 +101,9 @@ func (h *Host) UDPBind(local proto.Addr, port uint16) (Handle, Errno) {
 	t.flows.put(k, i)
 	h.udpEnter(k)
 	t.ports[port]++
+	if local != 0 {
+		t.specific++
+	}
 	return t.handle(u, i), 0
 }
 
@@ -137,6 +143,9 @@ func (h *Host) UDPConnect(s Handle, remote proto.Addr, port uint16) Errno {
 	h.udpForget(u)
 	h.udp.flows.put(k, s.index())
 	h.udpEnter(k)
+	if u.key.Local != 0 {
+		h.udp.specific--
+	}
 	u.key, u.connected = k, true
 	h.udp.connected++
 	return 0
@@ -158,6 +167,8 @@ func (h *Host) udpClose(s Handle) Errno {
 	}
 	if u.connected {
 		t.connected--
+	} else if u.key.Local != 0 {
+		t.specific--
 	}
 	u.used = false
 	if u.gen < maxGen {
@@ -293,24 +304,22 @@ type Datagram struct {
 	More bool // another one waits
 }
 
-// udpFirst finds the next datagram of a reading call. Errors: as UDPRecv.
-func (h *Host) udpFirst(s Handle) (*udpSock, Datagram, Errno) {
+// udpFirst finds the next datagram of a reading call, and says in d what UDPRecv says of it, but for N. Errors: as UDPRecv.
+func (h *Host) udpFirst(s Handle, d *Datagram) (*udpSock, Errno) {
 	u := h.udp.get(s)
 	switch {
 	case u == nil:
-		return nil, Datagram{}, EBADF
+		return nil, EBADF
 	case u.err != 0:
-		return nil, Datagram{}, u.takeErr()
+		return nil, u.takeErr()
 	case u.datagrams == 0:
-		return nil, Datagram{}, EAGAIN
+		return nil, EAGAIN
 	}
-	meta := h.pool.Chunk(u.head)[h.pool.Buf(u.head).Off-udpMeta:]
-	return u, Datagram{
-		Size: int(binary.NativeEndian.Uint16(meta[6:])),
-		Src: netip.AddrPortFrom(proto.Addr(binary.NativeEndian.Uint32(meta)).Netip(),
-			binary.NativeEndian.Uint16(meta[4:])),
-		More: u.datagrams > 1,
-	}, 0
+	meta := h.pool.Chunk(u.head)[h.pool.Buf(u.head).Off-udpMeta:][:udpMeta]
+	d.Size = int(binary.NativeEndian.Uint16(meta[6:]))
+	d.Src = netip.AddrPortFrom(proto.Addr(binary.NativeEndian.Uint32(meta)).Netip(), binary.NativeEndian.Uint16(meta[4:]))
+	d.More = u.datagrams > 1
+	return u, 0
 }
 
 // takeErr takes the pending error.
@@ -322,8 +331,8 @@ func (u *udpSock) takeErr() Errno {
 
 // UDPRecv copies the next datagram into dst. Errors: EAGAIN when there is none, EBADF, and, once, what an ICMP error
 // brought to a connected socket.
-func (h *Host) UDPRecv(s Handle, dst []byte) (Datagram, Errno) {
-	u, d, err := h.udpFirst(s)
+func (h *Host) UDPRecv(s Handle, dst []byte) (d Datagram, err Errno) {
+	u, err := h.udpFirst(s, &d)
 	if err != 0 {
 		return d, err
 	}

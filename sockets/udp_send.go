@@ -118,8 +118,8 @@ func (h *Host) udpFinish(f umem.Frame, k flowKey, hop proto.Addr) {
 	if b.Flags&bufMore != 0 {
 		n += h.chainLen(b.Next)
 	}
-	proto.PutUDP(msg, k.LPort, k.RPort, n, 0)
-	sum := proto.Sum(msg, proto.PseudoSum(k.Local, k.Remote, proto.ProtoUDP, n))
+	header := uint64(k.LPort) + uint64(k.RPort) + uint64(n)
+	sum := proto.Sum(msg[8:], header+proto.PseudoSum(k.Local, k.Remote, proto.ProtoUDP, n))
 	if n > len(msg) {
 		sum = h.sumRest(b.Next, len(msg), sum)
 	}

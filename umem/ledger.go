@@ -38,6 +38,7 @@ type Ledger struct {
 	mu     sync.Mutex
 	owners []Owner
 	counts [NOwners]int
+	moves  [NOwners][NOwners]uint64
 }
 
 // NewLedger has all frames in Free.
@@ -64,6 +65,7 @@ func (l *Ledger) Move(f Frame, from, to Owner) {
 	l.owners[f] = to
 	l.counts[from]--
 	l.counts[to]++
+	l.moves[from][to]++
 }
 
 // Owner is who holds f.
@@ -78,6 +80,14 @@ func (l *Ledger) Counts() [NOwners]int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.counts
+}
+
+// Moves is how often a frame went from one owner to another, since the start:
+// what a packet costs in frames.
+func (l *Ledger) Moves(from, to Owner) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.moves[from][to]
 }
 
 // Frames lists the frames that o holds, in ascending order.

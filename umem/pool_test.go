@@ -51,6 +51,9 @@ func TestPoolIsAStack(t *testing.T) {
 	if c := l.Counts(); c != [NOwners]int{Free: 4, RX: 4} {
 		t.Fatalf("counts %v", c)
 	}
+	if l.Moves(Fill, Free) != 4 || l.Moves(Free, RX) != 5 || l.Moves(RX, TX) != 0 {
+		t.Fatalf("moves %d, %d and %d, want 4, 5 and 0", l.Moves(Fill, Free), l.Moves(Free, RX), l.Moves(RX, TX))
+	}
 }
 
 func TestPoolPanics(t *testing.T) {

@@ -47,7 +47,8 @@ type Region struct {
 	homes  []uint16 // the number, from 1, of the pool that has the frame; 0: none
 	pools  uint16
 	mapped []byte // what to unmap: mem rounded up to pages; nil for Wrap
-	shift  uint
+	shift  uint   // log2 of chunk; used as shift & 63, which spares a comparison with 64
+	chunk  uint64
 	frames int
 	fd     int
 	huge   bool
@@ -89,7 +90,7 @@ func layOut(mem []byte, size, chunkSize int) *Region {
 	frames := size / chunkSize
 	return &Region{
 		mem: mem[:size:size], bufs: make([]Buf, frames), homes: make([]uint16, frames),
-		shift: uint(bits.TrailingZeros(uint(chunkSize))), frames: frames, fd: -1,
+		shift: uint(bits.TrailingZeros(uint(chunkSize))), chunk: uint64(chunkSize), frames: frames, fd: -1,
 	}
 }
 
@@ -120,7 +121,7 @@ func checkChunk(size int) error {
 func (r *Region) Mem() []byte { return r.mem }
 
 // ChunkSize is the size of a chunk in bytes.
-func (r *Region) ChunkSize() int { return 1 << r.shift }
+func (r *Region) ChunkSize() int { return int(r.chunk) }
 
 // Frames is the number of frames.
 func (r *Region) Frames() int { return r.frames }
@@ -133,13 +134,13 @@ func (r *Region) Huge() bool { return r.huge }
 
 // Chunk is the whole chunk of f, cap == len. It panics when f is out of range.
 func (r *Region) Chunk(f Frame) []byte {
-	start := uint64(f) << r.shift
-	end := start + 1<<r.shift
+	start := r.Addr(f)
+	end := start + r.chunk
 	return r.mem[start:end:end]
 }
 
 // Addr is where f starts in the region.
-func (r *Region) Addr(f Frame) uint64 { return uint64(f) << r.shift }
+func (r *Region) Addr(f Frame) uint64 { return uint64(f) << (r.shift & 63) }
 
 // FrameOf is the frame that addr lies in; false when addr is outside the
 // region.
@@ -147,7 +148,7 @@ func (r *Region) FrameOf(addr uint64) (Frame, bool) {
 	if addr >= uint64(len(r.mem)) {
 		return None, false
 	}
-	return Frame(addr >> r.shift), true
+	return Frame(addr >> (r.shift & 63)), true
 }
 
 // Close unmaps the memory and closes the fd. Slices of it are dead after that.

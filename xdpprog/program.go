@@ -207,6 +207,8 @@ func (p *Program) SetSocket(queue, fd int) error {
 // the kernel's UDP sockets on a port, as empty datagrams to 224.0.0.1 whose source port is the number of the queue: so a
 // socket learns which NAPI runs the queue. Port 0 ends it.
 func (p *Program) Probe(port uint16) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	// The program stores the value's first two bytes as they are.
 	if err := p.objs.Probe.Put(uint32(0), [4]byte{byte(port >> 8), byte(port)}); err != nil {
 		return fmt.Errorf("xdpprog: have probes of %s answered on port %d: %w", p.iface, port, err)
