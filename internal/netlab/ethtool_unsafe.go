@@ -1,6 +1,7 @@
 package netlab
 
 import (
+	"encoding/binary"
 	"runtime"
 	"unsafe"
 
@@ -31,4 +32,37 @@ func ethtool(dev string, words []uint32) error {
 		return errno
 	}
 	return nil
+}
+
+// Of include/uapi/linux/ethtool.h.
+const (
+	ethSSStats    = 1
+	ethGStringLen = 32
+)
+
+// statistics does ETHTOOL_GSTATS: the driver's counters of dev by name (net/ethtool/ioctl.c, ethtool_get_stats).
+func statistics(dev string) (map[string]uint64, error) {
+	info := []uint32{unix.ETHTOOL_GSSET_INFO, 0, 1 << ethSSStats, 0, 0} // a 64-bit mask, then a count for each bit
+	if err := ethtool(dev, info); err != nil {
+		return nil, err
+	}
+	n := int(info[4])
+	const head, name, value = 3, ethGStringLen / 4, 2 // of the answers below, in words
+	names := make([]uint32, head+n*name)
+	names[0], names[1], names[2] = unix.ETHTOOL_GSTRINGS, ethSSStats, uint32(n)
+	if err := ethtool(dev, names); err != nil {
+		return nil, err
+	}
+	values := make([]uint32, head-1+n*value) // its head is two words
+	values[0], values[1] = unix.ETHTOOL_GSTATS, uint32(n)
+	if err := ethtool(dev, values); err != nil {
+		return nil, err
+	}
+	out := make(map[string]uint64, n)
+	for i := range n {
+		b := unsafe.Slice((*byte)(unsafe.Pointer(&names[head+i*name])), ethGStringLen)
+		v := unsafe.Slice((*byte)(unsafe.Pointer(&values[head-1+i*value])), 8)
+		out[unix.ByteSliceToString(b)] = binary.NativeEndian.Uint64(v)
+	}
+	return out, nil
 }

@@ -146,3 +146,14 @@ func setTxChecksum(dev string, on bool) error {
 	}
 	return ethtool(dev, words)
 }
+
+// Statistics are the counters that the driver of dev keeps in namespace n, as `ethtool -S dev` shows them.
+func (n *NS) Statistics(dev string) (out map[string]uint64, err error) {
+	err = n.Do(func() error {
+		if out, err = statistics(dev); err != nil {
+			return fmt.Errorf("netlab: statistics of %s: %w", dev, err)
+		}
+		return nil
+	})
+	return out, err
+}

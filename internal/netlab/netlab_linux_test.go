@@ -221,6 +221,30 @@ func TestTxOffload(t *testing.T) {
 	}
 }
 
+func TestStatistics(t *testing.T) {
+	l := newLab(t, Options{Queues: 2})
+	var peer netlink.Link
+	if err := l.Peer.Do(func() (err error) {
+		peer, err = netlink.LinkByName(l.PeerDev)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	st, err := l.Engine.Statistics(l.EngineDev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := st["peer_ifindex"], uint64(peer.Attrs().Index); got != want {
+		t.Errorf("peer_ifindex %d, want %d, of %v", got, want, st)
+	}
+	if _, ok := st["tx_queue_1_xdp_xmit_errors"]; !ok { // the last one
+		t.Errorf("counters are missing: %v", st)
+	}
+	if _, err := l.Engine.Statistics("nowhere"); !errors.Is(err, unix.ENODEV) {
+		t.Errorf("a device that is not there: %v", err)
+	}
+}
+
 type tap int
 
 func openTap(t *testing.T, n *NS, dev string) tap {
