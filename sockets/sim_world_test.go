@@ -502,6 +502,9 @@ func (n *simNode) inspectSend(c *tcb, x *active) bool {
 		return false
 	}
 	b := h.pool.Buf(c.sndNext)
+	if b.Len > c.mss && !h.inWindow(c, b) && h.txUsed >= h.txLimit-h.txReserve()/2 {
+		return false // no frame to cut it with
+	}
 	if h.cfg.PacketFrames > 1 && (c.sndUna != c.sndNxt || pipe > 0) {
 		unsent := c.sndBytes - (c.sndNxt - c.sndUna)
 		return unsent >= uint32(c.mss) && seqLE(b.Seq+uint32(c.mss), c.sndUna+c.sndWnd) && pipe+uint32(c.mss) <= c.cwnd

@@ -238,9 +238,11 @@ func (h *Host) sendNew(i uint32, c *tcb, x *active) {
 		if !h.inWindow(c, b) {
 			// Sender's silly-window avoidance (RFC 9293 3.8.6.2.1): a part of a segment only if it is half of the largest
 			// window the peer ever had.
-			// Of a frame from before the path's MTU became smaller a whole segment may fit: sendData cuts it.
 			usable := int32(c.sndUna + c.sndWnd - b.Seq)
-			whole := b.Len > c.mss && usable >= int32(c.mss)
+			whole := b.Len > c.mss && usable >= int32(c.mss) // the path's MTU became smaller: a segment of it fits
+			if whole {
+				whole = h.sendSplit(c, f, int(c.mss))
+			}
 			if !whole && (usable <= 0 || c.sndUna != c.sndNxt || uint32(usable) < c.maxWnd/2 || !h.sendSplit(c, f, int(usable))) {
 				break
 			}

@@ -415,7 +415,8 @@ func TestSteadyAllocations(t *testing.T) {
 		if err != nil || res.Stats.Failed() > 0 {
 			b.t.Fatalf("%v %+v", err, res)
 		}
-		if n := after.Mallocs - before.Mallocs; n > (last-first)/20 {
+		// The seconds that pass allocate too, in the runtime and for the live line, however few requests there were.
+		if n := after.Mallocs - before.Mallocs; n > 2000+(last-first)/20 {
 			b.t.Errorf("%d allocations in %d requests", n, last-first)
 		}
 		b.eventually("the end of the server's connections", func() bool { return b.conns.Load() == 0 })
