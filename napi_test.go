@@ -133,7 +133,7 @@ func TestDriveStall(t *testing.T) {
 	drive(t, stack, kernelUDP(t, lab.Peer, netip.AddrPort{}, to))
 	r := stack.Reactors()[0]
 	r.Enter()
-	ping(t, lab.Peer, lab.EngineAddr, 5, "-i", "0.01")
+	ping(t, lab.Peer, lab.EngineAddr, 5, pingWait)
 	r.Leave()
 }
 

@@ -187,6 +187,7 @@ func (r *Reactor) Fail(err error) {
 		r.stopped, r.err = true, err
 	}
 	r.mu.Unlock()
+	r.poked.Store(true) // it may be spinning, by a clock that a test holds for ever
 	r.wake.signal()
 }
 
