@@ -118,11 +118,11 @@ func (t *tcpTable) guess(hash uint32) *tcb {
 
 // touch reads a word of each line that the record may lie on (TestTouch).
 func (c *tcb) touch() uint32 {
-	return uint32(c.key.Local) + c.sndUna + c.srtt + uint32(c.rtxAt) + c.idleAt
+	return uint32(c.key.Local) + uint32(c.sndFrames) + c.heardAt + c.ackAt
 }
 
 // touch reads a word of each line that the record may lie on (TestTouch).
-func (u *udpSock) touch() uint32 { return uint32(u.key.Local) + uint32(u.err) + uint32(u.drops) }
+func (u *udpSock) touch() uint32 { return uint32(u.key.Local) + uint32(u.bytes) }
 
 // touchHeld reads what a segment of the connection needs beside its record.
 func (h *Host) touchHeld(c *tcb) (seen uint32) {
