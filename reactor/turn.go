@@ -287,8 +287,9 @@ func (r *Reactor) deliver(now int64) bool {
 	worked := false
 	if r.host.PendingEvents() {
 		r.events = r.host.TakeEvents(r.events[:0])
+		crowded := r.host.Crowded()
 		for i, e := range r.events {
-			if i%sockets.AheadMax == 0 && len(r.events) > 1 {
+			if crowded && i%sockets.AheadMax == 0 {
 				r.seen += r.watches.touch(r.events[i:min(i+sockets.AheadMax, len(r.events))])
 			}
 			if w := r.watches.find(e.Sock); w != nil {
