@@ -85,7 +85,7 @@ type session struct {
 }
 
 type clientOp struct {
-	res  atomic.Int32 // what orders its uses goes through the rings, where no tool sees it
+	res  atomic.Int32  // what orders its uses goes through the rings, where no tool sees it
 	done chan struct{} // a token: res is the result
 }
 

@@ -20,8 +20,8 @@ import (
 
 const (
 	handshakeTime = time.Second
-	// maxWaiting bounds the processes that are connected and have no ring yet: who connects and says nothing costs a descriptor
-	// for a second.
+	// maxWaiting bounds a user's processes that are connected and have no ring yet: who connects and says nothing costs a descriptor
+	// for a second, and keeps nobody out but himself.
 	maxWaiting = 32
 	// knockRest is how long the door of a client that knocks stays shut after it was answered: a flood of knocks costs the engine
 	// a look every so often, and who really sleeps through submits at most that much later.
@@ -34,9 +34,9 @@ type Server struct {
 	policies []Policy
 	l        *net.UnixListener
 	serving  sync.WaitGroup
-	waiting  chan struct{}
 
 	mu      sync.Mutex
+	waiting map[uint32]int // uid: processes in the handshake
 	clients map[uint64]*client
 	next    uint64
 	refused uint64
@@ -73,7 +73,7 @@ type client struct {
 // Serve serves applications at l, a listener of type unixpacket, until Close. A process is admitted by the first policy that names
 // its user or group.
 func Serve(st *xdpd.Stack, l *net.UnixListener, policies []Policy) (*Server, error) {
-	s := &Server{st: st, l: l, clients: map[uint64]*client{}, waiting: make(chan struct{}, maxWaiting)}
+	s := &Server{st: st, l: l, clients: map[uint64]*client{}, waiting: map[uint32]int{}}
 	for _, p := range policies {
 		if err := p.Check(); err != nil {
 			return nil, err
@@ -133,13 +133,33 @@ func (s *Server) accept() {
 			time.Sleep(10 * time.Millisecond) // out of descriptors: somebody may go
 			continue
 		}
-		select {
-		case s.waiting <- struct{}{}:
-			s.serving.Go(func() { s.serve(conn) })
-		default:
-			s.refuse()
-			_ = conn.Close()
-		}
+		s.serving.Go(func() {
+			defer conn.Close()
+			if cred, err := peerCred(conn); err == nil && s.enter(cred.Uid) {
+				s.serve(conn, cred)
+			} else {
+				s.refuse()
+			}
+		})
+	}
+}
+
+// enter reports whether one more of a user's processes may begin the handshake.
+func (s *Server) enter(uid uint32) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.waiting[uid] >= maxWaiting {
+		return false
+	}
+	s.waiting[uid]++
+	return true
+}
+
+func (s *Server) leave(uid uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.waiting[uid]--; s.waiting[uid] == 0 {
+		delete(s.waiting, uid)
 	}
 }
 
@@ -150,10 +170,9 @@ func (s *Server) refuse() {
 }
 
 // serve is a connection's life.
-func (s *Server) serve(conn *net.UnixConn) {
-	defer conn.Close()
-	c, err := s.welcome(conn)
-	<-s.waiting
+func (s *Server) serve(conn *net.UnixConn, cred *unix.Ucred) {
+	c, err := s.welcome(conn, cred)
+	s.leave(cred.Uid)
 	if err != nil {
 		s.refuse()
 		w := rings.ShareWelcome{Magic: rings.ShareMagic, Version: rings.ShareVersion, Errno: uint32(unix.EACCES)}
@@ -182,11 +201,7 @@ func refusal(errno unix.Errno, format string, args ...any) error {
 }
 
 // welcome does the handshake.
-func (s *Server) welcome(conn *net.UnixConn) (c *client, err error) {
-	cred, err := peerCred(conn)
-	if err != nil {
-		return nil, err
-	}
+func (s *Server) welcome(conn *net.UnixConn, cred *unix.Ucred) (c *client, err error) {
 	// What it asks is read before anything is refused: a connection that is closed unread is reset, and nobody sees why.
 	if err := conn.SetDeadline(time.Now().Add(handshakeTime)); err != nil {
 		return nil, err
