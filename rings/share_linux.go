@@ -38,7 +38,7 @@ type ShareHello struct {
 	Data           uint64 // bytes of memory for addresses and data
 }
 
-// ShareWelcome is the answer: 312 bytes, and unless Errno says otherwise with three descriptors: the memory, the door, the bell.
+// ShareWelcome is the answer: 304 bytes, and unless Errno says otherwise with three descriptors: the memory, the door, the bell.
 //
 // The memory is a memfd of Size bytes that can neither grow nor shrink: the rings (RingLayout) at 0, the application's own
 // memory at Data. The door is an eventfd; the application writes 1 to it when it submitted and the SQ's flags say SQNeedWakeup.
@@ -51,10 +51,9 @@ type ShareWelcome struct {
 	Data           uint64 // offset
 	DataLen        uint64
 	MTU            uint32
-	Reactors       uint32                // how many there are
-	Addr           uint32                // the engine's first address, in network order
-	Reason         [maxShareReason]uint8 // Errno in words, ended by 0
-	_              uint32
+	Reactors       uint32 // how many there are
+
+	Reason [maxShareReason]uint8 // Errno in words, ended by 0
 }
 
 // Share is memory for a ring and its application.

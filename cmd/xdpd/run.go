@@ -177,7 +177,14 @@ func runEngine(ctx context.Context, cfg xdpd.Config, file fileConfig, every time
 	if err != nil {
 		return err
 	}
-	closeControl, err := serveControl(ctx, file.controlPath(), st, svc)
+	apps, err := serveClients(ctx, st, &file)
+	if err != nil {
+		return err
+	}
+	if apps != nil {
+		defer func() { err = errors.Join(err, apps.Close()) }()
+	}
+	closeControl, err := serveControl(ctx, file.controlPath(), st, svc, apps)
 	if err != nil {
 		return err
 	}

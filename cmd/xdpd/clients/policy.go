@@ -7,15 +7,17 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 
 	"xdpd/proto"
 )
 
 // Policy says what the processes of some users may do. The zero value of a limit is a default.
 type Policy struct {
-	Name  string
-	Users []uint32 // uids
-	Group []uint32 // gids: of the process, its supplementary ones are not seen
+	Name   string
+	Users  []uint32 // uids
+	Groups []uint32 // gids: of the process, its supplementary ones are not seen
 
 	Bind  []Ports        // ports that may be bound; any may have a free one
 	Reach []netip.Prefix // addresses that may be connected or sent to; none: all
@@ -52,7 +54,7 @@ func (p *Policy) withDefaults() Policy {
 // Check says what is wrong with a policy.
 func (p *Policy) Check() error {
 	switch {
-	case len(p.Users)+len(p.Group) == 0:
+	case len(p.Users)+len(p.Groups) == 0:
 		return fmt.Errorf("clients %q: no user and no group, so nobody may come in", p.Name)
 	case p.Clients < 0 || p.Sockets < 0 || p.Requests < 0:
 		return fmt.Errorf("clients %q: a limit is negative", p.Name)
@@ -69,7 +71,7 @@ func (p *Policy) Check() error {
 
 // admits reports whether a process of these ids may come in.
 func (p *Policy) admits(uid, gid uint32) bool {
-	return slices.Contains(p.Users, uid) || slices.Contains(p.Group, gid)
+	return slices.Contains(p.Users, uid) || slices.Contains(p.Groups, gid)
 }
 
 // MayBind implements reactor.Guard.
@@ -93,12 +95,16 @@ func ParsePorts(s string) (p Ports, err error) {
 	case len(s) > 4 && s[:4] == "udp:":
 		p.Protocol, rest = proto.ProtoUDP, s[4:]
 	}
-	if n, err := fmt.Sscanf(rest+"\n", "%d-%d\n", &p.First, &p.Last); n != 2 || err != nil {
-		if n, err := fmt.Sscanf(rest+"\n", "%d\n", &p.First); n != 1 || err != nil {
-			return p, fmt.Errorf("%q: ports are written 53, 8000-8999, tcp:80 or udp:5000-5010", s)
-		}
-		p.Last = p.First
+	first, last, isRange := strings.Cut(rest, "-")
+	if !isRange {
+		last = first
 	}
+	a, err1 := strconv.ParseUint(first, 10, 16)
+	b, err2 := strconv.ParseUint(last, 10, 16)
+	if err1 != nil || err2 != nil {
+		return p, fmt.Errorf("%q: ports are written 53, 8000-8999, tcp:80 or udp:5000-5010", s)
+	}
+	p.First, p.Last = uint16(a), uint16(b)
 	if p.First == 0 || p.Last < p.First {
 		return p, fmt.Errorf("%q: no such ports", s)
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -84,9 +85,12 @@ func Serve(st *xdpd.Stack, l *net.UnixListener, policies []Policy) (*Server, err
 	return s, nil
 }
 
-// Close throws all clients out.
+// Close throws all clients out. Once more does nothing.
 func (s *Server) Close() error {
 	err := s.l.Close()
+	if errors.Is(err, net.ErrClosed) {
+		err = nil
+	}
 	s.mu.Lock()
 	s.closed = true
 	for _, c := range s.clients {
@@ -349,9 +353,15 @@ func peerCred(conn *net.UnixConn) (cred *unix.Ucred, err error) {
 	return cred, err
 }
 
-// Listen makes the socket at path, for its owner and group (mode 0660).
+// Listen makes the socket at path. Everybody may connect (mode 0666): who is let in is for the policies, which see the credentials.
 func Listen(ctx context.Context, path string) (*net.UnixListener, error) {
-	lc := net.ListenConfig{}
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if e := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o666) }); e != nil {
+			return e
+		}
+		return err
+	}}
 	l, err := lc.Listen(ctx, "unixpacket", path)
 	if err != nil {
 		return nil, err
