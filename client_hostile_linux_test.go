@@ -17,7 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"xdpd"
-	"xdpd/cmd/xdpd/clients"
 	"xdpd/internal/netlab"
 	"xdpd/internal/seeds"
 	"xdpd/rings"
@@ -105,7 +104,7 @@ func echoes(t *testing.T, c *xdpd.Client, lab *netlab.Lab, addr netip.Addr, stop
 // while the engine works on it. The engine lives, another client's bytes stay right, and in the end no frame is missing (the ledger is on).
 func TestClientGarbage(t *testing.T) {
 	lab, stack := engine(t, netlab.Options{})
-	s, path := daemon(t, stack, func(p *clients.Policy) { p.CPU = 20 })
+	s, path := daemon(t, stack, func(p *xdpd.ClientPolicy) { p.CPU = 20 })
 	honest := client(t, path)
 	stop := make(chan struct{})
 	wg := echoes(t, honest, lab, lab.EngineAddr, stop)
@@ -146,7 +145,7 @@ func TestClientGarbage(t *testing.T) {
 // TestClientHandshakes: every way to get the handshake wrong. Nobody stays, nothing leaks, and others come in all the while.
 func TestClientHandshakes(t *testing.T) {
 	_, stack := engine(t, netlab.Options{})
-	s, path := daemon(t, stack, func(p *clients.Policy) { p.Memory, p.Sockets, p.Requests, p.Clients = 1<<20, 100, 100, 3 })
+	s, path := daemon(t, stack, func(p *xdpd.ClientPolicy) { p.Memory, p.Sockets, p.Requests, p.Clients = 1<<20, 100, 100, 3 })
 	good := rings.ShareHello{SQEntries: 64, CQEntries: 64, Requests: 64, Sockets: 32, Data: 1 << 16}
 	before := descriptors(t)
 	for name, c := range map[string]struct {

@@ -15,23 +15,22 @@ import (
 	"time"
 
 	"xdpd"
-	"xdpd/cmd/xdpd/clients"
 	"xdpd/internal/netlab"
 )
 
 // daemon serves clients of a stack, this process's user with everything, and gives its socket.
-func daemon(t testing.TB, stack *xdpd.Stack, change func(*clients.Policy)) (*clients.Server, string) {
+func daemon(t testing.TB, stack *xdpd.Stack, change func(*xdpd.ClientPolicy)) (*xdpd.ClientServer, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "clients")
-	l, err := clients.Listen(t.Context(), path)
+	l, err := xdpd.ListenClients(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := clients.Policy{Name: "test", Users: []uint32{uint32(os.Getuid())}, Bind: []clients.Ports{{First: 1, Last: 65535}}, CPU: 100}
+	p := xdpd.ClientPolicy{Name: "test", Users: []uint32{uint32(os.Getuid())}, Bind: []xdpd.PortRange{{First: 1, Last: 65535}}, CPU: 100}
 	if change != nil {
 		change(&p)
 	}
-	s, err := clients.Serve(stack, l, []clients.Policy{p})
+	s, err := stack.ServeClients(l, []xdpd.ClientPolicy{p})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -251,12 +250,12 @@ func TestClientDaemonGone(t *testing.T) {
 // TestClientPolicy: who may come in, and what may be bound and reached.
 func TestClientPolicy(t *testing.T) {
 	lab, stack := engine(t, netlab.Options{})
-	_, stranger := daemon(t, stack, func(p *clients.Policy) { p.Users = []uint32{uint32(os.Getuid()) + 1} })
+	_, stranger := daemon(t, stack, func(p *xdpd.ClientPolicy) { p.Users = []uint32{uint32(os.Getuid()) + 1} })
 	if _, err := xdpd.Connect(t.Context(), stranger); !errors.Is(err, os.ErrPermission) {
 		t.Errorf("a stranger: %v", err)
 	}
-	_, path := daemon(t, stack, func(p *clients.Policy) {
-		p.Bind = []clients.Ports{{Protocol: 6, First: 8000, Last: 8001}}
+	_, path := daemon(t, stack, func(p *xdpd.ClientPolicy) {
+		p.Bind = []xdpd.PortRange{{Protocol: 6, First: 8000, Last: 8001}}
 		p.Reach = []netip.Prefix{netip.PrefixFrom(lab.PeerAddr, 32)}
 	})
 	c := client(t, path)

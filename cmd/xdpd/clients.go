@@ -9,7 +9,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"xdpd/cmd/xdpd/clients"
+	"xdpd"
 )
 
 // clientsCmd is xdpd clients.
@@ -22,8 +22,8 @@ type clientsCmd struct {
 
 // clientsView is the answer to GET /clients.
 type clientsView struct {
-	Clients []clients.View `json:"clients"`
-	Refused uint64         `json:"refused"` // processes that were not let in
+	Clients []xdpd.ClientView `json:"clients"`
+	Refused uint64            `json:"refused"` // processes that were not let in
 }
 
 // Run implements the command.

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"xdpd"
-	"xdpd/cmd/xdpd/clients"
 	"xdpd/internal/netlab"
 	"xdpd/rings"
 )
@@ -38,7 +37,7 @@ func TestClientsOfEngine(t *testing.T) {
 	if s, err := serveClients(t.Context(), st, &file); s != nil || err != nil {
 		t.Fatalf("without a policy: %v, %v", s, err)
 	}
-	file.Clients = []clients.Policy{{Name: "us", Users: []uint32{uint32(os.Getuid())}}}
+	file.Clients = []xdpd.ClientPolicy{{Name: "us", Users: []uint32{uint32(os.Getuid())}}}
 	s, err := serveClients(t.Context(), st, &file)
 	if err != nil {
 		t.Fatal(err)
@@ -92,7 +91,7 @@ func TestClientsOfEngine(t *testing.T) {
 
 func TestClientsTable(t *testing.T) {
 	at := time.Unix(1000, 0)
-	v := clientsView{Refused: 3, Clients: []clients.View{{
+	v := clientsView{Refused: 3, Clients: []xdpd.ClientView{{
 		ID: 7, PID: 4711, UID: 33, Policy: "web", Memory: 1 << 20, Sockets: 5, Requests: 6, Since: at,
 		Counters: rings.RingCounters{Submitted: 100, Completed: 90, Refused: 1},
 	}}}

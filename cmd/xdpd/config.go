@@ -15,7 +15,6 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"xdpd"
-	"xdpd/cmd/xdpd/clients"
 )
 
 // fileConfig is what xdpd run needs to know: the config file with the flags laid over it. docs/xdpd.toml says what each
@@ -49,8 +48,8 @@ type fileConfig struct {
 	Control   string         `toml:"control"`
 	Face      string         `toml:"face"`
 
-	ClientSocket string           `toml:"client_socket"`
-	Clients      []clients.Policy `toml:"-"` // the file has them as [[client]]
+	ClientSocket string              `toml:"client_socket"`
+	Clients      []xdpd.ClientPolicy `toml:"-"` // the file has them as [[client]]
 
 	Services []serviceSpec `toml:"-"` // the file has them as [[service]]
 }

@@ -11,7 +11,6 @@ import (
 	"strconv"
 
 	"xdpd"
-	"xdpd/cmd/xdpd/clients"
 )
 
 // clientTable is [[client]] of the config file: what the processes of some users may do.
@@ -28,8 +27,8 @@ type clientTable struct {
 	CPU      int            `toml:"cpu"`
 }
 
-func (t *clientTable) policy() (p clients.Policy, err error) {
-	p = clients.Policy{
+func (t *clientTable) policy() (p xdpd.ClientPolicy, err error) {
+	p = xdpd.ClientPolicy{
 		Name: t.Name, Reach: t.Reach, Clients: t.Clients, Memory: t.Memory, Sockets: t.Sockets, Requests: t.Requests, CPU: t.CPU,
 	}
 	for _, name := range t.Users {
@@ -59,7 +58,7 @@ func (t *clientTable) policy() (p clients.Policy, err error) {
 		p.Groups = append(p.Groups, id)
 	}
 	for _, s := range t.Bind {
-		ports, err := clients.ParsePorts(s)
+		ports, err := xdpd.ParsePortRange(s)
 		if err != nil {
 			return p, fmt.Errorf("bind: %w", err)
 		}
@@ -87,7 +86,7 @@ const clientsDir = "/run/xdpd-clients"
 func defaultClientsPath(iface string) string { return filepath.Join(clientsDir, iface) }
 
 // serveClients serves applications in processes of their own, if the config names any.
-func serveClients(ctx context.Context, st *xdpd.Stack, f *fileConfig) (*clients.Server, error) {
+func serveClients(ctx context.Context, st *xdpd.Stack, f *fileConfig) (*xdpd.ClientServer, error) {
 	if len(f.Clients) == 0 {
 		return nil, nil
 	}
@@ -98,11 +97,11 @@ func serveClients(ctx context.Context, st *xdpd.Stack, f *fileConfig) (*clients.
 	if err := removeStale("unixpacket", path, "client_socket"); err != nil {
 		return nil, fmt.Errorf("socket for clients %s: %w", path, err)
 	}
-	l, err := clients.Listen(ctx, path)
+	l, err := xdpd.ListenClients(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("socket for clients: %w", err)
 	}
-	s, err := clients.Serve(st, l, f.Clients)
+	s, err := st.ServeClients(l, f.Clients)
 	if err != nil {
 		l.Close()
 	}

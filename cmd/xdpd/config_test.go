@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"xdpd"
-	"xdpd/cmd/xdpd/clients"
 	"xdpd/proto"
 )
 
@@ -72,9 +71,9 @@ func TestExampleConfigIsWhole(t *testing.T) {
 			t.Errorf("the example does not have a client's %s", key)
 		}
 	}
-	policies := []clients.Policy{{
+	policies := []xdpd.ClientPolicy{{
 		Name: "web", Users: []uint32{0}, Groups: []uint32{33}, Reach: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
-		Bind:    []clients.Ports{{Protocol: proto.ProtoTCP, First: 8000, Last: 8999}, {First: 53, Last: 53}},
+		Bind:    []xdpd.PortRange{{Protocol: proto.ProtoTCP, First: 8000, Last: 8999}, {First: 53, Last: 53}},
 		Clients: 64, Memory: 64 << 20, Sockets: 1024, Requests: 4096, CPU: 50,
 	}}
 	if !reflect.DeepEqual(got.Clients, policies) || got.ClientSocket != defaultClientsPath("eth1") {

@@ -20,7 +20,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"xdpd"
-	"xdpd/cmd/xdpd/clients"
 )
 
 // controlDir is where running engines are found. Only root may look into it.
@@ -32,7 +31,7 @@ func defaultControlPath(iface string) string { return filepath.Join(controlDir, 
 // --unix-socket can ask as well. GET /stats is a statsView; POST /drain?backend=ADDRESS:PORT is xdpd drain, with &undo=1 its
 // --undo; POST /reactors?n=N is xdpd reactors N; GET /clients and POST /clients/evict?id=N are xdpd clients. The socket is its owner's alone (mode 0600; a folder that is made for it 0700). The socket of a process that died
 // is replaced; that of a live one is an error.
-func serveControl(ctx context.Context, path string, st *xdpd.Stack, svc *services, apps *clients.Server) (close func(), err error) {
+func serveControl(ctx context.Context, path string, st *xdpd.Stack, svc *services, apps *xdpd.ClientServer) (close func(), err error) {
 	return serveAnswers(ctx, path, answers{st.Stats, svc.views, svc.drainBackend, st.Resize, apps})
 }
 
@@ -42,7 +41,7 @@ type answers struct {
 	services func() []serviceView
 	drain    func(backend string, on bool) error
 	resize   func(n int) error
-	clients  *clients.Server // nil: it serves none
+	clients  *xdpd.ClientServer // nil: it serves none
 }
 
 func serveAnswers(ctx context.Context, path string, a answers) (func(), error) {
@@ -83,7 +82,7 @@ func serveAnswers(ctx context.Context, path string, a answers) (func(), error) {
 		}
 	})
 	mux.HandleFunc("GET /clients", func(w http.ResponseWriter, _ *http.Request) {
-		v := clientsView{Clients: []clients.View{}}
+		v := clientsView{Clients: []xdpd.ClientView{}}
 		if a.clients != nil {
 			v.Clients, v.Refused = a.clients.Clients()
 		}

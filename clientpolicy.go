@@ -1,6 +1,4 @@
-// Package clients serves applications in processes of their own: rings in memory that both share, handed out over a unix
-// socket. docs/clients.md is the contract.
-package clients
+package xdpd
 
 import (
 	"cmp"
@@ -13,13 +11,13 @@ import (
 	"xdpd/proto"
 )
 
-// Policy says what the processes of some users may do. The zero value of a limit is a default.
-type Policy struct {
+// ClientPolicy says what the processes of some users may do. The zero value of a limit is a default.
+type ClientPolicy struct {
 	Name   string
 	Users  []uint32 // uids
 	Groups []uint32 // gids: of the process, its supplementary ones are not seen
 
-	Bind  []Ports        // ports that may be bound; any may have a free one
+	Bind  []PortRange    // ports that may be bound; any may have a free one
 	Reach []netip.Prefix // addresses that may be connected or sent to; none: all
 
 	Clients  int    // at a time (default 64)
@@ -29,30 +27,30 @@ type Policy struct {
 	CPU      int    // percent of the reactor's time that one client's requests may take (default 50)
 }
 
-// Ports is a range of ports of one transport, or of both.
-type Ports struct {
+// PortRange is a range of ports of one transport, or of both.
+type PortRange struct {
 	Protocol    uint8 // proto.ProtoTCP, proto.ProtoUDP, or 0: both
 	First, Last uint16
 }
 
 const (
-	defaultClients  = 64
-	defaultMemory   = 64 << 20
-	defaultSockets  = 1024
-	defaultRequests = 4096
-	defaultCPU      = 50
-	maxEntries      = 1 << 15
+	clientsDefault = 64
+	clientMemory   = 64 << 20
+	clientSockets  = 1024
+	clientRequests = 4096
+	clientCPU      = 50
+	clientEntries  = 1 << 15
 )
 
-func (p *Policy) withDefaults() Policy {
+func (p *ClientPolicy) withDefaults() ClientPolicy {
 	q := *p
-	q.Clients, q.Memory = cmp.Or(q.Clients, defaultClients), cmp.Or(q.Memory, defaultMemory)
-	q.Sockets, q.Requests, q.CPU = cmp.Or(q.Sockets, defaultSockets), cmp.Or(q.Requests, defaultRequests), cmp.Or(q.CPU, defaultCPU)
+	q.Clients, q.Memory = cmp.Or(q.Clients, clientsDefault), cmp.Or(q.Memory, clientMemory)
+	q.Sockets, q.Requests, q.CPU = cmp.Or(q.Sockets, clientSockets), cmp.Or(q.Requests, clientRequests), cmp.Or(q.CPU, clientCPU)
 	return q
 }
 
 // Check says what is wrong with a policy.
-func (p *Policy) Check() error {
+func (p *ClientPolicy) Check() error {
 	switch {
 	case len(p.Users)+len(p.Groups) == 0:
 		return fmt.Errorf("clients %q: no user and no group, so nobody may come in", p.Name)
@@ -70,24 +68,24 @@ func (p *Policy) Check() error {
 }
 
 // admits reports whether a process of these ids may come in.
-func (p *Policy) admits(uid, gid uint32) bool {
+func (p *ClientPolicy) admits(uid, gid uint32) bool {
 	return slices.Contains(p.Users, uid) || slices.Contains(p.Groups, gid)
 }
 
 // MayBind implements reactor.Guard.
-func (p *Policy) MayBind(protocol uint8, local netip.AddrPort) bool {
-	return slices.ContainsFunc(p.Bind, func(r Ports) bool {
+func (p *ClientPolicy) MayBind(protocol uint8, local netip.AddrPort) bool {
+	return slices.ContainsFunc(p.Bind, func(r PortRange) bool {
 		return (r.Protocol == 0 || r.Protocol == protocol) && r.First <= local.Port() && local.Port() <= r.Last
 	})
 }
 
 // MayReach implements reactor.Guard.
-func (p *Policy) MayReach(_ uint8, remote netip.AddrPort) bool {
+func (p *ClientPolicy) MayReach(_ uint8, remote netip.AddrPort) bool {
 	return len(p.Reach) == 0 || slices.ContainsFunc(p.Reach, func(r netip.Prefix) bool { return r.Contains(remote.Addr()) })
 }
 
-// ParsePorts reads "53", "8000-8999", "tcp:80" or "udp:5000-5010".
-func ParsePorts(s string) (p Ports, err error) {
+// ParsePortRange reads "53", "8000-8999", "tcp:80" or "udp:5000-5010".
+func ParsePortRange(s string) (p PortRange, err error) {
 	rest := s
 	switch {
 	case len(s) > 4 && s[:4] == "tcp:":

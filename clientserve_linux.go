@@ -1,4 +1,4 @@
-package clients
+package xdpd
 
 import (
 	"cmp"
@@ -14,7 +14,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"xdpd"
 	"xdpd/reactor"
 	"xdpd/rings"
 )
@@ -29,10 +28,10 @@ const (
 	knockRest = 20 * time.Microsecond
 )
 
-// Server hands out rings of a stack.
-type Server struct {
-	st       *xdpd.Stack
-	policies []Policy
+// ClientServer hands out rings of a stack.
+type ClientServer struct {
+	st       *Stack
+	policies []ClientPolicy
 	l        *net.UnixListener
 	serving  sync.WaitGroup
 
@@ -44,8 +43,8 @@ type Server struct {
 	closed  bool
 }
 
-// View is what is told of a client.
-type View struct {
+// ClientView is what is told of a client.
+type ClientView struct {
 	ID       uint64             `json:"id"`
 	PID      int32              `json:"pid"`
 	UID      uint32             `json:"uid"`
@@ -61,7 +60,7 @@ type View struct {
 
 // client is a process with a ring.
 type client struct {
-	view  View
+	view  ClientView
 	conn  *net.UnixConn
 	share *rings.Share
 	ring  *reactor.Ring
@@ -71,10 +70,10 @@ type client struct {
 	bell  int
 }
 
-// Serve serves applications at l, a listener of type unixpacket, until Close. A process is admitted by the first policy that names
+// ServeClients serves applications in processes of their own at l, a listener of type unixpacket, until Close. A process is admitted by the first policy that names
 // its user or group.
-func Serve(st *xdpd.Stack, l *net.UnixListener, policies []Policy) (*Server, error) {
-	s := &Server{st: st, l: l, clients: map[uint64]*client{}, waiting: map[uint32]int{}}
+func (st *Stack) ServeClients(l *net.UnixListener, policies []ClientPolicy) (*ClientServer, error) {
+	s := &ClientServer{st: st, l: l, clients: map[uint64]*client{}, waiting: map[uint32]int{}}
 	for _, p := range policies {
 		if err := p.Check(); err != nil {
 			return nil, err
@@ -86,7 +85,7 @@ func Serve(st *xdpd.Stack, l *net.UnixListener, policies []Policy) (*Server, err
 }
 
 // Close throws all clients out. Once more does nothing.
-func (s *Server) Close() error {
+func (s *ClientServer) Close() error {
 	err := s.l.Close()
 	if errors.Is(err, net.ErrClosed) {
 		err = nil
@@ -102,7 +101,7 @@ func (s *Server) Close() error {
 }
 
 // Clients tells who is there, oldest first, and how many were refused.
-func (s *Server) Clients() (list []View, refused uint64) {
+func (s *ClientServer) Clients() (list []ClientView, refused uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range s.clients {
@@ -112,12 +111,12 @@ func (s *Server) Clients() (list []View, refused uint64) {
 		c.r.Leave()
 		list = append(list, v)
 	}
-	slices.SortFunc(list, func(a, b View) int { return int(a.ID) - int(b.ID) })
+	slices.SortFunc(list, func(a, b ClientView) int { return int(a.ID) - int(b.ID) })
 	return list, s.refused
 }
 
 // Evict throws a client out: its sockets are closed, its peers get a FIN or a reset.
-func (s *Server) Evict(id uint64) error {
+func (s *ClientServer) Evict(id uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.clients[id]
@@ -127,7 +126,7 @@ func (s *Server) Evict(id uint64) error {
 	return c.conn.Close()
 }
 
-func (s *Server) accept() {
+func (s *ClientServer) accept() {
 	for {
 		conn, err := s.l.AcceptUnix()
 		if err != nil {
@@ -149,7 +148,7 @@ func (s *Server) accept() {
 }
 
 // enter reports whether one more of a user's processes may begin the handshake.
-func (s *Server) enter(uid uint32) bool {
+func (s *ClientServer) enter(uid uint32) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed || s.waiting[uid] >= maxWaiting {
@@ -159,7 +158,7 @@ func (s *Server) enter(uid uint32) bool {
 	return true
 }
 
-func (s *Server) leave(uid uint32) {
+func (s *ClientServer) leave(uid uint32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.waiting[uid]--; s.waiting[uid] == 0 {
@@ -167,14 +166,14 @@ func (s *Server) leave(uid uint32) {
 	}
 }
 
-func (s *Server) refuse() {
+func (s *ClientServer) refuse() {
 	s.mu.Lock()
 	s.refused++
 	s.mu.Unlock()
 }
 
 // serve is a connection's life.
-func (s *Server) serve(conn *net.UnixConn, cred *unix.Ucred) {
+func (s *ClientServer) serve(conn *net.UnixConn, cred *unix.Ucred) {
 	c, err := s.welcome(conn, cred)
 	s.leave(cred.Uid)
 	if err != nil {
@@ -205,7 +204,7 @@ func refusal(errno unix.Errno, format string, args ...any) error {
 }
 
 // welcome does the handshake.
-func (s *Server) welcome(conn *net.UnixConn, cred *unix.Ucred) (c *client, err error) {
+func (s *ClientServer) welcome(conn *net.UnixConn, cred *unix.Ucred) (c *client, err error) {
 	// What it asks is read before anything is refused: a connection that is closed unread is reset, and nobody sees why.
 	if err := conn.SetDeadline(time.Now().Add(handshakeTime)); err != nil {
 		return nil, err
@@ -218,7 +217,7 @@ func (s *Server) welcome(conn *net.UnixConn, cred *unix.Ucred) (c *client, err e
 	for _, fd := range fds { // nobody asked for any
 		_ = unix.Close(fd)
 	}
-	i := slices.IndexFunc(s.policies, func(p Policy) bool { return p.admits(cred.Uid, cred.Gid) })
+	i := slices.IndexFunc(s.policies, func(p ClientPolicy) bool { return p.admits(cred.Uid, cred.Gid) })
 	if i < 0 {
 		return nil, refusal(unix.EACCES, "no policy admits uid %d, gid %d", cred.Uid, cred.Gid)
 	}
@@ -250,12 +249,12 @@ func (s *Server) welcome(conn *net.UnixConn, cred *unix.Ucred) (c *client, err e
 	return c, nil
 }
 
-func (p *Policy) allows(h *rings.ShareHello) error {
+func (p *ClientPolicy) allows(h *rings.ShareHello) error {
 	switch {
 	case h.Magic != rings.ShareMagic || h.Version != rings.ShareVersion:
 		return refusal(unix.EPROTO, "a client of version %d; this is version %d", h.Version, rings.ShareVersion)
-	case h.SQEntries > maxEntries || h.CQEntries > maxEntries:
-		return refusal(unix.EINVAL, "rings of %d and %d entries; at most %d can be", h.SQEntries, h.CQEntries, maxEntries)
+	case h.SQEntries > clientEntries || h.CQEntries > clientEntries:
+		return refusal(unix.EINVAL, "rings of %d and %d entries; at most %d can be", h.SQEntries, h.CQEntries, clientEntries)
 	case h.Data > p.Memory:
 		return refusal(unix.ENOMEM, "%d bytes of memory; %s may have %d", h.Data, p.Name, p.Memory)
 	case int64(h.Sockets)+int64(h.Fixed) > int64(p.Sockets):
@@ -266,7 +265,7 @@ func (p *Policy) allows(h *rings.ShareHello) error {
 	return nil
 }
 
-func (s *Server) newClient(conn *net.UnixConn, cred *unix.Ucred, p *Policy, h *rings.ShareHello) (c *client, err error) {
+func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *ClientPolicy, h *rings.ShareHello) (c *client, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := 0
@@ -301,7 +300,7 @@ func (s *Server) newClient(conn *net.UnixConn, cred *unix.Ucred, p *Policy, h *r
 	reactors := s.st.Reactors()
 	number := int(h.Reactor % uint32(len(reactors)))
 	c.r = reactors[number]
-	cfg := xdpd.RingConfig{Reactor: number, RingConfig: reactor.RingConfig{
+	cfg := RingConfig{Reactor: number, RingConfig: reactor.RingConfig{
 		SQEntries: h.SQEntries, CQEntries: h.CQEntries, Requests: int(h.Requests), Sockets: int(h.Sockets), Fixed: int(h.Fixed),
 		Area: share.Ring, Data: share.Data, Bell: c.bell, Guard: p, CPU: p.CPU,
 	}}
@@ -310,7 +309,7 @@ func (s *Server) newClient(conn *net.UnixConn, cred *unix.Ucred, p *Policy, h *r
 		return nil, err
 	}
 	s.next++
-	c.view = View{
+	c.view = ClientView{
 		ID: s.next, PID: cred.Pid, UID: cred.Uid, GID: cred.Gid, Policy: p.Name, Reactor: number,
 		Memory: share.Welcome().Size, Since: time.Now(),
 	}
@@ -353,8 +352,8 @@ func peerCred(conn *net.UnixConn) (cred *unix.Ucred, err error) {
 	return cred, err
 }
 
-// Listen makes the socket at path. Everybody may connect (mode 0666): who is let in is for the policies, which see the credentials.
-func Listen(ctx context.Context, path string) (*net.UnixListener, error) {
+// ListenClients makes the socket at path. Everybody may connect (mode 0666): who is let in is for the policies, which see the credentials.
+func ListenClients(ctx context.Context, path string) (*net.UnixListener, error) {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
 		if e := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o666) }); e != nil {
