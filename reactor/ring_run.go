@@ -126,7 +126,7 @@ func (q *Ring) deadline() int64 {
 		d = q.at(q.timers.reqs[0]).deadline
 	}
 	if q.pace.left < 0 { // nothing is done before it may go on, and then what there is
-		if again := q.pace.at - q.pace.left*100/q.pace.percent + 1; q.work() || d < again {
+		if again := q.pace.ready(); q.work() || d < again {
 			d = again
 		}
 	}
