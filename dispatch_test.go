@@ -105,6 +105,15 @@ func TestDispatchTraffic(t *testing.T) {
 	}
 	checkDetached(t, lab)
 	noJoinLeft(t, cfg.JournalDir)
+
+	// Whoever is in a dispatcher can be thrown out of it by its neighbours. That is the engine's end, with a clear error.
+	cfg.Dispatch = xdpd.AlwaysDispatch
+	stack = openStack(t, lab, cfg)
+	run(t, lab.Engine, "xdp-loader", "unload", lab.EngineDev, "--all")
+	<-stack.Done()
+	if err := stack.Err(); err == nil || !strings.Contains(err.Error(), "xdp-loader unload") {
+		t.Errorf("the engine ended with %v", err)
+	}
 }
 
 // TestDispatchKilledEngine: Restore, and the next engine, take a killed one's program out of the dispatcher.

@@ -364,29 +364,55 @@ func (m Membership) sweep(dev *netdev, pins *pinDir) error {
 	}
 	var errs []error
 	for _, dir := range dirs {
-		if dir != pins.of(m.Ifindex, id) && m.in(dir) {
-			errs = append(errs, unpin(dir))
+		in, err := m.in(dir)
+		if in && dir != pins.of(m.Ifindex, id) {
+			err = unpin(dir)
 		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
 
 // in tells whether our program is pinned in a dispatcher's folder.
-func (m Membership) in(dir string) bool {
+func (m Membership) in(dir string) (bool, error) {
 	for i := range dispatcherSlots {
 		p, err := ebpf.LoadPinnedProgram(progPin(dir, i), nil)
 		if errors.Is(err, os.ErrNotExist) {
-			return false
+			return false, nil
 		}
 		if err != nil {
-			continue
+			return false, err
 		}
 		us := member{prog: p}
 		err = us.describe()
 		p.Close()
-		if err == nil && uint32(us.id) == m.Program {
-			return true
+		if err != nil || uint32(us.id) == m.Program {
+			return err == nil, err
 		}
 	}
-	return false
+	return false, nil
+}
+
+// Unloaded reports whether the program is in no dispatcher of the device any more, because somebody took it out or the
+// dispatcher off. Of a program that is alone, and where it may not look, it says no.
+func (p *Program) Unloaded() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.place == nil {
+		return false
+	}
+	pins := pinDir{path: filepath.Join(p.place.BPFFS, "xdp")}
+	for was := ebpf.ProgramID(0); ; {
+		id, _, err := p.place.dev.attached()
+		if err != nil || id == 0 {
+			return err == nil
+		}
+		if in, err := p.place.in(pins.of(p.place.Ifindex, id)); in || err != nil {
+			return false
+		}
+		if id == was { // not one whose pins went away while we looked, because another took its place
+			return true
+		}
+		was = id
+	}
 }

@@ -55,6 +55,7 @@ func child(do string) {
 		return
 	}
 	if do == "dispatch" {
+		keepCaps(1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_SYS_ADMIN)
 		holdMembership(ifindex)
 		return
 	}

@@ -1,7 +1,6 @@
 package xdpprog
 
 import (
-	"bufio"
 	"fmt"
 	"io/fs"
 	"os"
@@ -64,44 +63,36 @@ func owner(iface string, id uint32) string {
 	case isLink:
 		return "held by a link that no process seen from here has"
 	}
-	return fmt.Sprintf("which no process holds: ip link set dev %s xdp off, or the same with xdpgeneric, removes it", iface)
+	// Privileges may be missing, and processes may be in other PID namespaces.
+	return fmt.Sprintf("which no process seen from here holds: if it was attached by hand, "+
+		"ip link set dev %s xdp off, or the same with xdpgeneric, removes it", iface)
 }
 
 // holders lists processes that have a descriptor of the program or of a link to it: both name it in /proc/PID/fdinfo
-// (kernel/bpf/syscall.c, bpf_prog_show_fdinfo and bpf_link_show_fdinfo).
+// (kernel/bpf/syscall.c, bpf_prog_show_fdinfo and bpf_link_show_fdinfo). It passes over those that it may not look into.
 func holders(id uint32) (names []string) {
 	want := fmt.Sprintf("prog_id:\t%d", id)
-	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*") // the only error is one of the pattern
-	for _, fd := range fds {
-		to, err := os.Readlink(fd)
-		if err != nil || !strings.HasPrefix(to, "anon_inode:bpf") {
-			continue
-		}
-		process := filepath.Dir(filepath.Dir(fd))
-		if !hasLine(filepath.Join(process, "fdinfo", filepath.Base(fd)), want) {
-			continue
-		}
-		comm, _ := os.ReadFile(filepath.Join(process, "comm")) // gone: without its name
-		name := fmt.Sprintf("process %s (%s)", filepath.Base(process), strings.TrimSpace(string(comm)))
-		if !slices.Contains(names, name) {
-			names = append(names, name)
+	processes, _ := filepath.Glob("/proc/[0-9]*") // the only error is one of the pattern
+	for _, process := range processes {
+		fds, _ := os.ReadDir(filepath.Join(process, "fd"))
+		for _, fd := range fds {
+			if holds(process, fd.Name(), want) {
+				comm, _ := os.ReadFile(filepath.Join(process, "comm")) // gone: without its name
+				names = append(names, fmt.Sprintf("process %s (%s)", filepath.Base(process), strings.TrimSpace(string(comm))))
+				break
+			}
 		}
 	}
 	return names
 }
 
-func hasLine(path, want string) bool {
-	f, err := os.Open(path)
-	if err != nil {
+func holds(process, fd, want string) bool {
+	to, err := os.Readlink(filepath.Join(process, "fd", fd))
+	if err != nil || !strings.HasPrefix(to, "anon_inode:bpf") {
 		return false
 	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if lines.Text() == want {
-			return true
-		}
-	}
-	return false
+	text, _ := os.ReadFile(filepath.Join(process, "fdinfo", fd)) // closed meanwhile: it does not hold it
+	return slices.Contains(strings.Split(string(text), "\n"), want)
 }
 
 // pinnedLink finds the link that holds a program on a device, and where in the BPF file system it is pinned, if it is.

@@ -213,7 +213,8 @@ func (p *Program) Dispatched() bool {
 // NativeRefused is the driver's refusal that made BestAttach fall back to the generic hook, else nil.
 func (p *Program) NativeRefused() error { return p.refused }
 
-// Frags reports whether the program was loaded for frames in several buffers (the driver asked for it at this MTU): a
+// Frags reports whether the program was loaded for frames in several buffers (the driver asked for it at this MTU, or it is
+// in a dispatcher whose programs all take them): a
 // socket without XDP_USE_SG will not get those frames.
 func (p *Program) Frags() bool { return p.frags }
 
