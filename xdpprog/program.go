@@ -214,8 +214,7 @@ func (p *Program) Dispatched() bool {
 func (p *Program) NativeRefused() error { return p.refused }
 
 // Frags reports whether the program was loaded for frames in several buffers (the driver asked for it at this MTU, or it is
-// in a dispatcher whose programs all take them): a
-// socket without XDP_USE_SG will not get those frames.
+// in a dispatcher whose programs all take them): a socket without XDP_USE_SG will not get those frames.
 func (p *Program) Frags() bool { return p.frags }
 
 // SetSocket puts an AF_XDP socket that has an RX ring behind a receive queue. The socket's fd stays the caller's.
