@@ -118,7 +118,7 @@ func TestFaces(t *testing.T) {
 			if n := strings.Count(found[face], "\n"); n > 100 {
 				t.Errorf("the listing has %d lines", n)
 			}
-			lab := newLab(t, netlab.Options{})
+			lab := newLab(t, netlab.Options{Veth: "the guest has no Go to compile the programs with"})
 			runListing(t, lab, buildListing(t, face, found[face]))
 			to := netip.AddrPortFrom(lab.EngineAddr, 7)
 			clients := make([]*net.TCPConn, 100)

@@ -9,6 +9,9 @@
 //
 //	Engine  xa0 ───── ma  Middle  mb ───── xb0  Peer
 //
+// NETLAB_NICS=eth0,eth1 in the environment makes New take two interfaces of this machine instead, which a cable joins: their
+// driver may have what veth never has, zero copy. Close gives them back. What they cannot be is ErrNICs.
+//
 // Without a name the namespaces are anonymous: nothing but file descriptors of this process keeps them, so that a crash
 // leaves nothing behind. With a name they appear in /run/netns, as those of ip-netns(8) do. IPv6 is off on the
 // interfaces, so that no router solicitation is on the wire. Needs root.
@@ -19,11 +22,38 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // ErrNoVLAN reports a kernel without 802.1Q interfaces (CONFIG_VLAN_8021Q).
 var ErrNoVLAN = errors.New("netlab: this kernel has no VLAN interfaces (CONFIG_VLAN_8021Q)")
+
+// ErrNICs reports options that the interfaces of NETLAB_NICS cannot fulfil, and says why.
+var ErrNICs = errors.New("netlab: not with these NICs")
+
+// Patience is how long a test waits for what must come, 30 s times NETLAB_SLOW of the environment: on an emulated machine
+// everything takes longer. It decides nothing, it only turns a hang into a failure.
+var Patience = 30 * time.Second * Slow
+
+// Slow is NETLAB_SLOW, a factor for times that are not measured but waited for; 1 on an ordinary machine.
+var Slow = slow()
+
+func slow() time.Duration {
+	n, err := strconv.Atoi(os.Getenv("NETLAB_SLOW"))
+	if err != nil || n < 1 {
+		return 1
+	}
+	return time.Duration(n)
+}
+
+// ZeroCopy says whether the sockets of an engine on the NICs must be zero copy, by NETLAB_ZEROCOPY=yes or no. Without, or on
+// a veth pair, they are what they are.
+func ZeroCopy() (must, known bool) {
+	word := os.Getenv("NETLAB_ZEROCOPY")
+	return word == "yes", NICs() != nil && (word == "yes" || word == "no")
+}
 
 // Options says what to make. The zero value is good: one queue, MTU 1500, real checksums on the wire.
 type Options struct {
@@ -33,6 +63,7 @@ type Options struct {
 	TxOffload  bool     // the peer leaves TCP and UDP checksums partial, as veth does unless told otherwise
 	KernelAddr bool     // the engine's interface gets EngineAddr (and its VLANs): its kernel answers too
 	Middle     bool     // the pair is cut in two, whose inner ends nobody joins yet
+	Veth       string   // why it must be a veth pair; with NETLAB_NICS such a network is ErrNICs
 	Name       string   // /run/netns/NAME-a and NAME-b, and NAME-m in the middle; "" means anonymous
 }
 
@@ -54,6 +85,8 @@ type Lab struct {
 	EngineAddr, PeerAddr netip.Addr
 	Subnet               netip.Prefix
 	VLANs                []VLAN
+
+	nics *nics // instead of a veth pair
 }
 
 // MiddleDevs are the interfaces of Lab.Middle, towards the engine and towards the peer. They have no addresses.
@@ -76,10 +109,15 @@ func New(o Options) (_ *Lab, err error) {
 			err = errors.Join(err, l.Close())
 		}
 	}()
-	if l.Engine, err = newNS(o.Name, "a", l.EngineDev); err != nil {
+	// What Close must remove from the namespaces: nothing where interfaces are on loan.
+	remove := [2]string{l.EngineDev, l.PeerDev}
+	if NICs() != nil {
+		remove = [2]string{}
+	}
+	if l.Engine, err = newNS(o.Name, "a", remove[0]); err != nil {
 		return nil, err
 	}
-	if l.Peer, err = newNS(o.Name, "b", l.PeerDev); err != nil {
+	if l.Peer, err = newNS(o.Name, "b", remove[1]); err != nil {
 		return nil, err
 	}
 	if o.Middle {
@@ -93,10 +131,12 @@ func New(o Options) (_ *Lab, err error) {
 	return l, nil
 }
 
-// Close removes the pair and lets go of the namespaces. The kernel ends a namespace when the last process and socket in
+// Close removes the pair, or gives the NICs back, and lets go of the namespaces. The kernel ends a namespace when the last process and socket in
 // it are gone. A second Close does nothing.
 func (l *Lab) Close() error {
-	return errors.Join(l.Engine.close(), l.Peer.close(), l.Middle.close())
+	given := l.nics.giveBack() // while the namespaces can still be entered
+	l.nics = nil
+	return errors.Join(given, l.Engine.close(), l.Peer.close(), l.Middle.close())
 }
 
 func (o *Options) check() error {
