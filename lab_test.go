@@ -29,6 +29,7 @@ func newLab(t testing.TB, o netlab.Options) *netlab.Lab {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
+	o.NICs = netlab.NICs()
 	lab, err := netlab.New(o)
 	if errors.Is(err, netlab.ErrNICs) {
 		t.Skip(err)

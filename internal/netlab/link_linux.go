@@ -21,7 +21,7 @@ func (l *Lab) build(o Options) error {
 		}
 	}
 	join := l.addPairs
-	if NICs() != nil {
+	if o.NICs != nil {
 		join = l.takeNICs
 	}
 	if err := join(o); err != nil {

@@ -9,8 +9,8 @@
 //
 //	Engine  xa0 ───── ma  Middle  mb ───── xb0  Peer
 //
-// NETLAB_NICS=eth0,eth1 in the environment makes New take two interfaces of this machine instead, which a cable joins: their
-// driver may have what veth never has, zero copy. Close gives them back. What they cannot be is ErrNICs.
+// With Options.NICs two interfaces of this machine, which a cable joins, take the place of the pair: their driver may have what
+// veth never has, zero copy. Close gives them back. What they cannot be is ErrNICs.
 //
 // Without a name the namespaces are anonymous: nothing but file descriptors of this process keeps them, so that a crash
 // leaves nothing behind. With a name they appear in /run/netns, as those of ip-netns(8) do. IPv6 is off on the
@@ -22,38 +22,14 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"strconv"
 	"strings"
-	"time"
 )
 
 // ErrNoVLAN reports a kernel without 802.1Q interfaces (CONFIG_VLAN_8021Q).
 var ErrNoVLAN = errors.New("netlab: this kernel has no VLAN interfaces (CONFIG_VLAN_8021Q)")
 
-// ErrNICs reports options that the interfaces of NETLAB_NICS cannot fulfil, and says why.
+// ErrNICs reports options that Options.NICs cannot fulfil, and says why.
 var ErrNICs = errors.New("netlab: not with these NICs")
-
-// Patience is how long a test waits for what must come, 30 s times NETLAB_SLOW of the environment: on an emulated machine
-// everything takes longer. It decides nothing, it only turns a hang into a failure.
-var Patience = 30 * time.Second * Slow
-
-// Slow is NETLAB_SLOW, a factor for times that are not measured but waited for; 1 on an ordinary machine.
-var Slow = slow()
-
-func slow() time.Duration {
-	n, err := strconv.Atoi(os.Getenv("NETLAB_SLOW"))
-	if err != nil || n < 1 {
-		return 1
-	}
-	return time.Duration(n)
-}
-
-// ZeroCopy says whether the sockets of an engine on the NICs must be zero copy, by NETLAB_ZEROCOPY=yes or no. Without, or on
-// a veth pair, they are what they are.
-func ZeroCopy() (must, known bool) {
-	word := os.Getenv("NETLAB_ZEROCOPY")
-	return word == "yes", NICs() != nil && (word == "yes" || word == "no")
-}
 
 // Options says what to make. The zero value is good: one queue, MTU 1500, real checksums on the wire.
 type Options struct {
@@ -63,7 +39,8 @@ type Options struct {
 	TxOffload  bool     // the peer leaves TCP and UDP checksums partial, as veth does unless told otherwise
 	KernelAddr bool     // the engine's interface gets EngineAddr (and its VLANs): its kernel answers too
 	Middle     bool     // the pair is cut in two, whose inner ends nobody joins yet
-	Veth       string   // why it must be a veth pair; with NETLAB_NICS such a network is ErrNICs
+	NICs       []string // two interfaces to take instead of a veth pair, the engine's first; tests give NICs()
+	Veth       string   // why it must be a veth pair; with NICs such a network is ErrNICs
 	Name       string   // /run/netns/NAME-a and NAME-b, and NAME-m in the middle; "" means anonymous
 }
 
@@ -111,7 +88,7 @@ func New(o Options) (_ *Lab, err error) {
 	}()
 	// What Close must remove from the namespaces: nothing where interfaces are on loan.
 	remove := [2]string{l.EngineDev, l.PeerDev}
-	if NICs() != nil {
+	if o.NICs != nil {
 		remove = [2]string{}
 	}
 	if l.Engine, err = newNS(o.Name, "a", remove[0]); err != nil {
@@ -153,6 +130,8 @@ func (o *Options) check() error {
 		return fmt.Errorf("netlab: MTU %d: not in 68..65535", o.MTU)
 	case len(o.VLANs) > 255:
 		return fmt.Errorf("netlab: %d VLANs: at most 255", len(o.VLANs))
+	case len(o.NICs) != 0 && len(o.NICs) != 2:
+		return fmt.Errorf("netlab: %d NICs: a wire has two ends", len(o.NICs))
 	case strings.ContainsAny(o.Name, "/\x00"):
 		return fmt.Errorf("netlab: name %q: a slash has no place in it", o.Name)
 	}

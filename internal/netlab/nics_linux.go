@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -17,7 +16,7 @@ import (
 // nicsBusy is held by the one Lab that has the machine's interfaces.
 var nicsBusy sync.Mutex
 
-// nics are the two interfaces of NETLAB_NICS, on loan from the namespace that New was called in.
+// nics are the two interfaces of Options.NICs, on loan from the namespace that New was called in.
 type nics struct {
 	home netns.NsHandle
 	ends [2]nic
@@ -39,27 +38,26 @@ func (l *Lab) takeNICs(o Options) (err error) {
 		return fmt.Errorf("%w: %s", ErrNICs, reason)
 	}
 	if !nicsBusy.TryLock() {
-		return fmt.Errorf("%w: another network has them", ErrNICs)
+		return fmt.Errorf("netlab: another network still has %s and %s", o.NICs[0], o.NICs[1])
 	}
 	n := &nics{home: netns.None()}
 	l.nics = n
 	if n.home, err = netns.Get(); err != nil {
 		return fmt.Errorf("netlab: own namespace: %w", err)
 	}
-	names := NICs()
 	for i, to := range []struct {
 		ns  *NS
 		dev string
 	}{{l.Engine, l.EngineDev}, {l.Peer, l.PeerDev}} {
 		end := &n.ends[i]
-		if end.mtu, end.checksum, err = lookAt(names[i]); err != nil {
+		if end.mtu, end.checksum, err = lookAt(o.NICs[i]); err != nil {
 			return err
 		}
-		end.queues, _ = channels(names[i])
-		if err := move(names[i], to.dev, to.ns.handle); err != nil {
+		end.queues, _ = channels(o.NICs[i])
+		if err := move(o.NICs[i], to.dev, to.ns.handle); err != nil {
 			return err
 		}
-		end.name, end.ns, end.dev = names[i], to.ns, to.dev
+		end.name, end.ns, end.dev = o.NICs[i], to.ns, to.dev
 		if err := to.ns.Do(func() error { return end.configure(o) }); err != nil {
 			return err
 		}
@@ -81,7 +79,7 @@ func (o *Options) notNICs() string {
 func lookAt(dev string) (mtu int, checksum bool, err error) {
 	link, err := netlink.LinkByName(dev)
 	if err != nil {
-		return 0, false, fmt.Errorf("netlab: interface %s of %s: %w", dev, nicsEnv, err)
+		return 0, false, fmt.Errorf("netlab: interface %s: %w", dev, err)
 	}
 	words := []uint32{unix.ETHTOOL_GTXCSUM, 0}
 	if err := ethtool(dev, words); err != nil {
@@ -245,15 +243,3 @@ func offload(dev string, on bool) error {
 	}
 	return nil
 }
-
-// NICs are the two interfaces of this machine that New uses instead of a veth pair, the engine's first: NETLAB_NICS=eth0,eth1.
-// They are the ends of one wire with nothing else on it. nil: there are none.
-func NICs() []string {
-	names := strings.Split(os.Getenv(nicsEnv), ",")
-	if len(names) != 2 {
-		return nil
-	}
-	return names
-}
-
-const nicsEnv = "NETLAB_NICS"
