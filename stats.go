@@ -124,7 +124,9 @@ func (s *Stats) Drops() map[string]uint64 {
 	for _, q := range s.Queues {
 		add("kernel_rx_dropped", q.Kernel.RxDropped)
 		add("kernel_rx_ring_full", q.Kernel.RxRingFull)
-		add("kernel_rx_fill_ring_empty", q.Kernel.RxFillRingEmpty)
+		if !s.ZeroCopy { // there the driver asks for frames in advance: it says nothing of packets
+			add("kernel_rx_fill_ring_empty", q.Kernel.RxFillRingEmpty)
+		}
 		add("kernel_rx_invalid_descs", q.Kernel.RxInvalidDescs)
 		add("kernel_tx_invalid_descs", q.Kernel.TxInvalidDescs)
 		add("ring_rx_bad_desc", q.Reactor.RxBadDesc)
