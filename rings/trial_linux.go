@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"xdpd/umem"
@@ -13,17 +14,16 @@ import (
 // ErrUnsent reports a socket whose device does not send: a frame did not come back.
 var ErrUnsent = errors.New("the device does not send")
 
-// TrySend sends one packet of at least 60 bytes, in a frame of the pool, and waits up to the given time until the device gives
-// the frame back: drivers may take a zero-copy socket and then never send from it, without an errno (one that busy-polls on
+// TrySend sends one packet, in a frame of the pool, and waits up to the given time until the device gives the frame back: drivers may take a zero-copy socket and then never send from it, without an errno (one that busy-polls on
 // virtio_net or igb: net/xdp/xsk.c, xsk_no_wakeup, waits for a NAPI that does not serve TX). Nobody else uses the port
 // meanwhile. Some drivers send only while an XDP program is attached, and none without a carrier. Errors: ErrUnsent, after which the
 // frame is lost and the socket to be closed; what Kick gives, but not that the device is down.
-func (s *Socket) TrySend(pool *umem.Pool, packet []byte, within time.Duration) error {
+func (s *Socket) TrySend(pool *umem.Pool, mac [6]byte, within time.Duration) error {
 	f := pool.Get(umem.TX)
 	if f == umem.None {
 		return fmt.Errorf("rings: no free frame to try %s with", s.opts.where())
 	}
-	n := copy(pool.Chunk(f)[umem.Headroom:], packet)
+	n := copy(pool.Chunk(f)[umem.Headroom:], trialPacket(mac))
 	idx, got := s.port.TX.Reserve(1)
 	if got == 0 {
 		pool.Put(f, umem.TX)
@@ -47,6 +47,34 @@ func (s *Socket) TrySend(pool *umem.Pool, packet []byte, within time.Duration) e
 		}
 		if time.Now().After(end) {
 			return fmt.Errorf("rings: %s: %w: a frame did not come back within %v", s.opts.where(), ErrUnsent, within)
+		}
+	}
+}
+
+// trialPacket is what nobody listens to: from the device to itself, which no switch passes on, of the EtherType for local
+// experiments (IEEE 802-2014, 9.2.4).
+func trialPacket(mac [6]byte) []byte {
+	packet := make([]byte, 60)
+	copy(packet, mac[:])
+	copy(packet[6:], mac[:])
+	packet[12], packet[13] = 0x88, 0xb5
+	return packet
+}
+
+// AwaitCarrier waits until an interface of the calling thread's namespace has a carrier, for a limited time: drivers that reset
+// the device for an XDP program or for a socket's memory lose it for a while (igb for seconds). false: there is none, or the
+// interface is down or gone.
+func AwaitCarrier(ifindex int, limit time.Duration) bool {
+	for end := time.Now().Add(limit); ; time.Sleep(time.Millisecond) {
+		link, err := netlink.LinkByIndex(ifindex)
+		if err != nil || link.Attrs().RawFlags&unix.IFF_UP == 0 {
+			return false
+		}
+		if link.Attrs().RawFlags&unix.IFF_LOWER_UP != 0 {
+			return true
+		}
+		if time.Now().After(end) {
+			return false
 		}
 	}
 }
