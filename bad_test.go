@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"xdpd/internal/netlab"
@@ -58,7 +59,7 @@ func (b *badFrames) options(opts ...byte) []byte {
 
 // datagram is a sound UDP datagram to the open port, changed by edit afterwards.
 func (b *badFrames) datagram(edit func(udp []byte)) []byte {
-	d := udpDatagram(b.them, b.us, 4000, b.udp, []byte("sixteen bytes...")) // nothing may be cut off unseen
+	d := udpDatagram(b.them, b.us, 4000, b.udp, []byte("twenty bytes of data")) // nothing may be cut off unseen
 	edit(d)
 	return b.ip(proto.IPv4{Proto: proto.ProtoUDP}, d)
 }
@@ -217,6 +218,14 @@ func TestBadFrames(t *testing.T) {
 		their: w.mac, udp: 800,
 	}
 	settle := barrier(t, lab)
+	in(t, lab.Engine, func() error { // a NIC would not let another station's frames through
+		link, err := netlink.LinkByName(lab.EngineDev)
+		if err == nil {
+			err = netlink.SetPromiscOn(link)
+			t.Cleanup(func() { in(t, lab.Engine, func() error { return netlink.SetPromiscOff(link) }) })
+		}
+		return err
+	})
 	ping(t, lab.Peer, lab.EngineAddr, 1)
 	for _, c := range append(append(b.linkCases(), b.ipCases()...), b.transportCases()...) {
 		t.Run(c.name, func(t *testing.T) {
@@ -247,7 +256,7 @@ func TestBadFrames(t *testing.T) {
 	w.send(b.datagram(func([]byte) {})) // as it was made, it is sound
 	w.send(b.options(7, 3, 4, 0))       // record route, full
 	conn.SetReadDeadline(time.Now().Add(patience))
-	for _, want := range []string{"sixteen bytes...", "options"} {
+	for _, want := range []string{"twenty bytes of data", "options"} {
 		buf := make([]byte, 100)
 		if n, _, err := conn.ReadFrom(buf); err != nil || string(buf[:n]) != want {
 			t.Errorf("read %q, %v; want %q", buf[:n], err, want)

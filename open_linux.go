@@ -180,9 +180,17 @@ func (s *Stack) open() error {
 		return fmt.Errorf("xdpd: %d CPUs for the %d reactors of %s: list one for each, or up to one for each of its %d queues",
 			n, s.cfg.Reactors, s.cfg.Interface, queues)
 	}
-	chunk, packet, err := s.cfg.chunkFor(dev.mtu)
+	chunk, packet, err := s.cfg.chunkFor(dev.driver, dev.mtu)
 	if err != nil {
 		return err
+	}
+	if most := zeroCopyMTU(dev.driver, chunk); s.cfg.Mode != Copy && packet == 1 && dev.mtu > most {
+		why := fmt.Sprintf("zero copy of %s receives packets of an MTU up to %d into frames of %d bytes; interface %s has MTU %d",
+			dev.driver, most, chunk, s.cfg.Interface, dev.mtu)
+		if s.cfg.Mode == ZeroCopy {
+			return fmt.Errorf("xdpd: %s: use larger frames, a smaller MTU, or copy mode", why)
+		}
+		s.cfg.Mode, s.notZeroCopy = Copy, why
 	}
 	frames := s.cfg.Frames * len(s.cfg.Queues)
 	if s.region, err = umem.New(umem.Options{Frames: frames, ChunkSize: chunk, HugePages: s.cfg.HugePages}); err != nil {

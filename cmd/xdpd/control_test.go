@@ -343,7 +343,7 @@ func TestStatsOfEngine(t *testing.T) {
 		sum = view.counters()
 		return sum["stack.tx_icmp"] >= 2
 	})
-	if view.Driver != "veth" || !view.Native || len(view.Queues) != 1 || sum["stack.rx_icmp"] != 2 || sum["stack.tx_icmp"] != 2 {
+	if veth := view.Driver == "veth"; veth != (netlab.NICs() == nil) || !view.Native || len(view.Queues) != 1 || sum["stack.rx_icmp"] != 2 || sum["stack.tx_icmp"] != 2 {
 		t.Errorf("after 2 echo requests the engine says %+v", view)
 	}
 	text := table(t, &view, tableOptions{})
