@@ -152,12 +152,16 @@ func (n *nic) configure(o Options) error {
 	if err != nil {
 		return fmt.Errorf("netlab: %s: set MTU %d: %w", n.name, o.MTU, err)
 	}
-	if _, limit := channels(n.dev); int(limit) < o.Queues {
+	_, limit := channels(n.dev) // 0: the driver has no such choice
+	if max(1, int(limit)) < o.Queues {
 		return fmt.Errorf("%w: %s has no %d queues", ErrNICs, n.name, o.Queues)
 	}
 	// As on veth: frames keep their tags, and ports choose the queue as well.
 	if err := errors.Join(setUntag(n.dev, false), setUDPHash(n.dev, n.hash, hashAddrsPorts)); err != nil {
 		return err
+	}
+	if limit == 0 {
+		return nil
 	}
 	return setChannels(n.dev, uint32(o.Queues))
 }
