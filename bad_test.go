@@ -230,6 +230,9 @@ func TestBadFrames(t *testing.T) {
 	for _, c := range append(append(b.linkCases(), b.ipCases()...), b.transportCases()...) {
 		t.Run(c.name, func(t *testing.T) {
 			before := getStats(t, stack)
+			if before.Driver == "igb" && c.want["ip_header_len"] > 0 {
+				t.Skipf("%s: %v: igb, as QEMU has it, receives no such header", t.Name(), netlab.ErrNICs)
+			}
 			for _, frame := range c.frames {
 				w.send(frame)
 			}
