@@ -310,11 +310,17 @@ func (r *Reactor) transmit(now int64) (worked, kick bool) {
 			break
 		}
 		for i := range n {
-			f, off, length, more := r.host.PopTX()
+			tx := r.host.PopTX()
 			d := r.port.TX.Slot(idx + i)
-			*d = rings.Desc{Addr: r.pool.Region().Addr(f) + uint64(off), Len: uint32(length)}
-			if more {
-				d.Options = rings.DescContinued
+			*d = rings.Desc{Addr: r.pool.Region().Addr(tx.F) + uint64(tx.Off), Len: uint32(tx.N)}
+			if tx.SumField != 0 {
+				d.Options = rings.DescMetadata
+				rings.AskChecksum(r.pool.Chunk(tx.F)[tx.Off-rings.TXMetadata:], tx.SumStart, tx.SumField)
+			} else if r.port.Metadata {
+				rings.AskNothing(r.pool.Chunk(tx.F)[tx.Off-rings.TXMetadata:])
+			}
+			if tx.More {
+				d.Options |= rings.DescContinued
 				r.counters.TxMore++
 				r.counters.TxFrames-- // which the batch counts
 			}

@@ -472,16 +472,16 @@ func (h *Host) finishSegment(f umem.Frame, off, n int, k flowKey, hdr *proto.TCP
 		h.counters.Drops[TxNoRoute]++
 		return false
 	}
-	chunk := h.pool.Chunk(f)
+	chunk, b := h.pool.Chunk(f), h.pool.Buf(f)
 	seg := chunk[off : off+n]
-	total, acc := n, uint64(0)
-	if h.pool.Buf(f).Flags&bufMore != 0 {
-		total, acc = h.sumTied(f, n)
-	}
 	hdr.DataOff = uint8(proto.TCPHeaderLen + proto.PutTCPOptions(seg[proto.TCPHeaderLen:], opt))
 	hdr.Checksum = 0
+	total := n
+	if b.Flags&bufMore != 0 {
+		total += int(h.segmentSize(f)) - int(b.Len)
+	}
 	proto.PutTCP(seg, hdr)
-	hdr.Checksum = ^proto.Fold(proto.Sum(seg, proto.AddSum(acc, proto.PseudoSum(k.Local, k.Remote, proto.ProtoTCP, total))))
+	hdr.Checksum = h.tcpSum(f, seg, total, proto.PseudoSum(k.Local, k.Remote, proto.ProtoTCP, total))
 	proto.PutTCP(seg, hdr)
 	off -= 20
 	ip := proto.IPv4{
