@@ -65,11 +65,11 @@ func testTXChecksum(t *testing.T, lab *netlab.Lab, stack *xdpd.Stack, left bool)
 	_, to := echo(t, lab, stack)
 	udp := kernelUDP(t, lab.Peer, netip.AddrPort{}, to)
 	w := openWire(t, lab.Peer, lab.PeerDev, unix.ETH_P_IP)
-	for _, n := range []int{10, 1000, 1001, 1472} {
+	for _, n := range []int{10, 900, 1200, 1201, 1472} {
 		if err := tryAsk(udp, string(bytes.Repeat([]byte{byte(n)}, n)), patience); err != nil {
 			t.Fatalf("%d bytes: %v", n, err)
 		}
-		wantSum(t, w, proto.ProtoUDP, n+8, left && n > 100)
+		wantSum(t, w, proto.ProtoUDP, n+8, left && n > 1000)
 	}
 	serveTCPEcho(t, stack, 7)
 	tcp, err := kernelTCP(t, lab.Peer, netip.AddrPortFrom(lab.EngineAddr, 7))
@@ -77,7 +77,7 @@ func testTXChecksum(t *testing.T, lab *netlab.Lab, stack *xdpd.Stack, left bool)
 		t.Fatal(err)
 	}
 	defer tcp.Close()
-	sent := bytes.Repeat([]byte("0123456"), 143)
+	sent := bytes.Repeat([]byte("0123456"), 171)
 	if _, err := tcp.Write(sent); err != nil {
 		t.Fatal(err)
 	}
