@@ -103,11 +103,11 @@ func (b *bare) endTurn() (segments int) {
 	b.host.Flush(b.now)
 	for {
 		tx := b.host.PopTX()
-		f, n := tx.F, tx.N
+		f, n := tx.F, tx.N()
 		if f == umem.None {
 			break
 		}
-		p := b.pool.Chunk(f)[tx.Off:]
+		p := b.pool.Chunk(f)[tx.Off():]
 		b.sent++
 		if p[47]&(proto.SYN|proto.FIN) != 0 {
 			b.acks[binary.BigEndian.Uint16(p[36:])%instrTurn] = binary.BigEndian.Uint32(p[38:]) + 1

@@ -312,14 +312,15 @@ func (r *Reactor) transmit(now int64) (worked, kick bool) {
 		for i := range n {
 			tx := r.host.PopTX()
 			d := r.port.TX.Slot(idx + i)
-			*d = rings.Desc{Addr: r.pool.Region().Addr(tx.F) + uint64(tx.Off), Len: uint32(tx.N)}
-			if tx.SumField != 0 {
+			*d = rings.Desc{Addr: r.pool.Region().Addr(tx.F) + uint64(tx.Off()), Len: uint32(tx.N())}
+			if tx.LeavesSum() {
 				d.Options = rings.DescMetadata
-				rings.AskChecksum(r.pool.Chunk(tx.F)[tx.Off-rings.TXMetadata:], tx.SumStart, tx.SumField)
+				start, field := r.host.SumOf(tx)
+				rings.AskChecksum(r.metadata(tx), start, field)
 			} else if r.port.Metadata {
-				rings.AskNothing(r.pool.Chunk(tx.F)[tx.Off-rings.TXMetadata:])
+				rings.AskNothing(r.metadata(tx))
 			}
-			if tx.More {
+			if tx.More() {
 				d.Options |= rings.DescContinued
 				r.counters.TxMore++
 				r.counters.TxFrames-- // which the batch counts
@@ -335,6 +336,11 @@ func (r *Reactor) transmit(now int64) (worked, kick bool) {
 		kick = true
 	}
 	return worked, kick
+}
+
+// metadata is what the device may read in front of a frame to send.
+func (r *Reactor) metadata(tx sockets.TxFrame) []byte {
+	return r.pool.Chunk(tx.F)[tx.Off()-rings.TXMetadata : tx.Off()]
 }
 
 // device notes what a system call on the socket said. A device that is down is tried again after a while: taken up

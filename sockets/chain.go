@@ -180,7 +180,7 @@ func (h *Host) enqueueChain(f umem.Frame, off, n int, flags uint16) bool {
 	for {
 		b := h.pool.Buf(f)
 		b.Flags |= bufQueued
-		d := txDesc{f, uint16(off) | flags, uint16(n)}
+		d := TxFrame{f, uint16(off) | flags, uint16(n)}
 		flags = 0 // the first frame's
 		if b.Flags&bufMore != 0 {
 			d.off |= txMore

@@ -157,7 +157,7 @@ func (d *drillHost) Output() [][]byte {
 		if tx.F == umem.None {
 			break
 		}
-		out = append(out, slices.Clone(d.pool.Chunk(tx.F)[tx.Off:tx.Off+tx.N]))
+		out = append(out, slices.Clone(d.pool.Chunk(tx.F)[tx.Off():tx.Off()+tx.N()]))
 		d.pool.Move(tx.F, umem.TX, umem.Comp)
 		d.h.Completed(tx.F)
 	}

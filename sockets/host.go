@@ -86,7 +86,7 @@ type Host struct {
 	rxUsed, rxLimit int // frames held for received data
 	txUsed, txLimit int // frames held or in flight to be sent
 
-	txq       []txDesc // ring; len is a power of two
+	txq       []TxFrame // ring; len is a power of two
 	txHead    uint32
 	txTail    uint32
 	noTxFrame []Handle // sockets that found no frame to send with, to be told when there are some
@@ -195,7 +195,7 @@ func New(cfg Config, pool *umem.Pool, now int64) (*Host, error) {
 		cfg: cfg, pool: pool, sec: newSecret(cfg.Seed, cfg.Self), now: now,
 		lead: 14 + 4*len(cfg.VLANs), room: pool.Region().ChunkSize() - umem.Headroom, rest: umem.None, timers: newWheel(now),
 		rxLimit: rest / 2, txLimit: rest - rest/2,
-		txq: make([]txDesc, txqSize),
+		txq: make([]TxFrame, txqSize),
 	}
 	if cfg.Directory != nil {
 		cfg.Directory.members.Or(1 << cfg.Self)

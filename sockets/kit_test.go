@@ -163,11 +163,11 @@ func (k *kit) pump() {
 	for k.h.TxPending() > 0 {
 		first := k.h.PopTX()
 		frame := k.take(nil, first)
-		for tx := first; tx.More; {
+		for tx := first; tx.More(); {
 			tx = k.h.PopTX()
 			frame = k.take(frame, tx)
 		}
-		if first.SumField > 0 {
+		if first.LeavesSum() {
 			k.finishSum(frame, first)
 		}
 		if !k.late {
@@ -188,19 +188,20 @@ func (k *kit) pump() {
 // take has the device take a frame, and adds it to the packet.
 func (k *kit) take(packet []byte, tx TxFrame) []byte {
 	k.device = append(k.device, tx.F)
-	return append(packet, k.pool.Chunk(tx.F)[tx.Off:tx.Off+tx.N]...)
+	return append(packet, k.pool.Chunk(tx.F)[tx.Off():tx.Off()+tx.N()]...)
 }
 
 // finishSum does what the device is asked to do with a packet, after a look at whether that may be asked of one.
 func (k *kit) finishSum(packet []byte, tx TxFrame) {
 	k.t.Helper()
-	if !k.h.cfg.LeaveSums || tx.SumStart != k.h.lead+20 || tx.SumStart+tx.SumField+2 > tx.N || tx.Off < 24+k.h.lead {
+	start, offset := k.h.SumOf(tx)
+	if !k.h.cfg.LeaveSums || start != k.h.lead+20 || start+offset+2 > tx.N() || tx.Off() < 24+k.h.lead {
 		k.t.Fatalf("of the device is asked: %+v", tx)
 	}
-	ip, msg := packet[k.h.lead:tx.SumStart], packet[tx.SumStart:]
+	ip, msg := packet[k.h.lead:start], packet[start:]
 	src, dst := proto.Addr(binary.BigEndian.Uint32(ip[12:])), proto.Addr(binary.BigEndian.Uint32(ip[16:]))
-	field, sum := msg[tx.SumField:], ^inetSum(pseudo(src, dst, ip[9], len(msg)))
-	if tx.SumField != map[byte]int{6: 16, 17: 6}[ip[9]] || ip[6]&0x3f|ip[7] != 0 || binary.BigEndian.Uint16(field) != sum {
+	field, sum := msg[offset:], ^inetSum(pseudo(src, dst, ip[9], len(msg)))
+	if offset != map[byte]int{6: 16, 17: 6}[ip[9]] || ip[6]&0x3f|ip[7] != 0 || binary.BigEndian.Uint16(field) != sum {
 		k.t.Fatalf("of the device is asked: %+v; the pseudo-header's sum is %#x, the packet % x", tx, sum, packet)
 	}
 	k.finished++

@@ -17,27 +17,14 @@ const leaveFrom = 1000
 // leavesSum reports whether the checksum of a packet with n bytes of transport message is left to the device.
 func (h *Host) leavesSum(n int) bool { return h.cfg.LeaveSums && n >= leaveFrom }
 
-// partialSum is what a packet's checksum field then holds.
-func (h *Host) partialSum(pseudo uint64) uint16 {
+// partialSum marks a packet whose checksum is left to the device, and gives what the field then holds.
+func (h *Host) partialSum(b *umem.Buf, pseudo uint64) uint16 {
+	b.Flags |= bufPartial
 	h.count(TxPartialSum)
 	return proto.Fold(pseudo)
 }
 
-// tcpSum is the checksum field of a segment of total bytes that begins with seg, in frame f, where the field is 0.
-func (h *Host) tcpSum(f umem.Frame, seg []byte, total int, pseudo uint64) uint16 {
-	b := h.pool.Buf(f)
-	if h.leavesSum(total) {
-		b.Flags |= bufPartial
-		return h.partialSum(pseudo)
-	}
-	b.Flags &^= bufPartial // as which a frame of the send queue may have gone out before
-	if total > len(seg) {
-		pseudo = proto.AddSum(pseudo, h.sumTied(f, len(seg)))
-	}
-	return ^proto.Fold(proto.Sum(seg, pseudo))
-}
-
-// sumFlag is the txDesc's flag for a packet with bufPartial whose link header begins at off of f.
+// sumFlag is the TxFrame's flag for a packet with bufPartial whose link header begins at off of f.
 func (h *Host) sumFlag(f umem.Frame, off int) uint16 {
 	const ipProto = 9 // offset in the IP header
 	if h.pool.Chunk(f)[off+h.lead+ipProto] == proto.ProtoUDP {

@@ -98,6 +98,15 @@ func (h *Host) segmentSize(f umem.Frame) uint32 {
 	return n
 }
 
+// tiedLen is the length of a TCP segment of which n bytes are in f.
+func (h *Host) tiedLen(f umem.Frame, n int) int {
+	b := h.pool.Buf(f)
+	if b.Flags&bufMore == 0 {
+		return n
+	}
+	return n + int(h.segmentSize(f)) - int(b.Len)
+}
+
 // sumTied is the checksum of what a TCP segment, of which n bytes are in f, has in its other frames.
 func (h *Host) sumTied(f umem.Frame, n int) (acc uint64) {
 	for b := h.pool.Buf(f); b.Flags&bufMore != 0; {

@@ -475,13 +475,18 @@ func (h *Host) finishSegment(f umem.Frame, off, n int, k flowKey, hdr *proto.TCP
 	chunk, b := h.pool.Chunk(f), h.pool.Buf(f)
 	seg := chunk[off : off+n]
 	hdr.DataOff = uint8(proto.TCPHeaderLen + proto.PutTCPOptions(seg[proto.TCPHeaderLen:], opt))
-	hdr.Checksum = 0
-	total := n
-	if b.Flags&bufMore != 0 {
-		total += int(h.segmentSize(f)) - int(b.Len)
+	total := h.tiedLen(f, n)
+	pseudo := proto.PseudoSum(k.Local, k.Remote, proto.ProtoTCP, total)
+	if h.leavesSum(total) {
+		hdr.Checksum = h.partialSum(b, pseudo)
+	} else {
+		b.Flags &^= bufPartial // as which it may have gone out before
+		hdr.Checksum = 0
+		if proto.PutTCP(seg, hdr); total > n {
+			pseudo = proto.AddSum(pseudo, h.sumTied(f, n))
+		}
+		hdr.Checksum = ^proto.Fold(proto.Sum(seg, pseudo))
 	}
-	proto.PutTCP(seg, hdr)
-	hdr.Checksum = h.tcpSum(f, seg, total, proto.PseudoSum(k.Local, k.Remote, proto.ProtoTCP, total))
 	proto.PutTCP(seg, hdr)
 	off -= 20
 	ip := proto.IPv4{

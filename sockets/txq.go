@@ -2,13 +2,35 @@ package sockets
 
 import "xdpd/umem"
 
-// txDesc is one frame on its way out: the bytes chunk[off:off+n] of frame f, with flags in off.
-type txDesc struct {
-	f      umem.Frame
+// TxFrame is one frame on its way out.
+type TxFrame struct {
+	F      umem.Frame // umem.None: there is none
 	off, n uint16
 }
 
-// Flags of a txDesc.
+// Off and N say where the bytes to be sent are: the N from Off of the frame's chunk.
+func (t TxFrame) Off() int { return int(t.off &^ txFlags) }
+
+// N is the number of bytes.
+func (t TxFrame) N() int { return int(t.n) }
+
+// More says that the packet goes on in the next frame: such frames leave together (TxWhole).
+func (t TxFrame) More() bool { return t.off&txMore != 0 }
+
+// LeavesSum says that the device is to finish the packet's checksum: SumOf says how. Only with Config.LeaveSums, and of
+// several frames in the first.
+func (t TxFrame) LeavesSum() bool { return t.off&(txUDP|txTCP) != 0 }
+
+// SumOf says of a frame that leaves its sum that the packet is to be summed from start on, and the checksum to be put
+// field bytes behind start. There the packet has the sum of the pseudo-header.
+func (h *Host) SumOf(t TxFrame) (start, field int) {
+	if t.off&txUDP != 0 {
+		return h.lead + 20, 6
+	}
+	return h.lead + 20, 16
+}
+
+// Flags in TxFrame.off.
 const (
 	txMore  = 1 << 15 // the packet goes on in the next one
 	txUDP   = 1 << 14 // its checksum is for the device to finish: UDP's
@@ -19,7 +41,7 @@ const (
 // txRoom is how many frames the output queue still takes.
 func (h *Host) txRoom() int { return len(h.txq) - int(h.txTail-h.txHead) }
 
-// enqueue puts the n bytes from off of frame f on the output queue, with flags of txDesc. false: full, counted, and the
+// enqueue puts the n bytes from off of frame f on the output queue, with flags of TxFrame. false: full, counted, and the
 // frame is still the caller's.
 func (h *Host) enqueue(f umem.Frame, off, n int, flags uint16) bool {
 	if h.txRoom() == 0 {
@@ -27,7 +49,7 @@ func (h *Host) enqueue(f umem.Frame, off, n int, flags uint16) bool {
 		return false
 	}
 	h.pool.Buf(f).Flags |= bufQueued
-	h.txq[h.txTail&(txqSize-1)] = txDesc{f, uint16(off) | flags, uint16(n)}
+	h.txq[h.txTail&(txqSize-1)] = TxFrame{f, uint16(off) | flags, uint16(n)}
 	h.txTail++
 	h.count(TxFrames)
 	h.counters.Stats[TxBytes] += uint64(n)
@@ -37,31 +59,13 @@ func (h *Host) enqueue(f umem.Frame, off, n int, flags uint16) bool {
 // TxPending is how many frames wait for PopTX.
 func (h *Host) TxPending() int { return int(h.txTail - h.txHead) }
 
-// TxFrame is a frame to send: the N bytes from Off of its chunk.
-type TxFrame struct {
-	F      umem.Frame // umem.None: there is none
-	Off, N int
-	More   bool // the packet goes on in the next one: such frames leave together (TxWhole)
-
-	// SumField is not 0 where the device is to finish the packet's checksum: to sum its bytes from SumStart on, and put
-	// the checksum so many bytes behind that. There the packet has the sum of the pseudo-header. Only with LeaveSums, and
-	// of several frames in the first.
-	SumStart, SumField int
-}
-
 // PopTX gives the next frame to send. It goes from umem.Held to umem.TX, and comes back through Completed.
 func (h *Host) PopTX() TxFrame {
 	if h.txHead == h.txTail {
 		return TxFrame{F: umem.None}
 	}
-	d := h.txq[h.txHead&(txqSize-1)]
+	t := h.txq[h.txHead&(txqSize-1)]
 	h.txHead++
-	h.pool.Move(d.f, umem.Held, umem.TX)
-	t := TxFrame{F: d.f, Off: int(d.off &^ txFlags), N: int(d.n), More: d.off&txMore != 0}
-	if d.off&(txUDP|txTCP) != 0 {
-		if t.SumStart, t.SumField = h.lead+20, 16; d.off&txUDP != 0 {
-			t.SumField = 6
-		}
-	}
+	h.pool.Move(t.F, umem.Held, umem.TX)
 	return t
 }

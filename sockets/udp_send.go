@@ -120,8 +120,7 @@ func (h *Host) udpFinish(f umem.Frame, k flowKey, hop proto.Addr) {
 	}
 	pseudo := proto.PseudoSum(k.Local, k.Remote, proto.ProtoUDP, n)
 	if h.leavesSum(n) {
-		b.Flags |= bufPartial
-		proto.PutUDP(msg, k.LPort, k.RPort, n, h.partialSum(pseudo))
+		proto.PutUDP(msg, k.LPort, k.RPort, n, h.partialSum(b, pseudo))
 	} else {
 		sum := proto.Sum(msg[8:], uint64(k.LPort)+uint64(k.RPort)+uint64(n)+pseudo)
 		if n > len(msg) {
