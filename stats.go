@@ -57,13 +57,17 @@ type FrameStats struct {
 // Stats takes the counters of all queues.
 func (s *Stack) Stats() (Stats, error) {
 	st := Stats{
-		Interface: s.cfg.Interface, Driver: s.dev.driver, Native: s.program.Native(), ZeroCopy: s.queues[0].sock.ZeroCopy(),
-		SG: s.queues[0].sock.SG(), HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(), MTU: s.dev.mtu,
+		Interface: s.iface(), Driver: s.dev.driver, Native: s.program.Native(),
+		HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(),
 		Loops: s.group.Loops(), RSS: RSSStats{s.steer.rss != nil, s.dev.hash}, NAPI: s.napiStats(),
 	}
 	s.mu.Lock()
 	st.Ports = len(s.ports)
 	s.mu.Unlock()
+	if h, _, ok := s.queues[0].reactor.Enter(); ok {
+		st.ZeroCopy, st.SG, st.MTU = s.queues[0].sock.ZeroCopy(), s.queues[0].sock.SG(), h.MTU()
+	}
+	s.queues[0].reactor.Leave()
 	if err := s.program.NativeRefused(); err != nil {
 		st.Refused = err.Error()
 	}
