@@ -18,15 +18,18 @@ type Stats struct {
 	Refused   string // why it is not, where native was wanted
 	ZeroCopy  bool
 	SG        bool // packets may consist of several frames: one does not hold an MTU
-	HugePages bool
-	ChunkSize int
-	MTU       int
-	Loops     int // goroutines that run the reactors (Stack.Resize)
-	Ports     int // share mode: ports that are steered to the engine
-	NAPI      NAPIStats
-	RSS       RSSStats
-	Verdicts  []xdpprog.Counter
-	Queues    []QueueStats
+	// NeedWakeup: the kernel says when it must be told of frames; TXBudget is how many a system call sends, in copy mode.
+	NeedWakeup bool
+	TXBudget   int
+	HugePages  bool
+	ChunkSize  int
+	MTU        int
+	Loops      int // goroutines that run the reactors (Stack.Resize)
+	Ports      int // share mode: ports that are steered to the engine
+	NAPI       NAPIStats
+	RSS        RSSStats
+	Verdicts   []xdpprog.Counter
+	Queues     []QueueStats
 }
 
 // QueueStats is one queue's part of the ledger.
@@ -65,7 +68,9 @@ func (s *Stack) Stats() (Stats, error) {
 	st.Ports = len(s.ports)
 	s.mu.Unlock()
 	if h, _, ok := s.queues[0].reactor.Enter(); ok {
-		st.ZeroCopy, st.SG, st.MTU = s.queues[0].sock.ZeroCopy(), s.queues[0].sock.SG(), h.MTU()
+		sock := s.queues[0].sock
+		st.ZeroCopy, st.SG, st.NeedWakeup, st.TXBudget = sock.ZeroCopy(), sock.SG(), sock.NeedWakeup(), sock.TXBudget()
+		st.MTU = h.MTU()
 	}
 	s.queues[0].reactor.Leave()
 	if err := s.program.NativeRefused(); err != nil {
