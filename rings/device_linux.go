@@ -74,6 +74,25 @@ func (c *Channels) RX(name string) int {
 // Close closes the socket.
 func (c *Channels) Close() error { return unix.Close(c.fd) }
 
+// RingSizes are the device's own descriptor rings, in packets, of each queue.
+type RingSizes struct{ RX, MaxRX, TX, MaxTX int }
+
+// ReadRingSizes asks the driver (ETHTOOL_GRINGPARAM) for an interface of the
+// calling thread's namespace. Devices in software have none.
+func ReadRingSizes(name string) (RingSizes, error) {
+	return readRingSizes(func(c []byte) error { return ethtool(name, c) })
+}
+
+func readRingSizes(ask func([]byte) error) (RingSizes, error) {
+	// struct ethtool_ringparam: cmd, the maxima of rx, rx_mini, rx_jumbo and tx,
+	// then what they are
+	b := command(9, unix.ETHTOOL_GRINGPARAM)
+	if err := ask(b); err != nil {
+		return RingSizes{}, fmt.Errorf("the driver does not tell its ring sizes: %w", err)
+	}
+	return RingSizes{MaxRX: int(field(b, 1)), MaxTX: int(field(b, 4)), RX: int(field(b, 5)), TX: int(field(b, 8))}, nil
+}
+
 // command is a struct of n 32-bit fields whose first are given, and field reads
 // one.
 func command(n int, first ...uint32) []byte {
