@@ -72,6 +72,9 @@ func (s *Stack) lostProgram() error {
 	if s.program.Attached() {
 		return nil
 	}
+	if _, err := s.kernel.Snapshot(); err != nil {
+		return nil // the program went with the interface, which has an event of its own
+	}
 	return fmt.Errorf("xdpd: somebody detached the steering program from interface %s (bpftool link detach): start the engine again: %w",
 		s.iface(), unix.ENOLINK)
 }

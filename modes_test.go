@@ -38,7 +38,10 @@ func underLoad(t testing.TB, lab *netlab.Lab, stack *xdpd.Stack) *load {
 	t.Helper()
 	l := &load{t: t}
 	_, to := echo(t, lab, stack)
-	l.run(func() error { return l.datagrams(lab, to) })
+	questions := kernelUDP(t, lab.Peer, netip.AddrPort{}, to)
+	questions.SetDeadline(time.Now().Add(2 * patience))
+	l.ends = append(l.ends, questions)
+	l.run(func() error { return l.datagrams(questions) })
 	for i, r := range []struct{ client, server side }{
 		{kernelSide(lab.Peer, lab.PeerAddr), engineSide(stack, lab.EngineAddr)},
 		{engineSide(stack, lab.EngineAddr), kernelSide(lab.Peer, lab.PeerAddr)},
@@ -70,9 +73,7 @@ type halfCloser interface {
 func (l *load) run(f func() error) { l.result = append(l.result, blocked(f)) }
 
 // datagrams sends some of all sizes, each with its number, and compares what comes back.
-func (l *load) datagrams(lab *netlab.Lab, to netip.AddrPort) error {
-	c := kernelUDP(l.t, lab.Peer, netip.AddrPort{}, to)
-	l.ends = append(l.ends, c)
+func (l *load) datagrams(c *net.UDPConn) error {
 	body := random(7, 1400)
 	got, buf := make([]byte, 2048), make([]byte, 0, 2048)
 	for n := uint64(0); !l.stopped.Load(); n++ {
