@@ -16,8 +16,10 @@ type Stats struct {
 	Driver    string
 	Native    bool   // the steering program is in the driver, not in generic mode
 	Refused   string // why it is not, where native was wanted
-	ZeroCopy  bool
-	SG        bool // packets may consist of several frames: one does not hold an MTU
+	// Dispatched: it is in a dispatcher, where other programs may be as well.
+	Dispatched bool
+	ZeroCopy   bool
+	SG         bool // packets may consist of several frames: one does not hold an MTU
 	// NeedWakeup: the kernel says when it must be told of frames; TXBudget is how many a system call sends, in copy mode.
 	NeedWakeup bool
 	TXBudget   int
@@ -76,6 +78,7 @@ func (s *Stack) Stats() (Stats, error) {
 	if err := s.program.NativeRefused(); err != nil {
 		st.Refused = err.Error()
 	}
+	st.Dispatched = s.program.Dispatched()
 	var err error
 	if st.Verdicts, err = s.program.Counters(); err != nil {
 		return st, fmt.Errorf("xdpd: %w", err)

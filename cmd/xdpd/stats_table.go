@@ -242,6 +242,9 @@ func writeTable(w io.Writer, v *statsView, o tableOptions) error {
 	if v.Native {
 		attach = "native XDP"
 	}
+	if v.Dispatched {
+		attach += " in a dispatcher"
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s (%s): %s, %s, MTU %d; process %d, up %s, commit %s\n", v.Interface, v.Driver, attach, v.copies(), v.MTU,
 		v.PID, time.Duration(v.UptimeSeconds*float64(time.Second)).Round(time.Second), v.Commit)
