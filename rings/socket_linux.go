@@ -47,9 +47,12 @@ type SocketOptions struct {
 	BusyPollUS, BusyPollBudget int
 }
 
-// maxTXBudget is how many descriptors one Kick may send in copy mode; the
-// kernel's default is 32 (XDP_MAX_TX_SKB_BUDGET, since Linux 6.17).
-const maxTXBudget = 256
+// maxTXBudget is how many descriptors one Kick may send in copy mode
+// (XDP_MAX_TX_SKB_BUDGET, since Linux 6.17), instead of the kernel's default.
+const (
+	maxTXBudget     = 256
+	defaultTXBudget = 32 // TX_BATCH_SIZE, net/xdp/xsk.c
+)
 
 // Socket is an AF_XDP socket with its four rings mapped. Its methods are for
 // one goroutine.
@@ -66,6 +69,7 @@ type Socket struct {
 	metadata   bool   // the region is registered with room for TX metadata
 	features   uint64 // of the driver: xskFeatures
 	noChecksum error  // why the device finishes none
+	txBudget   int
 }
 
 // OpenSocket opens an AF_XDP socket on a queue, registers r with it, maps its
@@ -215,9 +219,12 @@ func (s *Socket) mapRing(err *error, pgoff int64, off unix.XDPRingOffset, n, ent
 
 func (s *Socket) setOptions() error {
 	o := &s.opts
-	if budget := min(maxTXBudget, o.TXSize); budget > 32 {
+	s.txBudget = defaultTXBudget
+	if budget := min(maxTXBudget, o.TXSize); budget > defaultTXBudget {
 		err := unix.SetsockoptInt(s.fd, unix.SOL_XDP, unix.XDP_MAX_TX_SKB_BUDGET, budget)
-		if err != nil && !errors.Is(err, unix.ENOPROTOOPT) { // before Linux 6.17: 32 a call
+		if err == nil {
+			s.txBudget = budget
+		} else if !errors.Is(err, unix.ENOPROTOOPT) { // before Linux 6.17
 			return o.explain("set the TX budget", s.region, err)
 		}
 	}
@@ -304,6 +311,9 @@ func (s *Socket) SG() bool { return s.sg }
 // NeedWakeup says whether the rings' NeedWakeup is meaningful. Without it TX
 // always asks for a kick and fill never.
 func (s *Socket) NeedWakeup() bool { return s.needWakeup }
+
+// TXBudget is how many descriptors one Kick sends in copy mode.
+func (s *Socket) TXBudget() int { return s.txBudget }
 
 // Queue is the queue the socket is bound to.
 func (s *Socket) Queue() int { return s.opts.Queue }

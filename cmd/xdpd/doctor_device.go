@@ -47,6 +47,7 @@ func checkDevice(where, name string, tell func(finding)) {
 	say(d.checkInterface())
 	say(d.checkMTU())
 	say(d.checkRSS())
+	say(d.checkPlace())
 	if d.queues > 1 {
 		say(d.checkMemory())
 	}

@@ -24,6 +24,8 @@ type statsView struct {
 	ZeroCopy      bool                   `json:"zero_copy"`
 	NotZeroCopy   string                 `json:"not_zero_copy,omitempty"` // why
 	SG            bool                   `json:"multi_buffer"`
+	NeedWakeup    bool                   `json:"need_wakeup"`
+	TXBudget      int                    `json:"tx_budget_frames"` // of a system call, in copy mode
 	HugePages     bool                   `json:"huge_pages"`
 	ChunkSize     int                    `json:"chunk_size_bytes"`
 	MTU           int                    `json:"mtu_bytes"`
@@ -166,7 +168,8 @@ func newTCPView(t *sockets.TCPInfo) tcpView {
 
 func newStatsView(s *xdpd.Stats) statsView {
 	v := statsView{
-		Interface: s.Interface, Driver: s.Driver, Native: s.Native, Dispatched: s.Dispatched, ZeroCopy: s.ZeroCopy, NotZeroCopy: s.NotZeroCopy, SG: s.SG, HugePages: s.HugePages,
+		Interface: s.Interface, Driver: s.Driver, Native: s.Native, Dispatched: s.Dispatched,
+		ZeroCopy: s.ZeroCopy, NotZeroCopy: s.NotZeroCopy, SG: s.SG, HugePages: s.HugePages, NeedWakeup: s.NeedWakeup, TXBudget: s.TXBudget,
 		ChunkSize: s.ChunkSize, MTU: s.MTU, Loops: s.Loops, RSS: rssView(s.RSS), Verdicts: make(map[string]verdictView),
 		Checksums: checksumView(s.Checksums),
 		NAPI:      napiView{s.NAPI.Mode.String(), s.NAPI.ID, s.NAPI.What},
