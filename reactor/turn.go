@@ -74,6 +74,8 @@ func (r *Reactor) Counters() Counters {
 func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
 	if r.port.RX.Avail() < batch {
 		r.poll()
+	} else {
+		r.crowded++
 	}
 	worked, kick, deadline, stop := r.locked()
 	if kick {
