@@ -36,11 +36,12 @@ type arranger struct {
 
 // progress is what a loop did so far.
 type progress struct {
-	packets uint64 // in and out
-	turns   uint64
-	crowded uint64 // turns for which a batch waited
+	in, out uint64 // packets
+	crowded uint64 // of those in, which waited for a turn, a batch or more of them
 	missed  int64  // ns in stretches of more than awayNS in which the loop did not run, sleeps aside
 }
+
+func (p *progress) packets() uint64 { return p.in + p.out }
 
 const (
 	windowNS   = 20_000_000
@@ -70,7 +71,7 @@ func (a *arranger) turn(now int64, p progress) (drive bool) {
 		}
 	}
 	want := a.how == DriveNAPI || a.how == AutoNAPI && a.prefer != (a.trial >= 0 && trialOf[a.trial])
-	a.driving = want && (a.driving || p.packets-a.idle >= resume)
+	a.driving = want && (a.driving || p.packets()-a.idle >= resume)
 	return a.driving
 }
 
@@ -88,9 +89,9 @@ func (a *arranger) refused(now int64) {
 // window is told of a window that is over.
 func (a *arranger) window(now int64, p progress) {
 	took := now - a.from
-	rate := int(float64(p.packets-a.was.packets) * 1e9 / float64(took))
+	rate := int(float64(p.packets()-a.was.packets()) * 1e9 / float64(took))
 	away := (p.missed-a.was.missed)*100 > took*awayPct
-	crowded := !a.driving && 2*(p.crowded-a.was.crowded) > p.turns-a.was.turns
+	crowded := !a.driving && 2*(p.crowded-a.was.crowded) > p.in-a.was.in
 	if a.trial >= 0 && took > 2*windowNS { // the loop slept, or did not run
 		a.settle(now, false)
 	}

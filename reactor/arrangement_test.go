@@ -8,7 +8,7 @@ import (
 // traffic is how many packets a second come and go while the kernel runs the NAPI, and while the loop does.
 type traffic struct {
 	softirq, drive float64
-	crowded        float64 // share of the turns for which a batch waits while the kernel runs the NAPI
+	crowded        float64 // share of the packets that wait in batches while the kernel runs the NAPI
 	missed         float64 // share of the time in which the loop does not run
 }
 
@@ -50,10 +50,10 @@ func (w *arrangeWorld) run(l traffic, ns int64) float64 {
 			rate, drove = l.drive, drove+step
 		}
 		w.packets += rate * off * step / 1e9
-		w.p.packets = uint64(w.packets)
-		w.p.turns++
+		came := uint64(w.packets)/2 - w.p.in
+		w.p.in, w.p.out = w.p.in+came, w.p.in+came
 		if !w.a.driving && w.rnd.Float64() < l.crowded {
-			w.p.crowded++
+			w.p.crowded += came
 		}
 		w.p.missed += int64(l.missed * step)
 		before := w.a.driving
@@ -174,18 +174,18 @@ func TestArrangeSleep(t *testing.T) {
 		t.Fatal("does not drive")
 	}
 	p := w.p
-	w.a.slept(p.packets)
-	p.packets += resumeAt - 1
+	w.a.slept(p.packets())
+	p.in += resumeAt - 1
 	if w.a.turn(w.now, p) {
 		t.Error("drives at once")
 	}
-	p.packets++
+	p.out++
 	if !w.a.turn(w.now, p) {
 		t.Error("does not drive again")
 	}
-	w.a.slept(p.packets)
+	w.a.slept(p.packets())
 	w.now += second
-	p.packets += resumeAt
+	p.in += resumeAt
 	if w.a.turn(w.now, p) {
 		t.Error("drives after a second with hardly a packet")
 	}
@@ -194,11 +194,11 @@ func TestArrangeSleep(t *testing.T) {
 // TestArrangeFixed: with a fixed arrangement there is nothing to measure.
 func TestArrangeFixed(t *testing.T) {
 	a := newArranger(DriveNAPI)
-	if a.turn(0, progress{}) || !a.turn(1, progress{packets: 1}) || !a.turn(2, progress{packets: 1}) {
+	if a.turn(0, progress{}) || !a.turn(1, progress{in: 1}) || !a.turn(2, progress{in: 1}) {
 		t.Error("drive: not from the first packet on")
 	}
 	a.slept(1)
-	if a.turn(3, progress{packets: 1}) || !a.turn(4, progress{packets: 2, missed: second}) {
+	if a.turn(3, progress{in: 1}) || !a.turn(4, progress{in: 1, out: 1, missed: second}) {
 		t.Error("drive: not from the first packet after a sleep on")
 	}
 	w := newArrangeWorld(SoftirqNAPI, 0)

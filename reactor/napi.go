@@ -22,7 +22,7 @@ func (r *Reactor) Drives() (now, can bool) { return r.drive != nil, r.napi != ni
 // arrange follows the arranger, at the end of a turn.
 func (r *Reactor) arrange(now int64) {
 	r.alive(now)
-	want := r.arr.turn(now, progress{r.counters.RxFrames + r.counters.TxFrames, r.counters.Turns, r.crowded, r.missed})
+	want := r.arr.turn(now, progress{r.counters.RxFrames, r.counters.TxFrames, r.crowded, r.missed})
 	switch {
 	case want == (r.drive != nil):
 	case !want:
