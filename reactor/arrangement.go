@@ -14,7 +14,8 @@ func (a Arrangement) String() string { return [...]string{"softirq", "auto", "dr
 // arranger chooses an arrangement by trial. Which one is better does not show in the load: a window of one packet and one
 // of 64 from as many sockets both come one packet a turn, and to drive the NAPI loses a sixth of the one and wins a third
 // of the other. So under load both have their turns of 20 ms, in the order that cancels a steady change; driving is taken
-// if it moved a tenth more, and kept while it moves as much. The next trial is the later the more often nothing came of it.
+// if it moved a tenth more, and kept while it moves as much. A trial whose first window is worse than the one before it ends
+// there, and the next one is the later the more often nothing came of it.
 //
 // Two things do show, and then the NAPI is the kernel's without a trial. Where batches wait for the loop, its CPU is the
 // limit, and more work on it can only be worse. And where the loop is away again and again, because others have the CPU or
@@ -27,6 +28,7 @@ type arranger struct {
 	prefer  bool   // to drive, as the last trial found
 	trial   int    // windows of the trial that are over; -1: none runs
 	rates   [2]int // packets a second in the trial, as preferred and the other way
+	before  int    // and in the window before it
 	from    int64  // of the window
 	was     progress
 	pause   int64  // between trials
@@ -105,7 +107,7 @@ func (a *arranger) window(now int64, p progress) {
 		a.prefer, a.pause, a.next = false, minPauseNS, now
 	case a.trial < 0:
 		if now >= a.next {
-			a.trial, a.rates = 0, [2]int{}
+			a.trial, a.rates, a.before = 0, [2]int{}, rate
 		}
 	default:
 		a.tried(now, rate)
@@ -122,7 +124,11 @@ func (a *arranger) tried(now int64, rate int) {
 		gain = gainPct
 	}
 	a.rates[side] += rate
-	if a.trial++; a.trial == len(trialOf) {
+	a.trial++
+	switch {
+	case a.trial == 1 && rate < a.before:
+		a.settle(now, false)
+	case a.trial == len(trialOf):
 		a.settle(now, a.rates[1]*100 > a.rates[0]*(100+gain))
 	}
 }

@@ -138,6 +138,15 @@ func TestArrangeFlood(t *testing.T) {
 	}
 }
 
+// TestArrangeShortTrial: a trial that begins badly ends with its first window.
+func TestArrangeShortTrial(t *testing.T) {
+	w := newArrangeWorld(AutoNAPI, 0)
+	drove := w.run(single, second) * second
+	if trials := float64(w.changes / 2); trials < 3 || drove > trials*windowNS {
+		t.Errorf("drove for %.0f ns in %.0f trials", drove, trials)
+	}
+}
+
 // TestArrangeKeeps: to drive is not kept when it has become worse, by however little.
 func TestArrangeKeeps(t *testing.T) {
 	w := newArrangeWorld(AutoNAPI, 0)
