@@ -82,7 +82,7 @@ var (
 )
 
 var arrangements = map[string]xdpd.Arrangement{
-	"": xdpd.SoftirqNAPI, "auto": xdpd.AutoNAPI, "softirq": xdpd.SoftirqNAPI, "drive": xdpd.DriveNAPI,
+	"": xdpd.AutoNAPI, "auto": xdpd.AutoNAPI, "softirq": xdpd.SoftirqNAPI, "drive": xdpd.DriveNAPI,
 }
 
 // loadConfig reads a TOML file. What it does not know is an error: a misspelt key must not be a silent default. Errors
@@ -166,7 +166,7 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 	}
 	napi, ok := arrangements[f.NAPI]
 	if !ok {
-		return xdpd.Config{}, fmt.Errorf("napi is %q; there are softirq, auto and drive", f.NAPI)
+		return xdpd.Config{}, fmt.Errorf("napi is %q; there are auto, softirq and drive", f.NAPI)
 	}
 	spread, err := f.spreads()
 	if err != nil {

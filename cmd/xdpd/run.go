@@ -27,7 +27,7 @@ type runCmd struct {
 	Vlan      []uint16       `placeholder:"ID" help:"VLAN tags of all frames, outermost first."`
 	Mode      string         `enum:"best,copy,zerocopy," default:"" placeholder:"best|copy|zerocopy" help:"How frames get to the engine."`
 	Attach    string         `enum:"best,native,generic," default:"" placeholder:"best|native|generic" help:"Where the steering program is attached."`
-	Napi      string         `enum:"softirq,auto,drive," default:"" placeholder:"softirq|auto|drive" help:"Who runs the NAPI of the queues; see above."`
+	Napi      string         `enum:"auto,softirq,drive," default:"" placeholder:"auto|softirq|drive" help:"Who runs the NAPI of the queues; see above."`
 	Reactors  int            `placeholder:"N" help:"Goroutines that run the queues (default one for each queue); xdpd reactors changes it."`
 	Accept    string         `enum:"each,main,workers," default:"" placeholder:"each|main|workers" help:"Which reactor accepts TCP connections, and who serves them; see above."`
 	Spread    string         `enum:"round-robin,least-conns," default:"" placeholder:"round-robin|least-conns" help:"With --accept main: which reactor gets a connection."`
@@ -57,8 +57,8 @@ Faces:
   datagrams are handed on by net. docs/faces.md says what the faces are.
 
 NAPI (who runs the poll function of the device's queues):
-  softirq    the kernel: on veth, within the system call of who sends (default)
-  auto       whoever moves more packets at the present load, which is tried now and then: where each reactor has a CPU
+  auto       whoever moves more packets at the present load, which is tried where the reactor has time for it (default)
+  softirq    the kernel: on veth, within the system call of who sends
   drive      the reactor, whenever it is awake. Only on veth; xdpd restore undoes what a killed engine leaves of it
 
 Accepting:
