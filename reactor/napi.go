@@ -40,10 +40,10 @@ func (r *Reactor) arrange(now int64) {
 
 // alive notes that the loop runs. For long stretches between two notes it did not, or did something else.
 func (r *Reactor) alive(now int64) {
-	if d := now - r.seen; d > awayNS {
+	if d := now - r.ranAt; d > awayNS {
 		r.missed += d
 	}
-	r.seen = now
+	r.ranAt = now
 }
 
 // letGo gives the NAPI back to the kernel.

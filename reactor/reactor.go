@@ -91,7 +91,7 @@ type Reactor struct {
 	polls    atomic.Uint64 // rounds of it
 	arr      arranger
 	crowded  uint64 // packets that waited for a turn, a batch or more of them
-	seen     int64  // when the loop last ran: the loop's
+	ranAt    int64  // when the loop last ran: the loop's
 	missed   int64  // ns in long stretches that it did not run, sleeps aside: the loop's
 
 	inFill    int
@@ -100,6 +100,8 @@ type Reactor struct {
 	downUntil int64
 	woke      bool // a goroutine was made runnable in this turn
 	scratch   [batch]umem.Frame
+	next      [sockets.AheadMax]sockets.Piece // scratch of ahead
+	seen      uint32                          // of watchTable.touch, for nobody
 
 	counters Counters
 }

@@ -69,7 +69,7 @@ func (l *loop) sleep() {
 	now := l.reactors[0].now()
 	slept := now - from
 	for _, r := range l.reactors {
-		r.seen = now
+		r.ranAt = now
 		r.rouse(true)
 	}
 	if slept < 2*l.maxSpin {

@@ -28,7 +28,7 @@ func noStats() (xdpd.Stats, error) { return xdpd.Stats{}, nil }
 // serveStats is a control socket of an engine without services.
 func serveStats(ctx context.Context, path string, stats func() (xdpd.Stats, error)) (func(), error) {
 	none := func() []serviceView { return nil }
-	return serveAnswers(ctx, path, answers{stats, none, (&services{}).drainBackend, noResize})
+	return serveAnswers(ctx, path, answers{stats, none, (&services{}).drainBackend, noResize, nil})
 }
 
 // serveFabricated runs a control socket in front of the fabricated engine until the test ends.
@@ -312,11 +312,7 @@ func TestFindControl(t *testing.T) {
 
 // TestStatsOfEngine asks a real engine.
 func TestStatsOfEngine(t *testing.T) {
-	needRoot(t)
-	lab, err := netlab.New(netlab.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	lab := newLab(t, netlab.Options{})
 	defer lab.Close()
 	st, err := xdpd.Open(xdpd.Config{
 		Interface: lab.EngineDev, NetNS: lab.Engine.Path(), Addrs: []netip.Prefix{netip.PrefixFrom(lab.EngineAddr, 24)},
@@ -327,7 +323,7 @@ func TestStatsOfEngine(t *testing.T) {
 	}
 	defer st.Close()
 	path := filepath.Join(t.TempDir(), "c.sock")
-	end, err := serveControl(t.Context(), path, st, &services{})
+	end, err := serveControl(t.Context(), path, st, &services{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -347,7 +343,7 @@ func TestStatsOfEngine(t *testing.T) {
 		sum = view.counters()
 		return sum["stack.tx_icmp"] >= 2
 	})
-	if view.Driver != "veth" || !view.Native || len(view.Queues) != 1 || sum["stack.rx_icmp"] != 2 || sum["stack.tx_icmp"] != 2 {
+	if veth := view.Driver == "veth"; veth != (netlab.NICs() == nil) || !view.Native || len(view.Queues) != 1 || sum["stack.rx_icmp"] != 2 || sum["stack.tx_icmp"] != 2 {
 		t.Errorf("after 2 echo requests the engine says %+v", view)
 	}
 	text := table(t, &view, tableOptions{})
