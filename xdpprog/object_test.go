@@ -19,6 +19,7 @@ var objects = []struct {
 	programs []string
 }{
 	{"steer", loadSteer, []string{steerProgSteer}},
+	{"forward", loadForward, []string{forwardProgForward}},
 	{"source", loadSource, []string{sourceProgSource, sourceProgSourceXmit, sourceProgSourceErr}},
 	{"sink", loadSink, []string{sinkProgSink, sinkProgDrop}},
 }
