@@ -196,6 +196,19 @@ func (r *Router) ours(a proto.Addr) bool {
 	return e != nil && e.kind == routeLocal
 }
 
+// SetPort follows an interface. Of one that goes down the neighbours are forgotten, as the kernel forgets its own.
+func (r *Router) SetPort(port int, c PortConfig) error {
+	if err := r.forwarder.SetPort(port, c); err != nil || c.Up {
+		return err
+	}
+	for _, i := range r.neigh.index.all() {
+		if int(r.neigh.entries.at(i).port) == port {
+			r.neighFail(i)
+		}
+	}
+	return nil
+}
+
 // neighTick gives up those who were asked for too long ago.
 func (r *Router) neighTick() {
 	t := &r.neigh

@@ -321,11 +321,12 @@ func (f *Forward) linkChange(i int, e krnet.LinkChange) {
 		f.loop.Fail(fmt.Errorf("forward: interface %s was removed: %w", p.name, unix.ENODEV))
 		return
 	}
+	changed := false
 	if _, ok := f.loop.Enter(); ok {
 		was := f.machinePortNow(i)
 		is := was
 		is.MAC, is.MTU, is.Up = e.MAC, e.MTU, e.Up
-		if is != was {
+		if changed = is != was; changed {
 			if err := f.setPort(i, is); err != nil {
 				defer f.loop.Fail(fmt.Errorf("forward: interface %s: %w", p.name, err))
 			}
@@ -337,7 +338,13 @@ func (f *Forward) linkChange(i int, e krnet.LinkChange) {
 		}
 	}
 	f.loop.Leave()
-	f.touch() // an interface that went down took its routes with it, without a word
+	if !changed {
+		return
+	}
+	// An interface that goes down takes its routes and neighbours with it, without a word.
+	if err := f.sync(true); err != nil {
+		f.loop.Fail(err)
+	}
 }
 
 func (f *Forward) machinePortNow(i int) sockets.PortConfig {
