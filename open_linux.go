@@ -28,13 +28,26 @@ func Open(cfg Config) (*Stack, error) {
 	if err := cfg.defaults(); err != nil {
 		return nil, err
 	}
-	s := &Stack{cfg: cfg, done: make(chan struct{}), napi: napiLearner{want: make(chan struct{}, 1)}}
-	err := inNamespace(cfg.NetNS, s.open)
+	s, err := openStack(cfg, "")
+	if errors.Is(err, rings.ErrUnsent) && cfg.Mode == Best {
+		why := err.Error()
+		cfg.Mode = Copy
+		s, err = openStack(cfg, why)
+	}
 	if err != nil {
-		s.release()
 		return nil, err
 	}
 	s.start()
+	return s, nil
+}
+
+// openStack opens all that Open does, or nothing. notZeroCopy is why it is not to try that, for Stats.
+func openStack(cfg Config, notZeroCopy string) (*Stack, error) {
+	s := &Stack{cfg: cfg, notZeroCopy: notZeroCopy, done: make(chan struct{}), napi: napiLearner{want: make(chan struct{}, 1)}}
+	if err := inNamespace(cfg.NetNS, s.open); err != nil {
+		s.release()
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -81,6 +94,7 @@ type device struct {
 	mtu    int
 	mac    proto.MAC
 	queues int
+	cable  bool // it has a carrier
 	driver string
 	rss    *proto.RSS // nil: not known
 	hash   string     // what rss is, or why it is not known
@@ -100,6 +114,7 @@ func findDevice(name string) (device, error) {
 		return device{}, fmt.Errorf("xdpd: interface %s is no Ethernet device: the engine needs one, real or veth", name)
 	}
 	d := device{index: a.Index, mtu: a.MTU, mac: proto.MAC(a.HardwareAddr), queues: max(1, rings.QueueCount(name, a.Index))}
+	d.cable = a.RawFlags&unix.IFF_LOWER_UP != 0
 	if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
 		if info, err := unix.IoctlGetEthtoolDrvinfo(fd, name); err == nil {
 			d.driver = unix.ByteSliceToString(info.Driver[:])
@@ -192,6 +207,9 @@ func (s *Stack) open() error {
 		return err
 	}
 	if err := s.attach(); err != nil {
+		return err
+	}
+	if err := s.trust(); err != nil {
 		return err
 	}
 	return s.openNAPI()

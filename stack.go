@@ -30,8 +30,10 @@ type Stack struct {
 	steer   steering
 	group   *reactor.Group
 	napi    napiLearner
-	running sync.WaitGroup
-	cancel  context.CancelFunc
+	// notZeroCopy is why the sockets are not zero copy although they could have been.
+	notZeroCopy string
+	running     sync.WaitGroup
+	cancel      context.CancelFunc
 
 	mu     sync.Mutex
 	ports  map[portKey]int // share mode: sockets and connections that need a port open

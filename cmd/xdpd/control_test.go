@@ -312,11 +312,7 @@ func TestFindControl(t *testing.T) {
 
 // TestStatsOfEngine asks a real engine.
 func TestStatsOfEngine(t *testing.T) {
-	needRoot(t)
-	lab, err := netlab.New(netlab.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	lab := newLab(t, netlab.Options{})
 	defer lab.Close()
 	st, err := xdpd.Open(xdpd.Config{
 		Interface: lab.EngineDev, NetNS: lab.Engine.Path(), Addrs: []netip.Prefix{netip.PrefixFrom(lab.EngineAddr, 24)},
