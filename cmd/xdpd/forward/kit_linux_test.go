@@ -21,7 +21,7 @@ import (
 )
 
 // patience is how long a test waits for what must come. It decides nothing: it only turns a hang into a failure.
-const patience = 30 * time.Second
+var patience = netlab.Patience
 
 // lab is two hosts with a forwarder between them: a (xa0) – ma, mb – b (xb0).
 type lab struct {
