@@ -32,7 +32,7 @@ func newLab(t testing.TB, o netlab.Options) *netlab.Lab {
 	o.NICs = netlab.NICs()
 	lab, err := netlab.New(o)
 	if errors.Is(err, netlab.ErrNICs) {
-		t.Skip(err)
+		t.Skipf("%s: %v", t.Name(), err)
 	}
 	if err != nil {
 		t.Fatal(err)

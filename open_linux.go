@@ -180,9 +180,17 @@ func (s *Stack) open() error {
 		return fmt.Errorf("xdpd: %d CPUs for the %d reactors of %s: list one for each, or up to one for each of its %d queues",
 			n, s.cfg.Reactors, s.cfg.Interface, queues)
 	}
-	chunk, packet, err := s.cfg.chunkFor(dev.mtu)
+	chunk, packet, err := s.cfg.chunkFor(dev.driver, dev.mtu)
 	if err != nil {
 		return err
+	}
+	if most := zeroCopyMTU(dev.driver, chunk); s.cfg.Mode != Copy && packet == 1 && dev.mtu > most {
+		why := fmt.Sprintf("zero copy of %s receives packets of an MTU up to %d into frames of %d bytes; interface %s has MTU %d",
+			dev.driver, most, chunk, s.cfg.Interface, dev.mtu)
+		if s.cfg.Mode == ZeroCopy {
+			return fmt.Errorf("xdpd: %s: use larger frames, a smaller MTU, or copy mode", why)
+		}
+		s.cfg.Mode, s.notZeroCopy = Copy, why
 	}
 	frames := s.cfg.Frames * len(s.cfg.Queues)
 	if s.region, err = umem.New(umem.Options{Frames: frames, ChunkSize: chunk, HugePages: s.cfg.HugePages}); err != nil {
@@ -283,6 +291,7 @@ func (s *Stack) attach() error {
 	cfg := xdpprog.Config{
 		Interface: s.cfg.Interface, Ifindex: s.dev.index, Steer: xdpprog.Own,
 		Queues: max(s.dev.queues, maxOf(s.cfg.Queues)+1), Attach: s.cfg.Attach,
+		Dispatch: s.cfg.Dispatch, Priority: s.cfg.Priority, Joins: s.journalJoin,
 	}
 	addrs := s.cfg.Addrs
 	if s.cfg.Share {
@@ -294,9 +303,11 @@ func (s *Stack) attach() error {
 	for _, q := range s.queues {
 		q.reactor.Turn() // fills the fill ring: a frame that comes before Run's first turn needs a place
 	}
+	// A dead engine's program may be in the way, or behind or before ours. If it cannot be taken out, that may matter.
+	_, left := restoreDispatch(s.cfg.JournalDir)
 	var err error
 	if s.program, err = xdpprog.Load(cfg); err != nil {
-		return err
+		return errors.Join(err, left)
 	}
 	for _, q := range s.queues {
 		if err := s.program.SetSocket(q.id, q.sock.FD()); err != nil {

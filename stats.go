@@ -12,10 +12,12 @@ import (
 
 // Stats is the drop ledger from the XDP verdict to the socket, and the state of the packet memory.
 type Stats struct {
-	Interface   string
-	Driver      string
-	Native      bool   // the steering program is in the driver, not in generic mode
-	Refused     string // why it is not, where native was wanted
+	Interface string
+	Driver    string
+	Native    bool   // the steering program is in the driver, not in generic mode
+	Refused   string // why it is not, where native was wanted
+	// Dispatched: it is in a dispatcher, where other programs may be as well.
+	Dispatched  bool
 	ZeroCopy    bool
 	NotZeroCopy string // why it is not, where it was wanted
 	SG          bool   // packets may consist of several frames: one does not hold an MTU
@@ -72,6 +74,7 @@ func (s *Stack) Stats() (Stats, error) {
 	if err := s.program.NativeRefused(); err != nil {
 		st.Refused = err.Error()
 	}
+	st.Dispatched = s.program.Dispatched()
 	var err error
 	if st.Verdicts, err = s.program.Counters(); err != nil {
 		return st, fmt.Errorf("xdpd: %w", err)

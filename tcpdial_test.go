@@ -120,6 +120,8 @@ func TestDialQueues(t *testing.T) {
 					}
 				}
 				c.Close()
+			}
+			for range 32 * queues {
 				if _, err := stack.Dial("tcp", netip.AddrPortFrom(lab.PeerAddr, 9).String()); !errors.Is(err, unix.ECONNREFUSED) {
 					t.Fatalf("a closed port: %v", err)
 				}

@@ -20,6 +20,7 @@ import (
 	"xdpd/reactor"
 	"xdpd/rings"
 	"xdpd/sockets"
+	"xdpd/umem"
 	"xdpd/xdpprog"
 )
 
@@ -72,6 +73,11 @@ type Config struct {
 	Queues []int // receive queues to serve, each with a reactor; nil: all of them
 	Mode   Mode
 	Attach Attach
+	// Dispatch says whether other XDP programs may be on the interface as well, and Priority which place the engine's has
+	// among them (default 50, as in libxdp): programs with lower ones have their turn first. In a dispatcher the program
+	// outlives an engine that is killed, and passes all to the kernel then; Restore and the next Open take it out.
+	Dispatch Dispatch
+	Priority int
 
 	Frames    int  // packet memory per queue, in frames (default 16384)
 	ChunkSize int  // bytes a frame: 2048 or 4096 (default: what the MTU needs; above 3818 bytes of it packets take several)
@@ -119,6 +125,10 @@ func (c *Config) defaults() error {
 		return fmt.Errorf("xdpd: chunk size %d; the kernel takes 2048 or 4096", c.ChunkSize)
 	case c.Queues != nil && len(c.Queues) == 0:
 		return errors.New("xdpd: an empty list of queues; nil means all of them")
+	case c.Dispatch > NeverDispatch:
+		return fmt.Errorf("xdpd: dispatch %d; there are AutoDispatch, AlwaysDispatch and NeverDispatch", c.Dispatch)
+	case c.Priority < 0:
+		return fmt.Errorf("xdpd: priority %d; they begin with 1", c.Priority)
 	case c.NAPI > DriveNAPI:
 		return fmt.Errorf("xdpd: NAPI arrangement %d; there are SoftirqNAPI, AutoNAPI and DriveNAPI", c.NAPI)
 	case c.Reactors < 0 || len(c.Queues) > 0 && c.Reactors > len(c.Queues):
@@ -155,12 +165,27 @@ func (c *Config) defaults() error {
 	return nil
 }
 
+// zeroCopyMTU is the largest MTU that a driver receives into one frame of chunk bytes in zero copy. Some devices count their
+// buffers in KiB: what is left behind the headroom is rounded down, and a longer packet arrives in pieces that nobody joins
+// (drivers/net/ethernet/intel: igb_setup_srrctl, igc_configure_rx_ring, ixgbe_configure_srrctl).
+func zeroCopyMTU(driver string, chunk int) int {
+	room := chunk - umem.Headroom
+	switch driver {
+	case "igb", "igc", "ixgbe":
+		room &^= 1023
+	}
+	return sockets.MaxMTU(room+umem.Headroom, 1)
+}
+
 // chunkFor chooses the frame size for an MTU, and how many frames a packet may consist of: one if one can hold it.
-func (c *Config) chunkFor(mtu int) (size, frames int, err error) {
+func (c *Config) chunkFor(driver string, mtu int) (size, frames int, err error) {
 	limit := 0
 	for _, frames := range []int{1, sockets.MaxPacketFrames} {
 		for _, size := range []int{2048, 4096} {
 			if c.ChunkSize != 0 && c.ChunkSize != size || frames > 1 && size < 4096 && c.ChunkSize == 0 {
+				continue
+			}
+			if c.ChunkSize == 0 && size == 2048 && c.Mode != Copy && mtu > zeroCopyMTU(driver, size) {
 				continue
 			}
 			if limit = sockets.MaxMTU(size, frames); mtu <= limit {

@@ -29,6 +29,8 @@ type fileConfig struct {
 	Queues    []int          `toml:"queues"`
 	Mode      string         `toml:"mode"`
 	Attach    string         `toml:"attach"`
+	Dispatch  string         `toml:"dispatch"`
+	Priority  int            `toml:"priority"`
 	Frames    int            `toml:"frames"`
 	ChunkSize int            `toml:"chunk_size"`
 	HugePages bool           `toml:"huge_pages"`
@@ -48,6 +50,9 @@ type fileConfig struct {
 	Control   string         `toml:"control"`
 	Face      string         `toml:"face"`
 
+	ClientSocket string              `toml:"client_socket"`
+	Clients      []xdpd.ClientPolicy `toml:"-"` // the file has them as [[client]]
+
 	Services []serviceSpec `toml:"-"` // the file has them as [[service]]
 }
 
@@ -55,6 +60,7 @@ type fileConfig struct {
 type wholeFile struct {
 	fileConfig
 	Service []serviceTable `toml:"service"`
+	Client  []clientTable  `toml:"client"`
 }
 
 // duration is a time.Duration that is written "50us" in the file.
@@ -81,6 +87,10 @@ var (
 	}
 )
 
+var dispatches = map[string]xdpd.Dispatch{
+	"": xdpd.AutoDispatch, "auto": xdpd.AutoDispatch, "always": xdpd.AlwaysDispatch, "never": xdpd.NeverDispatch,
+}
+
 var arrangements = map[string]xdpd.Arrangement{
 	"": xdpd.SoftirqNAPI, "auto": xdpd.AutoNAPI, "softirq": xdpd.SoftirqNAPI, "drive": xdpd.DriveNAPI,
 }
@@ -105,6 +115,13 @@ func loadConfig(path string) (fileConfig, error) {
 			return fileConfig{}, fmt.Errorf("config %s: [[service]] number %d: %w", path, i+1, err)
 		}
 	}
+	for i := range file.Client {
+		p, err := file.Client[i].policy()
+		if err != nil {
+			return fileConfig{}, fmt.Errorf("config %s: [[client]] number %d: %w", path, i+1, err)
+		}
+		file.Clients = append(file.Clients, p)
+	}
 	if _, err := file.stackConfig(); err != nil {
 		return fileConfig{}, fmt.Errorf("config %s: %w", path, err)
 	}
@@ -122,8 +139,11 @@ func explainTOML(path string, err error) error {
 			line, _ := e.Position()
 			key := e.Key()
 			known := keysOf(reflect.TypeFor[wholeFile]())
-			if len(key) > 1 && key[0] == "service" {
+			switch {
+			case len(key) > 1 && key[0] == "service":
 				known = keysOf(reflect.TypeFor[serviceTable]())
+			case len(key) > 1 && key[0] == "client":
+				known = keysOf(reflect.TypeFor[clientTable]())
 			}
 			errs = append(errs, fmt.Errorf("config %s: line %d: unknown key %s; there are %s",
 				path, line, strings.Join(key, "."), strings.Join(known, ", ")))
@@ -164,6 +184,10 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 	if !ok {
 		return xdpd.Config{}, fmt.Errorf("attach is %q; there are best, native and generic", f.Attach)
 	}
+	dispatch, ok := dispatches[f.Dispatch]
+	if !ok {
+		return xdpd.Config{}, fmt.Errorf("dispatch is %q; there are auto, always and never", f.Dispatch)
+	}
 	napi, ok := arrangements[f.NAPI]
 	if !ok {
 		return xdpd.Config{}, fmt.Errorf("napi is %q; there are softirq, auto and drive", f.NAPI)
@@ -176,7 +200,7 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 		key   string
 		value int
 	}{
-		{"reactors", f.Reactors}, {"frames", f.Frames}, {"chunk_size", f.ChunkSize}, {"rcvbuf", f.RcvBuf}, {"rcvmax", f.RcvMax}, {"sndbuf", f.SndBuf},
+		{"reactors", f.Reactors}, {"priority", f.Priority}, {"frames", f.Frames}, {"chunk_size", f.ChunkSize}, {"rcvbuf", f.RcvBuf}, {"rcvmax", f.RcvMax}, {"sndbuf", f.SndBuf},
 		{"queues", slices.Min(append([]int{0}, f.Queues...))}, {"cpus", slices.Min(append([]int{0}, f.CPUs...))},
 	} {
 		if n.value < 0 {
@@ -201,7 +225,7 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 		Queues: f.Queues, Mode: mode, Attach: attach, Frames: f.Frames, ChunkSize: f.ChunkSize, HugePages: f.HugePages,
 		MaxSpin: time.Duration(f.MaxSpin), CPUs: f.CPUs, RcvBuf: f.RcvBuf, RcvMax: f.RcvMax, SndBuf: f.SndBuf, Ledger: f.Ledger,
 		Congestion: f.Congest, NoECN: f.NoECN, Reactors: f.Reactors, Spread: spread,
-		NAPI: napi, JournalDir: f.Journal,
+		Dispatch: dispatch, Priority: f.Priority, NAPI: napi, JournalDir: f.Journal,
 	}, nil
 }
 

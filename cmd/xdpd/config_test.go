@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"xdpd"
+	"xdpd/proto"
 )
 
 const exampleConfig = "../../docs/xdpd.toml"
@@ -32,8 +33,8 @@ func TestExampleConfig(t *testing.T) {
 	}
 	want := fileConfig{
 		Interface: "eth1", Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")},
-		Gateway: netip.MustParseAddr("10.0.0.1"), Mode: "best", Attach: "best", NAPI: "softirq", MaxSpin: duration(50 * time.Microsecond),
-		Frames: 16384, RcvBuf: 1 << 20, RcvMax: 3 << 20, SndBuf: 4 << 20, Congest: "cubic",
+		Gateway: netip.MustParseAddr("10.0.0.1"), Mode: "best", Attach: "best", Dispatch: "auto", NAPI: "softirq",
+		MaxSpin: duration(50 * time.Microsecond), Frames: 16384, RcvBuf: 1 << 20, RcvMax: 3 << 20, SndBuf: 4 << 20, Congest: "cubic",
 		Services: []serviceSpec{{Name: "echo", Port: 7, TCP: true, UDP: true, Face: "poller"}, {Name: "discard", Port: 9000, TCP: true}},
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -65,6 +66,19 @@ func TestExampleConfigIsWhole(t *testing.T) {
 			t.Errorf("the example does not have a service's %s", key)
 		}
 	}
+	for _, key := range keysOf(reflect.TypeFor[clientTable]()) {
+		if !regexp.MustCompile(`(?m)^` + key + ` = `).MatchString(all) {
+			t.Errorf("the example does not have a client's %s", key)
+		}
+	}
+	policies := []xdpd.ClientPolicy{{
+		Name: "web", Users: []uint32{0}, Groups: []uint32{33}, Reach: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
+		Bind:    []xdpd.PortRange{{Protocol: proto.ProtoTCP, First: 8000, Last: 8999}, {First: 53, Last: 53}},
+		Clients: 64, Memory: 64 << 20, Sockets: 1024, Requests: 4096, CPU: 50,
+	}}
+	if !reflect.DeepEqual(got.Clients, policies) || got.ClientSocket != defaultClientsPath("eth1") {
+		t.Errorf("clients are read as %+v at %s", got.Clients, got.ClientSocket)
+	}
 	cfg, err := got.stackConfig()
 	if err != nil {
 		t.Fatal(err)
@@ -73,7 +87,7 @@ func TestExampleConfigIsWhole(t *testing.T) {
 		Interface: "eth1", NetNS: "lab", Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")},
 		Gateway: netip.MustParseAddr("10.0.0.1"), VLANs: []uint16{100}, Queues: []int{0, 1}, CPUs: []int{2, 3},
 		Frames: 16384, ChunkSize: 2048, MaxSpin: 50 * time.Microsecond, RcvBuf: 1 << 20, RcvMax: 3 << 20,
-		SndBuf: 4 << 20, Congestion: "cubic", Reactors: 1, JournalDir: "/run/xdpd",
+		SndBuf: 4 << 20, Congestion: "cubic", Reactors: 1, Priority: 50, JournalDir: "/run/xdpd",
 	}
 	if cfg.Spread == nil || got.Accept != "main" || got.Spread != "least-conns" {
 		t.Errorf("connections are accepted by %q and spread by %q", got.Accept, got.Spread)
@@ -104,6 +118,8 @@ frames = 64
 chunk_size = 4096
 huge_pages = true
 max_spin = "-1s"
+dispatch = "never"
+priority = 1
 napi = "drive"
 journal = "/j"
 reactors = 1
@@ -163,6 +179,16 @@ func TestConfigErrors(t *testing.T) {
 		{"queues = [0, -2]\n", "queues has -2"},
 		{"queues = [1, 1]\n", "queues has 1 twice"},
 		{"cpus = [-1]\n", "cpus has -1"},
+		{"[[client]]\nname = \"a\"\n", "[[client]] number 1: clients \"a\": no user and no group"},
+		{"[[client]]\nuser = [\"root\"]\n", "line 2: unknown key client.user; there are name, users, groups"},
+		{"[[client]]\nusers = [\"no such user\"]\n", "no such user"},
+		{"[[client]]\ngroups = [\"no such group\"]\n", "no such group"},
+		{"[[client]]\nusers = [\"0\"]\nbind = [\"80-70\"]\n", "bind: \"80-70\": no such ports"},
+		{"[[client]]\nusers = [\"0\"]\nbind = [\"http\"]\n", "ports are written 53"},
+		{"[[client]]\nusers = [\"0\"]\nbind = [\"1-2-3\"]\n", "ports are written 53"},
+		{"[[client]]\nusers = [\"0\"]\nbind = [\"65536\"]\n", "ports are written 53"},
+		{"[[client]]\nusers = [\"0\"]\ncpu = 101\n", "101 percent"},
+		{"[[client]]\nusers = [\"0\"]\nreach = [\"10.0.0.1\"]\n", "line 3:"},
 		{"[[service]]\nname = \"ecco\"\n", "number 1: there is no service \"ecco\"; there are echo (port 7, TCP and UDP), discard"},
 		{"[[service]]\nport = 7\n", "there is no service \"\""},
 		{"[[service]]\nname = \"echo\"\nport = 65536\n", "echo has port 65536"},

@@ -96,7 +96,7 @@ func addPair(o Options, dev, otherDev string, other *NS) error {
 }
 
 func (l *Lab) setUpPeer(o Options) error {
-	if err := offload(l.PeerDev, o.TxOffload); err != nil {
+	if err := setChecksum(l.PeerDev, o.TxOffload); err != nil {
 		return err
 	}
 	if err := up(l.PeerDev, netip.PrefixFrom(l.PeerAddr, 24)); err != nil {

@@ -28,6 +28,8 @@ type nic struct {
 	mtu      int
 	checksum bool
 	queues   uint32 // 0: the driver does not tell
+	untags   bool   // it takes VLAN tags away
+	hash     uint32 // what of UDP chooses a queue; 0: the driver does not tell
 	ns       *NS
 	dev      string // its name there
 }
@@ -54,6 +56,7 @@ func (l *Lab) takeNICs(o Options) (err error) {
 			return err
 		}
 		end.queues, _ = channels(o.NICs[i])
+		end.untags, end.hash = untags(o.NICs[i]), udpHash(o.NICs[i])
 		if err := move(o.NICs[i], to.dev, to.ns.handle); err != nil {
 			return err
 		}
@@ -74,6 +77,8 @@ func (o *Options) notNICs() string {
 	switch {
 	case o.Veth != "":
 		return o.Veth
+	case o.TxOffload:
+		return "no checksum stays partial on their wire"
 	case o.Middle:
 		return "their wire cannot be cut"
 	case o.MTU > nicMTU:
@@ -147,10 +152,66 @@ func (n *nic) configure(o Options) error {
 	if err != nil {
 		return fmt.Errorf("netlab: %s: set MTU %d: %w", n.name, o.MTU, err)
 	}
-	if _, limit := channels(n.dev); int(limit) < o.Queues {
+	_, limit := channels(n.dev) // 0: the driver has no such choice
+	if max(1, int(limit)) < o.Queues {
 		return fmt.Errorf("%w: %s has no %d queues", ErrNICs, n.name, o.Queues)
 	}
+	// As on veth: frames keep their tags, and ports choose the queue as well.
+	if err := errors.Join(setUntag(n.dev, false), setUDPHash(n.dev, n.hash, hashAddrsPorts)); err != nil {
+		return err
+	}
+	if limit == 0 {
+		return nil
+	}
 	return setChannels(n.dev, uint32(o.Queues))
+}
+
+const (
+	flagRxVLAN     = 1 << 8 // ETH_FLAG_RXVLAN
+	udpV4Flow      = 2      // UDP_V4_FLOW
+	hashAddrsPorts = 1<<4 | 1<<5 | 1<<6 | 1<<7
+)
+
+func untags(dev string) bool {
+	words := []uint32{unix.ETHTOOL_GFLAGS, 0}
+	return ethtool(dev, words) == nil && words[1]&flagRxVLAN != 0
+}
+
+func setUntag(dev string, on bool) error {
+	if untags(dev) == on {
+		return nil
+	}
+	words := []uint32{unix.ETHTOOL_GFLAGS, 0}
+	err := ethtool(dev, words)
+	if err == nil {
+		words[0] = unix.ETHTOOL_SFLAGS
+		words[1] ^= flagRxVLAN
+		err = ethtool(dev, words)
+	}
+	if err != nil {
+		return fmt.Errorf("netlab: %s: take VLAN tags away: %v: %w", dev, on, err)
+	}
+	return nil
+}
+
+// udpHash reads a struct ethtool_rxnfc: the command, the kind of flow, 64 bits of data, and what is for other commands.
+func udpHash(dev string) uint32 {
+	words := append([]uint32{unix.ETHTOOL_GRXFH, udpV4Flow}, make([]uint32, 46)...)
+	if ethtool(dev, words) != nil {
+		return 0
+	}
+	return words[2]
+}
+
+func setUDPHash(dev string, from, to uint32) error {
+	if from == 0 || from == to {
+		return nil
+	}
+	words := append([]uint32{unix.ETHTOOL_SRXFH, udpV4Flow, to}, make([]uint32, 45)...)
+	if err := ethtool(dev, words); err != nil {
+		return fmt.Errorf("netlab: %s: choose queues by ports: %w", dev, err)
+	}
+	return nil
 }
 
 // awaitCarrier waits until both ends are up with a carrier: a driver takes its time after the move.
@@ -213,7 +274,10 @@ func (n *nic) giveBack(home netns.NsHandle) error {
 		if err != nil {
 			return fmt.Errorf("netlab: %s: restore MTU %d: %w", n.name, n.mtu, err)
 		}
-		errs := []error{offload(n.name, n.checksum)}
+		errs := []error{setChecksum(n.name, n.checksum), setUntag(n.name, n.untags)}
+		if n.hash != 0 {
+			errs = append(errs, setUDPHash(n.name, udpHash(n.name), n.hash))
+		}
 		if n.queues > 0 {
 			errs = append(errs, setChannels(n.name, n.queues))
 		}
@@ -235,16 +299,10 @@ func removeVLANs(dev string) error {
 	return nil
 }
 
-// offload sets the peer's TX checksum offload. A device that cannot choose has real checksums on the wire.
-func offload(dev string, on bool) error {
+// setChecksum sets TX checksum offload, where the device has it.
+func setChecksum(dev string, on bool) error {
 	err := setTxChecksum(dev, on)
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		if !on {
-			return nil
-		}
-		return fmt.Errorf("%w: %s has no TX checksum offload", ErrNICs, dev)
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("netlab: %s: set TX checksum offload: %w", dev, err)
 	}
 	return nil
