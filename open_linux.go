@@ -154,7 +154,8 @@ func (s *Stack) open() error {
 	if err != nil {
 		return err
 	}
-	s.dev = dev
+	s.dev, s.link, s.mode = dev, linkState{s.cfg.Interface, dev.mtu, dev.mac}, s.cfg.Mode
+	s.all = s.cfg.Queues == nil
 	if len(s.cfg.VLANs) < 2 { // devices differ in how deep they look
 		s.steer.rss = dev.rss
 	} else if dev.rss != nil {
@@ -162,6 +163,9 @@ func (s *Stack) open() error {
 	}
 	if s.kernel, err = krnet.Open(dev.index); err != nil {
 		return fmt.Errorf("xdpd: %w", err)
+	}
+	if s.asking, err = rings.OpenChannels(); err != nil {
+		return err
 	}
 	if s.cfg.Queues == nil {
 		for q := range dev.queues {
@@ -258,12 +262,8 @@ func (s *Stack) hostConfig() (sockets.Config, error) {
 
 // openQueue makes the socket, the stack and the reactor of one queue.
 func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
-	opts := rings.SocketOptions{
-		Interface: s.cfg.Interface, Ifindex: s.dev.index, Queue: q, Mode: s.cfg.Mode, SG: hostCfg.PacketFrames > 1,
-	}
-	if i > 0 {
-		opts.Shared = s.queues[0].sock
-	}
+	opts := s.socketOptions(i, q, s.cfg.Mode)
+	opts.SG = hostCfg.PacketFrames > 1
 	sock, err := rings.OpenSocket(s.region, opts)
 	if err != nil {
 		return err
@@ -273,6 +273,7 @@ func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
 	s.queues = append(s.queues, queue)
 	fill := min(int(sock.Port().Fill.Size()), s.cfg.Frames/4)
 	hostCfg.FillFrames, hostCfg.Self, hostCfg.Queue = fill, i, q
+	hostCfg.LeaveSums = sock.Port().Checksum
 	if queue.host, err = sockets.New(hostCfg, pool, reactor.Monotonic()); err != nil {
 		return err
 	}
@@ -284,6 +285,17 @@ func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
 	}
 	queue.reactor, err = reactor.New(rc)
 	return err
+}
+
+// socketOptions are those of queue number i. The first registers the packet memory.
+func (s *Stack) socketOptions(i, q int, mode Mode) rings.SocketOptions {
+	opts := rings.SocketOptions{
+		Interface: s.iface(), Ifindex: s.dev.index, Queue: q, Mode: mode, Checksum: !s.cfg.NoTXChecksum,
+	}
+	if i > 0 {
+		opts.Shared = s.queues[0].sock
+	}
+	return opts
 }
 
 // attach loads the steering program and gives it the sockets: from here on frames arrive.
@@ -344,4 +356,5 @@ func (s *Stack) start() {
 		s.running.Go(func() { s.learnNAPI(ctx) })
 	}
 	s.watch(ctx)
+	s.running.Go(func() { s.attend(ctx) })
 }

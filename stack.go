@@ -33,21 +33,34 @@ type Stack struct {
 	napi    napiLearner
 	// notZeroCopy is why the sockets are not zero copy although they could have been.
 	notZeroCopy string
+	asking      *rings.Channels
+	all         bool           // all queues are served that there were
 	joined      *journal.Entry // the steering program is in a dispatcher
 	running     sync.WaitGroup
 	cancel      context.CancelFunc
 
+	reopening sync.Mutex // SetMode's
+
 	mu     sync.Mutex
 	ports  map[portKey]int // share mode: sockets and connections that need a port open
+	link   linkState       // of the interface, by now
+	mode   Mode            // of the sockets, as it was asked for last
 	err    error
 	closed bool
 	done   chan struct{}
 }
 
+// linkState is what may change about an interface.
+type linkState struct {
+	name string
+	mtu  int
+	mac  proto.MAC
+}
+
 // queue is one receive queue with all that belongs to it.
 type queue struct {
 	id      int
-	sock    *rings.Socket
+	sock    *rings.Socket // guarded by the reactor's lock
 	pool    *umem.Pool
 	host    *sockets.Host
 	reactor *reactor.Reactor
@@ -165,6 +178,9 @@ func (s *Stack) release() error {
 	}
 	s.running.Wait()
 	errs = append(errs, s.napi.close())
+	if s.asking != nil {
+		errs = append(errs, s.asking.Close())
+	}
 	if s.kernel != nil {
 		errs = append(errs, s.kernel.Close())
 	}

@@ -35,14 +35,24 @@ type SocketOptions struct {
 	// Shared must be closed last.
 	Shared *Socket
 
+	// Checksum asks the device to finish UDP and TCP checksums of what is sent,
+	// where it does that for the kernel's own packets (Port.Checksum,
+	// Socket.NoChecksum). With it each entry of the TX ring must leave
+	// TXMetadata bytes of its frame in front of the packet, whether it asks or not.
+	// A Shared socket was opened with it as well, or it does nothing.
+	Checksum bool
+
 	// BusyPollUS is SO_BUSY_POLL in microseconds and turns SO_PREFER_BUSY_POLL
 	// on; BusyPollBudget is SO_BUSY_POLL_BUDGET in packets. 0 leaves them off.
 	BusyPollUS, BusyPollBudget int
 }
 
-// maxTXBudget is how many descriptors one Kick may send in copy mode; the
-// kernel's default is 32 (XDP_MAX_TX_SKB_BUDGET, since Linux 6.17).
-const maxTXBudget = 256
+// maxTXBudget is how many descriptors one Kick may send in copy mode
+// (XDP_MAX_TX_SKB_BUDGET, since Linux 6.17), instead of the kernel's default.
+const (
+	maxTXBudget     = 256
+	defaultTXBudget = 32 // TX_BATCH_SIZE, net/xdp/xsk.c
+)
 
 // Socket is an AF_XDP socket with its four rings mapped. Its methods are for
 // one goroutine.
@@ -56,6 +66,10 @@ type Socket struct {
 	refused    error // why not, if Best asked for it
 	sg         bool
 	needWakeup bool
+	metadata   bool   // the region is registered with room for TX metadata
+	features   uint64 // of the driver: xskFeatures
+	noChecksum error  // why the device finishes none
+	txBudget   int
 }
 
 // OpenSocket opens an AF_XDP socket on a queue, registers r with it, maps its
@@ -129,7 +143,7 @@ func (o *SocketOptions) where() string {
 
 func (s *Socket) setUp() error {
 	if s.opts.Shared == nil {
-		if err := registerUmem(s.fd, s.region.Mem(), s.region.ChunkSize()); err != nil {
+		if err := s.register(); err != nil {
 			return s.opts.explain("register packet memory", s.region, err)
 		}
 	}
@@ -147,6 +161,7 @@ func (s *Socket) setUp() error {
 		return s.opts.explain("ask for the mode", s.region, err)
 	}
 	s.zeroCopy = zeroCopy
+	s.askForChecksums()
 	s.port.Dev = s
 	return nil
 }
@@ -204,9 +219,12 @@ func (s *Socket) mapRing(err *error, pgoff int64, off unix.XDPRingOffset, n, ent
 
 func (s *Socket) setOptions() error {
 	o := &s.opts
-	if budget := min(maxTXBudget, o.TXSize); budget > 32 {
+	s.txBudget = defaultTXBudget
+	if budget := min(maxTXBudget, o.TXSize); budget > defaultTXBudget {
 		err := unix.SetsockoptInt(s.fd, unix.SOL_XDP, unix.XDP_MAX_TX_SKB_BUDGET, budget)
-		if err != nil && !errors.Is(err, unix.ENOPROTOOPT) { // before Linux 6.17: 32 a call
+		if err == nil {
+			s.txBudget = budget
+		} else if !errors.Is(err, unix.ENOPROTOOPT) { // before Linux 6.17
 			return o.explain("set the TX budget", s.region, err)
 		}
 	}
@@ -293,6 +311,9 @@ func (s *Socket) SG() bool { return s.sg }
 // NeedWakeup says whether the rings' NeedWakeup is meaningful. Without it TX
 // always asks for a kick and fill never.
 func (s *Socket) NeedWakeup() bool { return s.needWakeup }
+
+// TXBudget is how many descriptors one Kick sends in copy mode.
+func (s *Socket) TXBudget() int { return s.txBudget }
 
 // Queue is the queue the socket is bound to.
 func (s *Socket) Queue() int { return s.opts.Queue }

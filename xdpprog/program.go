@@ -269,6 +269,22 @@ func (p *Program) checkQueue(queue int) error {
 	return nil
 }
 
+// Attached reports whether the program is still attached. Who may (CAP_NET_ADMIN) can detach it behind our back (bpftool
+// link detach); nobody is told.
+func (p *Program) Attached() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.link == nil { // closed, or in a dispatcher (Unloaded)
+		return true
+	}
+	info, err := p.link.Info()
+	if err != nil { // it says nothing
+		return true
+	}
+	xdp := info.XDP()
+	return xdp == nil || xdp.Ifindex != 0
+}
+
 // Close detaches the program and frees it. The second call does nothing.
 func (p *Program) Close() error {
 	p.mu.Lock()
