@@ -53,7 +53,7 @@ type forwarder struct {
 type fwdPort struct {
 	cfg      PortConfig
 	counters PortCounters
-	txq      []txDesc // ring; len is a power of two
+	txq      []TxFrame // ring; len is a power of two
 	head     uint32
 	tail     uint32
 	used     int // frames in txq and with the device
@@ -85,7 +85,7 @@ func (f *forwarder) init(c *ForwardConfig, pool *umem.Pool, now int64) error {
 			return err
 		}
 		// An eighth is left to packets that wait for neighbours, and to those that are made here.
-		f.ports = append(f.ports, fwdPort{cfg: p, txq: make([]txDesc, fwdQueue), limit: spare * 7 / 8 / len(c.Ports)})
+		f.ports = append(f.ports, fwdPort{cfg: p, txq: make([]TxFrame, fwdQueue), limit: spare * 7 / 8 / len(c.Ports)})
 	}
 	return nil
 }
@@ -130,8 +130,8 @@ func (f *forwarder) PopTX(port int) (frame umem.Frame, off, n int) {
 	}
 	d := p.txq[p.head&(fwdQueue-1)]
 	p.head++
-	f.pool.Move(d.f, umem.Held, umem.TX)
-	return d.f, int(d.off), int(d.n)
+	f.pool.Move(d.F, umem.Held, umem.TX)
+	return d.F, d.Off(), d.N()
 }
 
 // Completed takes back a frame that a port's device is done with; the caller owns it as umem.Comp.
@@ -165,7 +165,7 @@ func (f *forwarder) send(out *fwdPort, frame umem.Frame, off, n int, from umem.O
 	if from != umem.Held {
 		f.pool.Move(frame, from, umem.Held)
 	}
-	out.txq[out.tail&(fwdQueue-1)] = txDesc{frame, uint16(off), uint16(n)}
+	out.txq[out.tail&(fwdQueue-1)] = TxFrame{frame, uint16(off), uint16(n)}
 	out.tail++
 	out.used++
 	out.counters.TxFrames++
