@@ -12,6 +12,8 @@
 // A frame that is ours goes to the AF_XDP socket of the queue it came in on; without one the kernel gets it, counted.
 // Frames may carry up to two VLAN tags; the tags do not matter to the choice. Needs Linux 5.18.
 //
+// Forward (bpf/forward.c) is the program of a bridge's or router's interface.
+//
 // For measuring there is also traffic of the kernel's own making: Source (bpf/source.c) writes frames and sends them out of
 // a device, Sink (bpf/sink.c) takes them, or their echoes, and keeps account; Drop takes everything.
 package xdpprog

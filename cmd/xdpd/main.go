@@ -16,6 +16,7 @@ import (
 var cli struct {
 	Run      runCmd      `cmd:"" help:"Run the engine on an interface, with services."`
 	Demo     demoCmd     `cmd:"" help:"Make two namespaces, run the engine in one, drive it from the other."`
+	Forward  forwardCmd  `cmd:"" help:"Bridge or route between interfaces, without copying a payload."`
 	Pktgen   pktgenCmd   `cmd:"" help:"Send traffic, and account for every packet at the other end."`
 	Doctor   doctorCmd   `cmd:"" help:"Say what this kernel, driver, privilege and memory limit allow."`
 	Stats    statsCmd    `cmd:"" help:"Show the drop ledger of a running engine."`

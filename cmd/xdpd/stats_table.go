@@ -123,6 +123,9 @@ var ledgerSections = []ledgerSection{
 			notes("kernel.tx_ring_empty_descs", "reactor.bad_completions"),
 		}},
 	}},
+	{"COPIED", []stage{
+		{"bytes", []part{each(part{"in all", false, []string{"copied.*"}})}},
+	}},
 }
 
 // otherTitle is over the counters of an engine that knows more than this program.

@@ -89,6 +89,7 @@ type queueView struct {
 	Reactor map[string]uint64 `json:"reactor"`
 	Stack   map[string]uint64 `json:"stack"`
 	Drops   map[string]uint64 `json:"drops"`
+	Copied  map[string]uint64 `json:"copied_bytes"` // by the engine, and why
 	Drives  bool              `json:"drives_napi"`
 	Frames  framesView        `json:"frames"`
 	UDP     []udpView         `json:"udp_sockets"`
@@ -187,16 +188,19 @@ func newQueueView(q *xdpd.QueueStats) queueView {
 	f := q.Frames
 	v := queueView{
 		Queue: q.Queue, Kernel: fieldCounters(q.Kernel), Reactor: fieldCounters(q.Reactor),
-		Stack: make(map[string]uint64), Drops: make(map[string]uint64), Drives: q.Drives,
+		Stack: make(map[string]uint64), Drops: make(map[string]uint64), Drives: q.Drives, Copied: make(map[string]uint64),
 		Frames: framesView{f.Total, f.Free, f.Rx, f.RxLimit, f.Tx, f.TxLimit, f.Exhausted, maps.Clone(f.Owners)},
 	}
 	for i, n := range q.Host.Stats {
 		v.Stack[sockets.Stat(i).String()] = n
 	}
-	for i, n := range q.Host.Drops {
+	for i, n := range q.Host.Drops[:sockets.NHostDrops] {
 		if i > 0 { // 0 is proto.OK, which is no reason
 			v.Drops[sockets.Drop(i).String()] = n
 		}
+	}
+	for i, n := range q.Host.Copied[:sockets.NHostCopies] {
+		v.Copied[sockets.Copy(i).String()] = n
 	}
 	for _, u := range q.UDP {
 		v.UDP = append(v.UDP, udpView{addrText(u.Local), addrText(u.Remote), u.Datagrams, u.Bytes, u.Drops})
@@ -253,6 +257,7 @@ const (
 	kindReactor = "reactor."
 	kindStack   = "stack."
 	kindDrop    = "drop."
+	kindCopied  = "copied." // bytes
 )
 
 // knownCounters are the full names of this program's own counters, in the order of the ledger. Verdicts are not among
@@ -268,8 +273,11 @@ func knownCounters() (names []string) {
 	for i := range sockets.NStats {
 		names = append(names, kindStack+i.String())
 	}
-	for i := sockets.Drop(1); i < sockets.NDrops; i++ {
+	for i := sockets.Drop(1); i < sockets.NHostDrops; i++ {
 		names = append(names, kindDrop+i.String())
+	}
+	for i := range sockets.NHostCopies {
+		names = append(names, kindCopied+i.String())
 	}
 	return names
 }
@@ -282,7 +290,7 @@ func (v *statsView) counters() map[string]uint64 {
 	}
 	for _, q := range v.Queues {
 		for kind, m := range map[string]map[string]uint64{
-			kindKernel: q.Kernel, kindReactor: q.Reactor, kindStack: q.Stack, kindDrop: q.Drops,
+			kindKernel: q.Kernel, kindReactor: q.Reactor, kindStack: q.Stack, kindDrop: q.Drops, kindCopied: q.Copied,
 		} {
 			for name, n := range m {
 				sum[kind+name] += n
