@@ -30,6 +30,9 @@ func Open(cfg Config) (*Stack, error) {
 	}
 	s := &Stack{cfg: cfg, done: make(chan struct{}), napi: napiLearner{want: make(chan struct{}, 1)}}
 	err := inNamespace(cfg.NetNS, s.open)
+	if err == nil && cfg.Opened != nil {
+		err = cfg.Opened()
+	}
 	if err != nil {
 		s.release()
 		return nil, err

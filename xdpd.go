@@ -99,6 +99,11 @@ type Config struct {
 	Congestion string // "cubic" (default) or "reno"
 	NoECN      bool   // neither ask for ECN nor accept it (RFC 3168)
 
+	// Opened is called when all that takes privilege is done, before the first frame is looked at: the place to give it up. Its
+	// error is Open's. Afterwards the engine needs no privilege, but for an arrangement that drives the NAPI; a Share that
+	// cannot ask the kernel for a neighbour any more sends the neighbour an empty datagram to port 9 (discard).
+	Opened func() error
+
 	Ledger bool // check the owner of every frame at every step: for tests, slow
 }
 

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,7 +24,7 @@ func needRoot(t testing.TB) {
 
 // A test that needs a process with fewer rights starts this binary again, with childEnv saying what to do there.
 const (
-	childEnv      = "XDPD_TEST_CHILD"   // "doctor [IFACE]", "demo", "control PATH", "stats PATH", "find DIR"
+	childEnv      = "XDPD_TEST_CHILD"   // "run FLAGS", "doctor [IFACE]", "demo", "control PATH", "stats PATH", "find DIR"
 	childWithout  = "XDPD_TEST_WITHOUT" // a capability to lose first, by number
 	childMemlock  = "XDPD_TEST_MEMLOCK" // RLIMIT_MEMLOCK to have, in bytes
 	nobody        = 65534               // a user without rights
@@ -46,6 +47,12 @@ func child(do []string) error {
 		return loseRights()
 	}
 	switch do[0] {
+	case "run", "grant":
+		k, err := kong.Must(&cli).Parse(do)
+		if err != nil {
+			return err
+		}
+		return k.Run()
 	case "doctor":
 		return (&doctorCmd{Interface: strings.Join(do[1:], "")}).Run()
 	case "demo":

@@ -45,6 +45,7 @@ type fileConfig struct {
 	Congest   string         `toml:"congestion"`
 	NoECN     bool           `toml:"no_ecn"`
 	Ledger    bool           `toml:"ledger"`
+	User      *identity      `toml:"user"`
 	Control   string         `toml:"control"`
 	Face      string         `toml:"face"`
 
@@ -168,6 +169,9 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 	if !ok {
 		return xdpd.Config{}, fmt.Errorf("napi is %q; there are softirq, auto and drive", f.NAPI)
 	}
+	if f.User != nil && napi != xdpd.SoftirqNAPI {
+		return xdpd.Config{}, errors.New("user does not go with napi auto or drive: the settings of the device that they change take CAP_NET_ADMIN while the engine runs")
+	}
 	spread, err := f.spreads()
 	if err != nil {
 		return xdpd.Config{}, err
@@ -207,5 +211,8 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 
 // controlPath is where the engine listens for xdpd stats.
 func (f fileConfig) controlPath() string {
+	if f.User != nil {
+		return cmp.Or(f.Control, f.User.controlPath(f.Interface))
+	}
 	return cmp.Or(f.Control, defaultControlPath(f.Interface))
 }

@@ -125,7 +125,7 @@ control = "/c"
 	if err != nil {
 		t.Fatal(err)
 	}
-	got.Stalled = stallLog(io.Discard) // as runEngine does
+	got.Stalled, got.Opened = stallLog(io.Discard), identity{}.assume // as runEngine does
 	v := reflect.ValueOf(got)
 	for i := range v.NumField() {
 		if v.Field(i).IsZero() {

@@ -33,6 +33,7 @@ type runCmd struct {
 	Spread    string         `enum:"round-robin,least-conns," default:"" placeholder:"round-robin|least-conns" help:"With --accept main: which reactor gets a connection."`
 	Cpu       []int          `placeholder:"N" help:"Pin the reactors to these CPUs, one for each."`
 	MaxSpin   time.Duration  `placeholder:"50us" help:"How long an idle reactor polls before it sleeps; negative: it never sleeps."`
+	User      string         `placeholder:"NAME[:GROUP]" help:"Become this user and give up every capability before the first frame is looked at; see above."`
 	Control   string         `placeholder:"PATH" help:"Control socket for xdpd stats (default /run/xdpd/IFACE.sock)."`
 	Ledger    bool           `help:"Check the owner of every frame at every step (slow)."`
 	Every     time.Duration  `placeholder:"10s" help:"Print a progress line this often."`
@@ -60,6 +61,12 @@ NAPI (who runs the poll function of the device's queues):
   softirq    the kernel: on veth, within the system call of who sends (default)
   auto       whoever moves more packets at the present load, which is tried now and then: where each reactor has a CPU
   drive      the reactor, whenever it is awake. Only on veth; xdpd restore undoes what a killed engine leaves of it
+
+User:
+  --user NAME[:GROUP] is for an engine that is started by root. What takes privilege is done first: sockets, packet memory,
+  steering program. Then all threads become that user, with no capability left and none to be had again, and only then the
+  first frame is looked at. Files that http serves must be that user's to read. It does not go with --napi auto or drive,
+  which change settings of the device while the engine runs.
 
 Accepting:
   each       every queue's reactor accepts and serves the connections that its queue receives: the device spreads them
@@ -126,6 +133,12 @@ func (c *runCmd) merge() (fileConfig, error) {
 	if c.Control != "" {
 		f.Control = c.Control
 	}
+	if c.User != "" {
+		f.User = &identity{}
+		if err := f.User.UnmarshalText([]byte(c.User)); err != nil {
+			return f, err
+		}
+	}
 	f.Share = f.Share || c.Share
 	f.Ledger = f.Ledger || c.Ledger
 	if len(c.Services) > 0 {
@@ -168,6 +181,12 @@ const drainTime = 3 * time.Second
 // runEngine runs until ctx ends or the engine fails.
 func runEngine(ctx context.Context, cfg xdpd.Config, file fileConfig, every time.Duration, out io.Writer) (err error) {
 	cfg.Stalled = stallLog(out)
+	if file.User != nil {
+		if err := file.User.makeRoom(file.controlPath()); err != nil {
+			return err
+		}
+		cfg.Opened = file.User.assume
+	}
 	st, err := xdpd.Open(cfg)
 	if err != nil {
 		return err
