@@ -22,7 +22,7 @@ import (
 )
 
 // Open takes over the interface's queues and starts their reactors. The caller needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF
-// and, for more packet memory than RLIMIT_MEMLOCK, CAP_IPC_LOCK. Errors name the operation, the interface and the cure;
+// and, for more packet memory than RLIMIT_MEMLOCK, CAP_IPC_LOCK; with Config.Grant only the last. Errors name the operation, the interface and the cure;
 // after one nothing is left behind.
 func Open(cfg Config) (*Stack, error) {
 	if err := cfg.defaults(); err != nil {
@@ -172,6 +172,11 @@ func (s *Stack) open() error {
 	if err != nil {
 		return err
 	}
+	if s.cfg.Grant != "" {
+		if s.grant, err = dialGrant(s.cfg.Grant); err != nil {
+			return err
+		}
+	}
 	frames := s.cfg.Frames * len(s.cfg.Queues)
 	if s.region, err = umem.New(umem.Options{Frames: frames, ChunkSize: chunk, HugePages: s.cfg.HugePages}); err != nil {
 		return err
@@ -241,6 +246,9 @@ func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
 	if i > 0 {
 		opts.Shared = s.queues[0].sock
 	}
+	if s.grant != nil {
+		opts.Make = func(sendBytes int) (int, error) { return s.grant.socket(s.cfg.Interface, q, sendBytes) }
+	}
 	sock, err := rings.OpenSocket(s.region, opts)
 	if err != nil {
 		return err
@@ -279,8 +287,7 @@ func (s *Stack) attach() error {
 	for _, q := range s.queues {
 		q.reactor.Turn() // fills the fill ring: a frame that comes before Run's first turn needs a place
 	}
-	var err error
-	if s.program, err = xdpprog.Load(cfg); err != nil {
+	if err := s.load(cfg); err != nil {
 		return err
 	}
 	for _, q := range s.queues {
@@ -288,6 +295,23 @@ func (s *Stack) attach() error {
 			return err
 		}
 	}
+	return nil
+}
+
+// load has the program attached, by ourselves or by the helper.
+func (s *Stack) load(cfg xdpprog.Config) error {
+	if s.grant != nil {
+		if err := s.grant.attach(cfg); err != nil {
+			return err
+		}
+		s.program = s.grant
+		return nil
+	}
+	p, err := xdpprog.Load(cfg)
+	if err != nil {
+		return err // not a nil *Program in s.program
+	}
+	s.program = p
 	return nil
 }
 
@@ -316,6 +340,14 @@ func (s *Stack) start() {
 	}
 	if s.napi.sock != nil {
 		s.running.Go(func() { s.learnNAPI(ctx) })
+	}
+	if s.grant != nil {
+		s.running.Go(func() {
+			<-s.grant.gone // at the latest when we close it
+			if s.grant.lost != nil {
+				s.fail(s.grant.lost)
+			}
+		})
 	}
 	s.watch(ctx)
 }

@@ -99,6 +99,10 @@ type Config struct {
 	Congestion string // "cubic" (default) or "reno"
 	NoECN      bool   // neither ask for ECN nor accept it (RFC 3168)
 
+	// Grant is the socket of a Granter (xdpd grant), which opens sockets and steers frames in place of a caller that has no
+	// privilege: only packet memory beyond RLIMIT_MEMLOCK still takes CAP_IPC_LOCK. When the Granter ends, so does the engine.
+	Grant string
+
 	// Opened is called when all that takes privilege is done, before the first frame is looked at: the place to give it up. Its
 	// error is Open's. Afterwards the engine needs no privilege, but for an arrangement that drives the NAPI; a Share that
 	// cannot ask the kernel for a neighbour any more sends the neighbour an empty datagram to port 9 (discard).
@@ -124,6 +128,8 @@ func (c *Config) defaults() error {
 		return fmt.Errorf("xdpd: chunk size %d; the kernel takes 2048 or 4096", c.ChunkSize)
 	case c.Queues != nil && len(c.Queues) == 0:
 		return errors.New("xdpd: an empty list of queues; nil means all of them")
+	case c.Grant != "" && c.NAPI != SoftirqNAPI:
+		return errors.New("xdpd: Grant does not go with AutoNAPI and DriveNAPI, which take CAP_NET_ADMIN")
 	case c.NAPI > DriveNAPI:
 		return fmt.Errorf("xdpd: NAPI arrangement %d; there are SoftirqNAPI, AutoNAPI and DriveNAPI", c.NAPI)
 	case c.Reactors < 0 || len(c.Queues) > 0 && c.Reactors > len(c.Queues):

@@ -45,6 +45,7 @@ type fileConfig struct {
 	Congest   string         `toml:"congestion"`
 	NoECN     bool           `toml:"no_ecn"`
 	Ledger    bool           `toml:"ledger"`
+	From      string         `toml:"from"`
 	User      *identity      `toml:"user"`
 	Control   string         `toml:"control"`
 	Face      string         `toml:"face"`
@@ -205,7 +206,7 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 		Queues: f.Queues, Mode: mode, Attach: attach, Frames: f.Frames, ChunkSize: f.ChunkSize, HugePages: f.HugePages,
 		MaxSpin: time.Duration(f.MaxSpin), CPUs: f.CPUs, RcvBuf: f.RcvBuf, RcvMax: f.RcvMax, SndBuf: f.SndBuf, Ledger: f.Ledger,
 		Congestion: f.Congest, NoECN: f.NoECN, Reactors: f.Reactors, Spread: spread,
-		NAPI: napi, JournalDir: f.Journal,
+		NAPI: napi, JournalDir: f.Journal, Grant: f.From,
 	}, nil
 }
 

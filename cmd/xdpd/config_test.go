@@ -117,6 +117,7 @@ congestion = "reno"
 no_ecn = true
 ledger = true
 control = "/c"
+from = "/g"
 `))
 	if err != nil {
 		t.Fatal(err)

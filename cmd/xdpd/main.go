@@ -22,6 +22,7 @@ var cli struct {
 	Ss       ssCmd       `cmd:"" name:"ss" help:"List the sockets of a running engine, as ss(8) does."`
 	Load     loadCmd     `cmd:"" help:"Make load for a TCP or UDP server, from an engine or from kernel sockets, and measure."`
 	Drain    drainCmd    `cmd:"" help:"Give a backend of a running proxy no new flows."`
+	Grant    grantCmd    `cmd:"" help:"Open sockets and steer frames for engines that have no privilege."`
 	Restore  restoreCmd  `cmd:"" help:"Undo what engines that were killed changed on devices."`
 	Reactors reactorsCmd `cmd:"" help:"Say or change how many reactors run the queues of a running engine."`
 }

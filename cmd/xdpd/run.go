@@ -33,6 +33,7 @@ type runCmd struct {
 	Spread    string         `enum:"round-robin,least-conns," default:"" placeholder:"round-robin|least-conns" help:"With --accept main: which reactor gets a connection."`
 	Cpu       []int          `placeholder:"N" help:"Pin the reactors to these CPUs, one for each."`
 	MaxSpin   time.Duration  `placeholder:"50us" help:"How long an idle reactor polls before it sleeps; negative: it never sleeps."`
+	From      string         `placeholder:"SOCKET" help:"Get sockets and steering from xdpd grant, which listens there: no privilege is needed."`
 	User      string         `placeholder:"NAME[:GROUP]" help:"Become this user and give up every capability before the first frame is looked at; see above."`
 	Control   string         `placeholder:"PATH" help:"Control socket for xdpd stats (default /run/xdpd/IFACE.sock)."`
 	Ledger    bool           `help:"Check the owner of every frame at every step (slow)."`
@@ -132,6 +133,9 @@ func (c *runCmd) merge() (fileConfig, error) {
 	}
 	if c.Control != "" {
 		f.Control = c.Control
+	}
+	if c.From != "" {
+		f.From = c.From
 	}
 	if c.User != "" {
 		f.User = &identity{}
