@@ -24,7 +24,7 @@ func needRoot(t testing.TB) {
 
 // A test that needs a process with fewer rights starts this binary again, with childEnv saying what to do there.
 const (
-	childEnv      = "XDPD_TEST_CHILD"   // "run FLAGS", "doctor [IFACE]", "demo", "control PATH", "stats PATH", "find DIR"
+	childEnv      = "XDPD_TEST_CHILD"   // "run FLAGS", "grant FLAGS", "try OPERATION", "doctor [IFACE]", "demo", "control PATH", "stats PATH", "find DIR"
 	childWithout  = "XDPD_TEST_WITHOUT" // a capability to lose first, by number
 	childMemlock  = "XDPD_TEST_MEMLOCK" // RLIMIT_MEMLOCK to have, in bytes
 	nobody        = 65534               // a user without rights
@@ -55,6 +55,8 @@ func child(do []string) error {
 		return k.Run()
 	case "doctor":
 		return (&doctorCmd{Interface: strings.Join(do[1:], "")}).Run()
+	case "try":
+		return tryOperation(strings.Join(do[1:], " "))
 	case "demo":
 		return (&demoCmd{Seconds: 1}).Run()
 	case "control":
