@@ -74,6 +74,9 @@ func (c *grantCmd) serve(ctx context.Context, out io.Writer) error {
 		return fmt.Errorf("grant socket %s: %w", c.Socket, err)
 	}
 	fmt.Fprintf(out, "xdpd: ready to grant %v on %s\n", c.Interface, c.Socket)
+	if err := notifyReady(); err != nil {
+		return errors.Join(fmt.Errorf("tell systemd: %w", err), l.Close())
+	}
 	return g.Serve(ctx, l)
 }
 

@@ -216,6 +216,9 @@ func runEngine(ctx context.Context, cfg xdpd.Config, file fileConfig, every time
 		fmt.Fprintln(out, "xdpd: no huge pages are free, normal ones are used: sysctl vm.nr_hugepages")
 	}
 	fmt.Fprintf(out, "xdpd: ready on %s\n", describe(&stats))
+	if err := notifyReady(); err != nil {
+		return fmt.Errorf("tell systemd: %w", err)
+	}
 	if err := progress(ctx, st, every, out); err != nil {
 		return err
 	}
