@@ -281,6 +281,9 @@ func (h *Host) Input(f umem.Frame, off, n int, now int64) {
 		h.count(RxARP)
 		h.arpInput(data[eth.Len:], eth.Src, f)
 	case proto.EtherIPv4:
+		if len(h.neigh.probing) > 0 {
+			h.neighHeard(eth.Src)
+		}
 		b.Off += uint16(eth.Len)
 		b.Len -= uint16(eth.Len)
 		h.ipInput(f, data[eth.Len:], &eth)

@@ -1,6 +1,8 @@
 package sockets
 
 import (
+	"slices"
+
 	"xdpd/proto"
 	"xdpd/umem"
 )
@@ -24,6 +26,7 @@ const (
 	neighProbes   = 3
 	resolveMax    = 64
 	heardMax      = 64
+	probingMax    = 16
 	reachableNS   = 30_000_000_000
 	delayNS       = 5_000_000_000
 	probeNS       = 1_000_000_000
@@ -35,6 +38,7 @@ type neighbour struct {
 	state      neighState
 	probes     uint8
 	waiting    uint8      // frames
+	heard      bool       // in PROBE: a packet came from mac since the last request
 	head, tail umem.Frame // packets without a link header, linked by Buf.Aux
 	timer      uint32
 }
@@ -48,6 +52,7 @@ type neighTable struct {
 	waiting int // frames in all queues
 	resolve []proto.Addr
 	heard   []proto.ARP
+	probing []uint16 // entries in PROBE that were not heard since they were asked
 }
 
 func (t *neighTable) init(h *Host) {
@@ -244,8 +249,14 @@ func (h *Host) neighFail(e *neighbour) {
 
 // neighAsk sends the request that e's state calls for and sets the timer for the next.
 func (h *Host) neighAsk(e *neighbour) {
-	e.probes++
+	e.probes = min(e.probes+1, neighProbes)
 	h.timers.start(e.timer, h.now+probeNS)
+	if e.heard = false; e.state == neighProbe && len(h.neigh.probing) < probingMax {
+		i, _ := h.neigh.index.get(e.addr)
+		if !slices.Contains(h.neigh.probing, uint16(i)) {
+			h.neigh.probing = append(h.neigh.probing, uint16(i))
+		}
+	}
 	if h.cfg.KernelNeighbours {
 		if len(h.neigh.resolve) < resolveMax {
 			h.neigh.resolve = append(h.neigh.resolve, e.addr)
@@ -264,12 +275,25 @@ func (h *Host) neighTimer(i uint32) {
 		e.state, e.probes = neighProbe, 0
 		h.neighAsk(e)
 	case neighIncomplete, neighProbe:
-		if e.probes >= neighProbes {
+		if e.probes >= neighProbes && !e.heard {
 			h.neighFail(e)
 			return
 		}
 		h.neighAsk(e)
 	}
+}
+
+// neighHeard takes note of who sent a packet while neighbours are in doubt. Under a flood the device drops most of what comes in,
+// and three answers by ARP are soon among it: to give a neighbour up that is plainly there would add an outage to the flood. It does
+// not show that he hears us, so he is asked on, and an entry that another MAC answers for is still replaced.
+func (h *Host) neighHeard(mac proto.MAC) {
+	h.neigh.probing = slices.DeleteFunc(h.neigh.probing, func(i uint16) bool {
+		e := &h.neigh.entries[i]
+		if e.state == neighProbe && e.mac == mac {
+			e.heard = true
+		}
+		return e.state != neighProbe || e.heard
+	})
 }
 
 // arpInput handles a received ARP packet (RFC 826) and frees its frame. It learns from replies that were asked for and

@@ -138,6 +138,36 @@ func TestNeighConfirmed(t *testing.T) {
 	}
 }
 
+// TestNeighHeard: a neighbour whose answers get lost is asked on, and used, as long as packets come from him, and is given up a
+// second after the last. Packets of others do not help him.
+func TestNeighHeard(t *testing.T) {
+	k := arpKit(t)
+	s := udpTo(k, peerIP, false)
+	reachable(k, s)
+	k.sleep(31 * second)
+	k.sendTo(s, peerIP, "x")
+	k.sleep(5*second + ms)
+	k.sent()
+	from := func(mac proto.MAC) {
+		frame := icmpFrame(0, 0, 0, nil) // an answer to nothing
+		copy(frame[6:12], mac[:])
+		k.inject(frame)
+		k.sent()
+	}
+	for range 300 {
+		from(peerMAC)
+		k.sleep(second)
+		wantRequest(t, k.one(), peerIP)
+		k.wantNeigh(peerIP, neighProbe)
+		k.sendTo(s, peerIP, "still")
+		wantDatagram(t, k.one(), peerMAC, "still")
+	}
+	from(proto.MAC{2, 9, 9, 9, 9, 9})
+	k.sleep(second)
+	k.wantNeigh(peerIP, neighUnused)
+	k.none()
+}
+
 // TestNeighFailure: three requests a second apart, then the queue is dropped and the connected socket told, once.
 func TestNeighFailure(t *testing.T) {
 	k := arpKit(t)

@@ -489,9 +489,6 @@ func (h *Host) finishSegment(f umem.Frame, off, n int, k flowKey, hdr *proto.TCP
 		DF: true, HeaderLen: 20, TotalLen: uint16(total + 20),
 	}
 	proto.PutIPv4(chunk[off:], &ip)
-	if !h.transmit(f, off, n+20, hop) {
-		return false
-	}
 	h.count(TxTCP)
-	return true
+	return h.transmit(f, off, n+20, hop)
 }

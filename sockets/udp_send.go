@@ -124,11 +124,10 @@ func (h *Host) udpFinish(f umem.Frame, k flowKey, hop proto.Addr) {
 		sum = h.sumRest(b.Next, len(msg), sum)
 	}
 	proto.PutUDP(msg, k.LPort, k.RPort, n, udpSum(proto.Fold(sum)))
+	h.count(TxUDP)
 	if !h.sendIP(f, k.Local, k.Remote, hop, proto.ProtoUDP) {
 		h.unsend(f) // counted where it was refused; to the sender it is a datagram lost on the way
-		return
 	}
-	h.count(TxUDP)
 }
 
 // udpSum is the checksum for a folded sum: 0 means "none" on the wire, so it is sent as its other representation

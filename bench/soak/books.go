@@ -186,7 +186,7 @@ func (b *books) check() (off []error) {
 	equal("handler", b.received, b.sent+b.refused)
 	equal("handler to stack", b.sent, stat(sockets.TxUDP))
 	equal("stack to output", stat(sockets.TxARP)+stat(sockets.TxICMP)+stat(sockets.TxUDP)+stat(sockets.TxTCP),
-		stat(sockets.TxFrames)+drop(sockets.NeighFailed)+drop(sockets.NeighQueueFull))
+		stat(sockets.TxFrames)+drop(sockets.NeighFailed)+drop(sockets.NeighQueueFull)+drop(sockets.NeighTableFull))
 	equal("stack to TX ring", stat(sockets.TxFrames), b.reactor.TxFrames)
 	equal("TX ring to completion", b.reactor.TxFrames+b.reactor.TxMore, b.reactor.Completions+b.socket.TxInvalidDescs)
 	equal("completions of no frame", b.reactor.BadCompletions, 0)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -166,24 +167,16 @@ func (c *loadCmd) config() (cfg load.Config, err error) {
 		if err != nil || u.Scheme != "http" || u.Hostname() == "" || u.User != nil {
 			return cfg, fmt.Errorf("%s: http wants a URL as in http://10.0.0.2:8080/path", c.Target)
 		}
-		host, cfg.Host, cfg.Path = net.JoinHostPort(u.Hostname(), orPort(u.Port(), "80")), u.Host, u.RequestURI()
+		host, cfg.Host, cfg.Path = net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "80")), u.Host, u.RequestURI()
 	}
 	if cfg.Target, err = resolve(host); err != nil {
 		return cfg, err
 	}
-	echo := cfg.Kind == load.UDP || (cfg.Kind == load.RR || cfg.Kind == load.Connect) && (cfg.Receive == 0 || cfg.Receive == cfg.Send)
-	cfg.Verify = echo && cfg.Kind != load.Bulk
+	cfg.Verify = cfg.Kind == load.UDP || (cfg.Kind == load.RR || cfg.Kind == load.Connect) && (cfg.Receive == 0 || cfg.Receive == cfg.Send)
 	if c.Verify != nil {
 		cfg.Verify = *c.Verify
 	}
 	return cfg, nil
-}
-
-func orPort(port, usual string) string {
-	if port == "" {
-		return usual
-	}
-	return port
 }
 
 // resolve finds the IPv4 address of HOST:PORT.

@@ -80,25 +80,19 @@ func (k *bulk) in(w *worker, c *conn, _ sockets.Ready) {
 		return // push will look again
 	}
 	for turn := 0; ; turn++ {
-		n, err := w.t.read(c.sock, w.buf[:])
+		b, more := w.read(c)
 		switch {
-		case err == again:
+		case !more:
 			return
-		case err != 0:
-			w.lost(c, faultOf(err))
-			return
-		case n == 0:
+		case len(b) == 0:
 			k.eof(w, c)
 			return
-		}
-		b := w.buf[:n]
-		if k.recv && k.verify && !bytes.Equal(b, numbers(&k.want, c.rcvd, n)) {
+		case k.recv && k.verify && !bytes.Equal(b, numbers(&k.want, c.rcvd, len(b))):
 			w.lost(c, WrongData)
 			return
 		}
-		c.rcvd += uint64(n)
+		c.rcvd += uint64(len(b))
 		c.at = w.now
-		w.stats.ReceivedBytes += uint64(n)
 		if !k.send && k.quota > 0 && c.rcvd >= k.quota {
 			k.end(w, c)
 			return
@@ -114,7 +108,7 @@ func (k *bulk) in(w *worker, c *conn, _ sockets.Ready) {
 func (k *bulk) eof(w *worker, c *conn) {
 	switch {
 	case k.send && c.state != ending, !k.send && c.rcvd < k.quota, k.send && k.recv && k.verify && c.rcvd != c.sent:
-		w.lost(c, Closed)
+		w.ended(c)
 	default:
 		k.end(w, c)
 	}

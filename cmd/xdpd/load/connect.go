@@ -1,7 +1,5 @@
 package load
 
-import "xdpd/sockets"
-
 // connects opens a connection for each request, asks once if it is to, and closes it. The response is there when the
 // connection is, or its answer; with an orderly end, when the peer has ended.
 type connects struct {
@@ -11,6 +9,7 @@ type connects struct {
 
 func newConnect(cfg *Config) *connects {
 	k := &connects{requests: *newRequests(cfg), how: cfg.Close}
+	k.take, k.eof = k.reply, k.ended
 	return k
 }
 
@@ -57,36 +56,11 @@ func (k *connects) end(w *worker, c *conn) {
 	w.free(c)
 }
 
-func (k *connects) in(w *worker, c *conn, r sockets.Ready) {
-	for {
-		n, err := w.t.read(c.sock, w.buf[:])
-		switch {
-		case err == again:
-			return
-		case err != 0:
-			w.lost(c, faultOf(err))
-			return
-		case n == 0 && c.state == ending:
-			k.end(w, c)
-			return
-		case n == 0:
-			w.lost(c, Closed)
-			return
-		}
-		w.stats.ReceivedBytes += uint64(n)
-		gen := c.gen
-		if f := k.reply(w, c, w.buf[:n]); f != ok {
-			w.lost(c, f)
-			return
-		}
-		if c.gen != gen || n < len(w.buf) && r&(sockets.RdHup|sockets.Hup|sockets.Err) == 0 {
-			return
-		}
-	}
-}
-
-func (k *connects) expire(w *worker, c *conn, before int64) {
-	if c.at < before {
-		w.lost(c, TimedOut)
+// ended: the peer has.
+func (k *connects) ended(w *worker, c *conn) {
+	if c.state == ending {
+		k.end(w, c)
+	} else {
+		w.ended(c)
 	}
 }

@@ -20,18 +20,14 @@ func (hold) push(*worker, *conn) {}
 // in reads what nobody asked for, up to the end.
 func (hold) in(w *worker, c *conn, _ sockets.Ready) {
 	for {
-		n, err := w.t.read(c.sock, w.buf[:])
+		b, more := w.read(c)
 		switch {
-		case err == again:
+		case !more:
 			return
-		case err != 0:
-			w.lost(c, faultOf(err))
-			return
-		case n == 0:
-			w.lost(c, Closed)
+		case len(b) == 0:
+			w.ended(c)
 			return
 		}
-		w.stats.ReceivedBytes += uint64(n)
 	}
 }
 

@@ -50,6 +50,7 @@ func (k *gets) response(w *worker, c *conn, b []byte) Fault {
 			return ok
 		}
 	}
+	w.free(c)
 	return ok
 }
 

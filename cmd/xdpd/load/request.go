@@ -29,14 +29,14 @@ type requests struct {
 	depth      uint64
 	send, recv uint64 // bytes of each
 	verify     bool
-	text       []byte // the stream of requests, over and over, if it is not noise
-	take       func(w *worker, c *conn, b []byte) Fault
-	eof        func(w *worker, c *conn) // nil: the peer must not end
+	text       []byte                                   // the stream of requests, over and over, if it is not noise
+	take       func(w *worker, c *conn, b []byte) Fault // and frees c, if it goes on
+	eof        func(w *worker, c *conn)
 }
 
 func newRequests(cfg *Config) *requests {
 	q := &requests{depth: uint64(cfg.Depth), send: uint64(cfg.Send), recv: uint64(cfg.Receive), verify: cfg.Verify}
-	q.take = q.fixed
+	q.take, q.eof = q.fixed, (*worker).ended
 	return q
 }
 
@@ -78,32 +78,20 @@ const again = sockets.EAGAIN
 
 func (q *requests) in(w *worker, c *conn, r sockets.Ready) {
 	all := r&(sockets.RdHup|sockets.Hup|sockets.Err) != 0
-	for {
-		n, err := w.t.read(c.sock, w.buf[:])
+	for gen := c.gen; c.gen == gen; {
+		b, more := w.read(c)
 		switch {
-		case err == again:
+		case !more:
 			return
-		case err != 0:
-			w.lost(c, faultOf(err))
-			return
-		case n == 0 && q.eof != nil:
+		case len(b) == 0:
 			q.eof(w, c)
 			return
-		case n == 0:
-			w.lost(c, Closed)
-			return
 		}
-		w.stats.ReceivedBytes += uint64(n)
-		gen := c.gen
-		if f := q.take(w, c, w.buf[:n]); f != ok {
+		if f := q.take(w, c, b); f != ok {
 			w.lost(c, f)
 			return
 		}
-		if c.gen != gen {
-			return
-		}
-		w.free(c)
-		if c.gen != gen || n < len(w.buf) && !all {
+		if len(b) < len(w.buf) && !all {
 			return // what was read short of the buffer was all
 		}
 	}
@@ -123,6 +111,9 @@ func (q *requests) fixed(w *worker, c *conn, b []byte) Fault {
 	f := q.check(c, b)
 	for f == ok && c.rcvd >= (c.answered+1)*q.recv {
 		w.answer(c)
+	}
+	if f == ok {
+		w.free(c)
 	}
 	return f
 }

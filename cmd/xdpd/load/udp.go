@@ -67,7 +67,7 @@ func (d *datagrams) push(w *worker, c *conn) {
 // request is the datagram of a number.
 func (d *datagrams) request(c *conn, number uint64) []byte {
 	b := d.out[:d.send]
-	copy(b, noiseAt(c.id, number*61, min(d.send, pieceSize)))
+	copy(b, noiseAt(c.id, number*61, d.send))
 	for i := range d.number {
 		b[i] = byte(number >> (8 * i))
 	}

@@ -200,9 +200,6 @@ func (w *worker) opened(c *conn) {
 
 // try notes that a connection is there, or could not be.
 func (w *worker) try(c *conn) {
-	if w.dials || w.cfg.Kind != UDP {
-		w.primed = true
-	}
 	if !c.tried {
 		c.tried = true
 		w.tried++
@@ -380,6 +377,23 @@ func (w *worker) lost(c *conn, f Fault) {
 		w.failed.push(c.id)
 	}
 }
+
+// read reads what there is for c, at most a buffer of it, and nothing when the peer has ended. more false: there is no more for
+// now, or the connection is lost.
+func (w *worker) read(c *conn) (b []byte, more bool) {
+	n, err := w.t.read(c.sock, w.buf[:])
+	if err != 0 {
+		if err != again {
+			w.lost(c, faultOf(err))
+		}
+		return nil, false
+	}
+	w.stats.ReceivedBytes += uint64(n)
+	return w.buf[:n], true
+}
+
+// ended: the peer has ended the connection, before its time.
+func (w *worker) ended(c *conn) { w.lost(c, Closed) }
 
 // tell wakes who waits for the worker's phase to end, once.
 func (w *worker) tell() {
