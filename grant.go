@@ -39,8 +39,10 @@ type grantRequest struct {
 	Interface string         `json:"interface,omitempty"` // socket
 	Queue     int            `json:"queue,omitempty"`     // socket, put
 	SendBytes int            `json:"send_bytes,omitempty"`
-	Program   xdpprog.Config `json:"program,omitzero"` // attach
-	Addrs     []netip.Addr   `json:"addrs,omitempty"`
+	Steer     xdpprog.Steer  `json:"steer,omitempty"` // attach, as in xdpprog.Config
+	Attach    xdpprog.Attach `json:"attach,omitempty"`
+	Queues    int            `json:"queues,omitempty"`
+	Addrs     []netip.Addr   `json:"addrs,omitempty"` // attach, addrs
 	Proto     uint8          `json:"proto,omitempty"` // open, close
 	Addr      netip.Addr     `json:"addr,omitzero"`
 	Port      uint16         `json:"port,omitempty"`
@@ -247,7 +249,7 @@ func sameNamespace(fd int) error {
 
 // attach has the program loaded and attached.
 func (g *grantee) attach(c xdpprog.Config) error {
-	p, err := g.call(grantRequest{Op: grantAttach, Program: c})
+	p, err := g.call(grantRequest{Op: grantAttach, Steer: c.Steer, Attach: c.Attach, Queues: c.Queues, Addrs: c.Addrs})
 	if err != nil {
 		return err
 	}

@@ -167,7 +167,7 @@ func (s *grant) handle(r grantRequest) (a grantAnswer, fd int, err error) {
 		fd, err = s.open(r)
 		return a, fd, err
 	case grantAttach:
-		return s.attach(r.Program)
+		return s.attach(xdpprog.Config{Interface: s.iface, Steer: r.Steer, Attach: r.Attach, Queues: r.Queues, Addrs: r.Addrs})
 	}
 	if s.program == nil {
 		return a, fd, fmt.Errorf("xdpd: grant: %q before the program is attached", r.Op)
@@ -233,8 +233,8 @@ func (s *grant) attach(c xdpprog.Config) (a grantAnswer, fd int, err error) {
 	switch {
 	case s.program != nil:
 		return a, -1, errors.New("xdpd: grant: the program is attached already")
-	case s.iface == "" || c.Interface != s.iface:
-		return a, -1, fmt.Errorf("xdpd: grant: no socket of interface %q was asked for", c.Interface)
+	case s.iface == "":
+		return a, -1, errors.New("xdpd: grant: no socket of an interface was asked for")
 	case c.Queues > maxQueues:
 		return a, -1, fmt.Errorf("xdpd: grant: %d queues", c.Queues)
 	}
