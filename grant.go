@@ -30,6 +30,8 @@ type steerer interface {
 	Probe(port uint16) error
 	Native() bool
 	NativeRefused() error
+	Dispatched() bool
+	Unloaded() bool
 	Close() error
 }
 
@@ -288,6 +290,11 @@ func (g *grantee) Probe(uint16) error { return errors.ErrUnsupported }
 func (g *grantee) Native() bool { return g.native }
 
 func (g *grantee) NativeRefused() error { return g.refused }
+
+// Dispatched and Unloaded: a Granter's program is alone.
+func (g *grantee) Dispatched() bool { return false }
+
+func (g *grantee) Unloaded() bool { return false }
 
 // Close ends the grant: the Granter detaches the program before it answers.
 func (g *grantee) Close() error {

@@ -167,7 +167,7 @@ func (s *grant) handle(r grantRequest) (a grantAnswer, fd int, err error) {
 		fd, err = s.open(r)
 		return a, fd, err
 	case grantAttach:
-		return s.attach(xdpprog.Config{Interface: s.iface, Steer: r.Steer, Attach: r.Attach, Queues: r.Queues, Addrs: r.Addrs})
+		return s.attach(xdpprog.Config{Interface: s.iface, Steer: r.Steer, Attach: r.Attach, Queues: r.Queues, Addrs: r.Addrs, Dispatch: xdpprog.NeverDispatch})
 	}
 	if s.program == nil {
 		return a, fd, fmt.Errorf("xdpd: grant: %q before the program is attached", r.Op)

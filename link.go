@@ -33,6 +33,10 @@ func (s *Stack) kernelEvent(e krnet.Event) {
 		if !e.Up {
 			s.loseNAPI()
 		}
+		if !e.Deleted && s.program.Unloaded() {
+			s.fail(fmt.Errorf("xdpd: somebody took the steering program out of the dispatcher on interface %s (xdp-loader unload): start anew",
+				s.cfg.Interface))
+		}
 	case krnet.NeighChange:
 		if s.cfg.Share {
 			s.setNeighbours([]krnet.Neigh{e.Neigh})

@@ -252,7 +252,9 @@ func Restore(dir, ns string) (done []string, err error) {
 	}
 	err = inNamespace(ns, func() (err error) {
 		done, err = restoreHere(dir)
-		return err
+		left, lerr := restoreDispatch(dir)
+		done = append(done, left...)
+		return errors.Join(err, lerr)
 	})
 	if err != nil {
 		return done, fmt.Errorf("xdpd: %w", err)

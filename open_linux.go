@@ -276,6 +276,7 @@ func (s *Stack) attach() error {
 	cfg := xdpprog.Config{
 		Interface: s.cfg.Interface, Ifindex: s.dev.index, Steer: xdpprog.Own,
 		Queues: max(s.dev.queues, maxOf(s.cfg.Queues)+1), Attach: s.cfg.Attach,
+		Dispatch: s.cfg.Dispatch, Priority: s.cfg.Priority, Joins: s.journalJoin,
 	}
 	addrs := s.cfg.Addrs
 	if s.cfg.Share {
@@ -287,8 +288,10 @@ func (s *Stack) attach() error {
 	for _, q := range s.queues {
 		q.reactor.Turn() // fills the fill ring: a frame that comes before Run's first turn needs a place
 	}
+	// A dead engine's program may be in the way, or behind or before ours. If it cannot be taken out, that may matter.
+	_, left := restoreDispatch(s.cfg.JournalDir)
 	if err := s.load(cfg); err != nil {
-		return err
+		return errors.Join(err, left)
 	}
 	for _, q := range s.queues {
 		if err := s.program.SetSocket(q.id, q.sock.FD()); err != nil {

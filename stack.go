@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"xdpd/internal/journal"
 	"xdpd/internal/krnet"
 	"xdpd/proto"
 	"xdpd/reactor"
@@ -30,6 +31,7 @@ type Stack struct {
 	steer   steering
 	group   *reactor.Group
 	napi    napiLearner
+	joined  *journal.Entry // the steering program is in a dispatcher
 	running sync.WaitGroup
 	cancel  context.CancelFunc
 
@@ -152,6 +154,9 @@ func (s *Stack) release() error {
 	var errs []error
 	if s.program != nil { // first: nothing more is steered to sockets that go away
 		errs = append(errs, s.program.Close())
+	}
+	if errors.Join(errs...) == nil { // else xdpd restore may do better
+		errs = append(errs, s.forgetJoin())
 	}
 	if s.cancel != nil {
 		s.cancel()

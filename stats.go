@@ -16,17 +16,19 @@ type Stats struct {
 	Driver    string
 	Native    bool   // the steering program is in the driver, not in generic mode
 	Refused   string // why it is not, where native was wanted
-	ZeroCopy  bool
-	SG        bool // packets may consist of several frames: one does not hold an MTU
-	HugePages bool
-	ChunkSize int
-	MTU       int
-	Loops     int // goroutines that run the reactors (Stack.Resize)
-	Ports     int // share mode: ports that are steered to the engine
-	NAPI      NAPIStats
-	RSS       RSSStats
-	Verdicts  []xdpprog.Counter
-	Queues    []QueueStats
+	// Dispatched: it is in a dispatcher, where other programs may be as well.
+	Dispatched bool
+	ZeroCopy   bool
+	SG         bool // packets may consist of several frames: one does not hold an MTU
+	HugePages  bool
+	ChunkSize  int
+	MTU        int
+	Loops      int // goroutines that run the reactors (Stack.Resize)
+	Ports      int // share mode: ports that are steered to the engine
+	NAPI       NAPIStats
+	RSS        RSSStats
+	Verdicts   []xdpprog.Counter
+	Queues     []QueueStats
 }
 
 // QueueStats is one queue's part of the ledger.
@@ -67,6 +69,7 @@ func (s *Stack) Stats() (Stats, error) {
 	if err := s.program.NativeRefused(); err != nil {
 		st.Refused = err.Error()
 	}
+	st.Dispatched = s.program.Dispatched()
 	var err error
 	if st.Verdicts, err = s.program.Counters(); err != nil {
 		return st, fmt.Errorf("xdpd: %w", err)

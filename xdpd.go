@@ -72,6 +72,11 @@ type Config struct {
 	Queues []int // receive queues to serve, each with a reactor; nil: all of them
 	Mode   Mode
 	Attach Attach
+	// Dispatch says whether other XDP programs may be on the interface as well, and Priority which place the engine's has
+	// among them (default 50, as in libxdp): programs with lower ones have their turn first. In a dispatcher the program
+	// outlives an engine that is killed, and passes all to the kernel then; Restore and the next Open take it out.
+	Dispatch Dispatch
+	Priority int
 
 	Frames    int  // packet memory per queue, in frames (default 16384)
 	ChunkSize int  // bytes a frame: 2048 or 4096 (default: what the MTU needs; above 3818 bytes of it packets take several)
@@ -128,8 +133,14 @@ func (c *Config) defaults() error {
 		return fmt.Errorf("xdpd: chunk size %d; the kernel takes 2048 or 4096", c.ChunkSize)
 	case c.Queues != nil && len(c.Queues) == 0:
 		return errors.New("xdpd: an empty list of queues; nil means all of them")
+	case c.Grant != "" && c.Dispatch == AlwaysDispatch:
+		return errors.New("xdpd: Grant does not go with AlwaysDispatch: a Granter's program is alone on its interface")
 	case c.Grant != "" && c.NAPI != SoftirqNAPI:
 		return errors.New("xdpd: Grant does not go with AutoNAPI and DriveNAPI, which take CAP_NET_ADMIN")
+	case c.Dispatch > NeverDispatch:
+		return fmt.Errorf("xdpd: dispatch %d; there are AutoDispatch, AlwaysDispatch and NeverDispatch", c.Dispatch)
+	case c.Priority < 0:
+		return fmt.Errorf("xdpd: priority %d; they begin with 1", c.Priority)
 	case c.NAPI > DriveNAPI:
 		return fmt.Errorf("xdpd: NAPI arrangement %d; there are SoftirqNAPI, AutoNAPI and DriveNAPI", c.NAPI)
 	case c.Reactors < 0 || len(c.Queues) > 0 && c.Reactors > len(c.Queues):

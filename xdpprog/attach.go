@@ -130,24 +130,3 @@ func explainAttach(c Config, a attempt, err error) error {
 	}
 	return fmt.Errorf("xdpprog: attach to %s (%s): %w%s", c.Interface, hook, err, cure)
 }
-
-// nameAttached describes the program that is in the way, as far as the kernel tells.
-func nameAttached(ifindex int) string {
-	l, err := netlink.LinkByIndex(ifindex)
-	if err != nil {
-		return fmt.Sprintf("asking which failed: %v", err)
-	}
-	xdp := l.Attrs().Xdp
-	if xdp == nil || xdp.ProgId == 0 {
-		return "not on this device itself; look at the bond or bridge above it"
-	}
-	name := "of unknown name"
-	// Opening a program by its id takes CAP_SYS_ADMIN, which the rest of this package does without.
-	if prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(xdp.ProgId)); err == nil {
-		defer prog.Close()
-		if info, err := prog.Info(); err == nil && info.Name != "" {
-			name = fmt.Sprintf("%q", info.Name)
-		}
-	}
-	return fmt.Sprintf("program id %d %s; it is not touched, detach it first (bpftool net)", xdp.ProgId, name)
-}

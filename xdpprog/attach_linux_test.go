@@ -200,6 +200,9 @@ func TestLoadErrors(t *testing.T) {
 		"wrong device": func(c *Config) { c.Ifindex = 1 << 20 },
 		"wrong mode":   func(c *Config) { c.Steer = 7 },
 		"wrong attach": func(c *Config) { c.Attach = 7 },
+
+		"wrong dispatch": func(c *Config) { c.Dispatch = 7 },
+		"wrong priority": func(c *Config) { c.Priority = -1 },
 	} {
 		c := testConfig(Own, 1)
 		spoil(&c)

@@ -6,6 +6,7 @@ package xdpprog
 //go:generate go tool bpf2go -target bpfel steer bpf/steer.c -- -Wall -Werror -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
 //go:generate go tool bpf2go -target bpfel source bpf/source.c -- -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
 //go:generate go tool bpf2go -target bpfel sink bpf/sink.c -- -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
+//go:generate go tool bpf2go -target bpfel dispatcher bpf/dispatcher.c -- -Wall -Werror -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
 
 // clangMajor is the compiler that made the committed object (Debian 12's); another major version may lay out the same
 // source in other instructions.

@@ -1,6 +1,7 @@
 package xdpprog
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
@@ -53,6 +54,11 @@ func child(do string) {
 		fmt.Println(err)
 		return
 	}
+	if do == "dispatch" {
+		keepCaps(1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_SYS_ADMIN)
+		holdMembership(ifindex)
+		return
+	}
 	p, err := Load(testConfig(Share, ifindex))
 	if err != nil {
 		fmt.Println(err)
@@ -63,6 +69,20 @@ func child(do string) {
 		os.Stdin.Read(make([]byte, 1))
 	}
 	p.Close()
+}
+
+// holdMembership joins a dispatcher, says so as JSON, and waits to be killed.
+func holdMembership(ifindex int) {
+	var m Membership
+	c := testConfig(Own, ifindex)
+	c.Dispatch, c.Joins = AlwaysDispatch, func(now Membership) error { m = now; return nil }
+	if _, err := Load(c); err != nil {
+		fmt.Println(err)
+		return
+	}
+	text, _ := json.Marshal(m)
+	fmt.Println(string(text))
+	os.Stdin.Read(make([]byte, 1))
 }
 
 func keepCaps(mask uint64) {

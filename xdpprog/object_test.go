@@ -21,6 +21,7 @@ var objects = []struct {
 	{"steer", loadSteer, []string{steerProgSteer}},
 	{"source", loadSource, []string{sourceProgSource, sourceProgSourceXmit, sourceProgSourceErr}},
 	{"sink", loadSink, []string{sinkProgSink, sinkProgDrop}},
+	{"dispatcher", loadDispatcher, []string{dispatcherProgXdpDispatcher}},
 }
 
 func TestObjectSizes(t *testing.T) {
@@ -51,7 +52,7 @@ func TestObjectSizes(t *testing.T) {
 // This needs no compiler, and catches an edit after which nobody ran go generate.
 func TestObjectIsOfThisSource(t *testing.T) {
 	files := map[string][]string{}
-	for _, name := range []string{"stamp.h", "steer.c", "source.c", "sink.c"} {
+	for _, name := range []string{"stamp.h", "steer.c", "source.c", "sink.c", "dispatcher.c"} {
 		source, err := os.ReadFile("bpf/" + name)
 		if err != nil {
 			t.Fatal(err)

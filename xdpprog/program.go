@@ -19,6 +19,7 @@ package xdpprog
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"sync"
@@ -52,6 +53,12 @@ type Config struct {
 	Addrs     []netip.Addr // 1..MaxAddrs IPv4 addresses
 	Queues    int          // receive queues of the device: the size of the socket map
 	Attach    Attach       //
+	Dispatch  Dispatch     // whether to share the device with other programs
+	// Priority is the program's place among those of a dispatcher (0: DefaultPriority): lower ones have their turn first.
+	Priority int
+	// Joins is called before the device is given a dispatcher with the program, with what Leave wants to know if the process
+	// is killed: the program then stays there. Of several calls the last one counts. An error ends Load. nil: nobody asks.
+	Joins func(Membership) error
 }
 
 // Program is a loaded and attached steering program. Its methods may be called from any goroutine.
@@ -66,17 +73,21 @@ type Program struct {
 
 	mu    sync.Mutex
 	addrs map[netip.Addr]bool
-	// While this is reachable the program stays attached: the link's finalizer detaches it.
-	link link.Link
+	// One of the two says where the program is attached. While link is reachable it stays so: its finalizer detaches it.
+	link  link.Link
+	place *place
 }
 
-// Load loads the steering program and attaches it to the device. The calling thread must be in the device's network
+// Load loads the steering program and attaches it to the device: alone, or beside others (Config.Dispatch). The calling thread must be in the device's network
 // namespace (runtime.LockOSThread where that is not the process's own) while Load runs, and not afterwards.
 //
 // Errors match ErrBusy (someone else's program is attached and stays), unix.EPERM, unix.ENODEV, unix.EOPNOTSUPP.
 func Load(c Config) (*Program, error) {
 	if err := c.check(); err != nil {
 		return nil, fmt.Errorf("xdpprog: load for %s: %w", c.Interface, err)
+	}
+	if c.Dispatch == AlwaysDispatch || c.Dispatch == AutoDispatch && hasDispatcher(c.Ifindex) {
+		return join(c)
 	}
 	return attachBest(c)
 }
@@ -93,6 +104,10 @@ func (c *Config) check() error {
 		return fmt.Errorf("steering mode %d: neither Own nor Share", c.Steer)
 	case c.Attach > Generic:
 		return fmt.Errorf("attach mode %d: none of BestAttach, Native, Generic", c.Attach)
+	case c.Dispatch > NeverDispatch:
+		return fmt.Errorf("dispatch %d: none of AutoDispatch, AlwaysDispatch, NeverDispatch", c.Dispatch)
+	case c.Priority < 0 || c.Priority > math.MaxInt32:
+		return fmt.Errorf("priority %d: it must be 1 to %d", c.Priority, math.MaxInt32)
 	}
 	for _, a := range c.Addrs {
 		if a = a.Unmap(); !a.Is4() || a.IsUnspecified() {
@@ -107,19 +122,29 @@ func (c *Config) check() error {
 //
 // RLIMIT_MEMLOCK is left alone: since Linux 5.11 BPF memory is charged to the memory cgroup instead.
 func open(c Config, frags bool) (*Program, error) {
+	p, err := openAs(c, func(spec *ebpf.ProgramSpec) {
+		if frags {
+			spec.Flags |= unix.BPF_F_XDP_HAS_FRAGS
+		}
+	})
+	if err == nil {
+		p.frags = frags
+	}
+	return p, err
+}
+
+func openAs(c Config, change func(*ebpf.ProgramSpec)) (*Program, error) {
 	spec, err := loadSteer()
 	if err != nil {
 		return nil, fmt.Errorf("xdpprog: read the built-in program: %w", err)
 	}
 	spec.Maps[steerMapXsks].MaxEntries = uint32(c.Queues)
-	if frags {
-		spec.Programs[steerProgSteer].Flags |= unix.BPF_F_XDP_HAS_FRAGS
-	}
+	change(spec.Programs[steerProgSteer])
 	if err := spec.Variables[steerVarShare].Set(uint32(c.Steer)); err != nil {
 		return nil, fmt.Errorf("xdpprog: set the steering mode: %w", err)
 	}
 
-	p := &Program{iface: c.Interface, steer: c.Steer, queues: c.Queues, frags: frags, addrs: map[netip.Addr]bool{}}
+	p := &Program{iface: c.Interface, steer: c.Steer, queues: c.Queues, addrs: map[netip.Addr]bool{}}
 	if err := spec.LoadAndAssign(&p.objs, nil); err != nil {
 		return nil, explainLoad(c.Interface, err)
 	}
@@ -138,7 +163,7 @@ func open(c Config, frags bool) (*Program, error) {
 func (p *Program) SetAddrs(addrs []netip.Addr) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.link == nil {
+	if p.link == nil && p.place == nil {
 		return fmt.Errorf("xdpprog: set the addresses of %s: %w", p.iface, os.ErrClosed)
 	}
 	want := make(map[netip.Addr]bool)
@@ -178,11 +203,18 @@ func explainLoad(iface string, err error) error {
 // kernel has built a packet buffer for each frame; NativeRefused then says why.
 func (p *Program) Native() bool { return p.native }
 
+// Dispatched reports whether the program is in a dispatcher, where other programs may be as well.
+func (p *Program) Dispatched() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.place != nil
+}
+
 // NativeRefused is the driver's refusal that made BestAttach fall back to the generic hook, else nil.
 func (p *Program) NativeRefused() error { return p.refused }
 
-// Frags reports whether the program was loaded for frames in several buffers (the driver asked for it at this MTU): a
-// socket without XDP_USE_SG will not get those frames.
+// Frags reports whether the program was loaded for frames in several buffers (the driver asked for it at this MTU, or it is
+// in a dispatcher whose programs all take them): a socket without XDP_USE_SG will not get those frames.
 func (p *Program) Frags() bool { return p.frags }
 
 // SetSocket puts an AF_XDP socket that has an RX ring behind a receive queue. The socket's fd stays the caller's.
@@ -246,6 +278,10 @@ func (p *Program) Close() error {
 		err = p.link.Detach()
 		err = errors.Join(err, p.link.Close())
 		p.link = nil
+	}
+	if p.place != nil {
+		err = p.place.leave()
+		p.place = nil
 	}
 	if err = errors.Join(err, p.objs.Close()); err != nil {
 		return fmt.Errorf("xdpprog: detach from %s: %w", p.iface, err)

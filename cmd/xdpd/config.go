@@ -29,6 +29,8 @@ type fileConfig struct {
 	Queues    []int          `toml:"queues"`
 	Mode      string         `toml:"mode"`
 	Attach    string         `toml:"attach"`
+	Dispatch  string         `toml:"dispatch"`
+	Priority  int            `toml:"priority"`
 	Frames    int            `toml:"frames"`
 	ChunkSize int            `toml:"chunk_size"`
 	HugePages bool           `toml:"huge_pages"`
@@ -82,6 +84,10 @@ var (
 		"": xdpd.BestAttach, "best": xdpd.BestAttach, "native": xdpd.Native, "generic": xdpd.Generic,
 	}
 )
+
+var dispatches = map[string]xdpd.Dispatch{
+	"": xdpd.AutoDispatch, "auto": xdpd.AutoDispatch, "always": xdpd.AlwaysDispatch, "never": xdpd.NeverDispatch,
+}
 
 var arrangements = map[string]xdpd.Arrangement{
 	"": xdpd.SoftirqNAPI, "auto": xdpd.AutoNAPI, "softirq": xdpd.SoftirqNAPI, "drive": xdpd.DriveNAPI,
@@ -166,9 +172,19 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 	if !ok {
 		return xdpd.Config{}, fmt.Errorf("attach is %q; there are best, native and generic", f.Attach)
 	}
+	dispatch, ok := dispatches[f.Dispatch]
+	if !ok {
+		return xdpd.Config{}, fmt.Errorf("dispatch is %q; there are auto, always and never", f.Dispatch)
+	}
 	napi, ok := arrangements[f.NAPI]
 	if !ok {
 		return xdpd.Config{}, fmt.Errorf("napi is %q; there are softirq, auto and drive", f.NAPI)
+	}
+	if f.User != nil {
+		if dispatch == xdpd.AlwaysDispatch {
+			return xdpd.Config{}, errors.New("user does not go with dispatch always: to leave a dispatcher takes privilege at the end")
+		}
+		dispatch = xdpd.NeverDispatch
 	}
 	if f.User != nil && napi != xdpd.SoftirqNAPI {
 		return xdpd.Config{}, errors.New("user does not go with napi auto or drive: the settings of the device that they change take CAP_NET_ADMIN while the engine runs")
@@ -181,7 +197,7 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 		key   string
 		value int
 	}{
-		{"reactors", f.Reactors}, {"frames", f.Frames}, {"chunk_size", f.ChunkSize}, {"rcvbuf", f.RcvBuf}, {"rcvmax", f.RcvMax}, {"sndbuf", f.SndBuf},
+		{"reactors", f.Reactors}, {"priority", f.Priority}, {"frames", f.Frames}, {"chunk_size", f.ChunkSize}, {"rcvbuf", f.RcvBuf}, {"rcvmax", f.RcvMax}, {"sndbuf", f.SndBuf},
 		{"queues", slices.Min(append([]int{0}, f.Queues...))}, {"cpus", slices.Min(append([]int{0}, f.CPUs...))},
 	} {
 		if n.value < 0 {
@@ -206,7 +222,7 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 		Queues: f.Queues, Mode: mode, Attach: attach, Frames: f.Frames, ChunkSize: f.ChunkSize, HugePages: f.HugePages,
 		MaxSpin: time.Duration(f.MaxSpin), CPUs: f.CPUs, RcvBuf: f.RcvBuf, RcvMax: f.RcvMax, SndBuf: f.SndBuf, Ledger: f.Ledger,
 		Congestion: f.Congest, NoECN: f.NoECN, Reactors: f.Reactors, Spread: spread,
-		NAPI: napi, JournalDir: f.Journal, Grant: f.From,
+		Dispatch: dispatch, Priority: f.Priority, NAPI: napi, JournalDir: f.Journal, Grant: f.From,
 	}, nil
 }
 

@@ -32,8 +32,8 @@ func TestExampleConfig(t *testing.T) {
 	}
 	want := fileConfig{
 		Interface: "eth1", Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")},
-		Gateway: netip.MustParseAddr("10.0.0.1"), Mode: "best", Attach: "best", NAPI: "softirq", MaxSpin: duration(50 * time.Microsecond),
-		Frames: 16384, RcvBuf: 1 << 20, RcvMax: 3 << 20, SndBuf: 4 << 20, Congest: "cubic",
+		Gateway: netip.MustParseAddr("10.0.0.1"), Mode: "best", Attach: "best", Dispatch: "auto", NAPI: "softirq",
+		MaxSpin: duration(50 * time.Microsecond), Frames: 16384, RcvBuf: 1 << 20, RcvMax: 3 << 20, SndBuf: 4 << 20, Congest: "cubic",
 		Services: []serviceSpec{{Name: "echo", Port: 7, TCP: true, UDP: true, Face: "poller"}, {Name: "discard", Port: 9000, TCP: true}},
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -73,7 +73,7 @@ func TestExampleConfigIsWhole(t *testing.T) {
 		Interface: "eth1", NetNS: "lab", Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")},
 		Gateway: netip.MustParseAddr("10.0.0.1"), VLANs: []uint16{100}, Queues: []int{0, 1}, CPUs: []int{2, 3},
 		Frames: 16384, ChunkSize: 2048, MaxSpin: 50 * time.Microsecond, RcvBuf: 1 << 20, RcvMax: 3 << 20,
-		SndBuf: 4 << 20, Congestion: "cubic", Reactors: 1, JournalDir: "/run/xdpd", Grant: "/run/xdpd.grant",
+		SndBuf: 4 << 20, Congestion: "cubic", Reactors: 1, Priority: 50, JournalDir: "/run/xdpd", Grant: "/run/xdpd.grant",
 	}
 	if cfg.Spread == nil || got.Accept != "main" || got.Spread != "least-conns" {
 		t.Errorf("connections are accepted by %q and spread by %q", got.Accept, got.Spread)
@@ -104,6 +104,8 @@ frames = 64
 chunk_size = 4096
 huge_pages = true
 max_spin = "-1s"
+dispatch = "never"
+priority = 1
 napi = "drive"
 journal = "/j"
 reactors = 1

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -148,12 +149,9 @@ func (d *trialDevice) checkMemory() finding {
 
 // checkAttach tries both hooks. One of them is enough.
 func (d *trialDevice) checkAttach(say func(finding) finding) {
+	say(d.checkDispatch())
 	if d.xdp != 0 {
-		say(finding{
-			Name: "attach", Status: blocking,
-			Text: fmt.Sprintf("not tried: another XDP program is attached (id %d), and it is not touched", d.xdp),
-			Cure: fmt.Sprintf("stop what attached it (bpftool prog show id %d; bpftool net)", d.xdp),
-		})
+		say(d.checkOccupied())
 		return
 	}
 	native, generic := d.tryAttach(xdpprog.Native), d.tryAttach(xdpprog.Generic)
@@ -171,6 +169,37 @@ func (d *trialDevice) checkAttach(say func(finding) finding) {
 	}
 	say(f)
 	say(g)
+}
+
+// checkDispatch: whether several programs can be on the device at once.
+func (d *trialDevice) checkDispatch() finding {
+	f := finding{Name: "dispatcher", Text: "other XDP programs can be on the device as well, beside an engine's"}
+	if err := xdpprog.ProbeDispatch(); err != nil {
+		f.Status, f.Text, f.Cure = missing, plain(err), "none is needed by an engine that has the device alone"
+	}
+	return f
+}
+
+// checkOccupied says what an engine would do about the program that is attached.
+func (d *trialDevice) checkOccupied() finding {
+	f := finding{Name: "attach"}
+	names, native, err := xdpprog.Neighbours(d.index)
+	switch {
+	case err != nil:
+		f.Status, f.Text = blocking, plain(err)
+		f.Cure = fmt.Sprintf("stop what attached it (bpftool prog show id %d; bpftool net)", d.xdp)
+	case len(names) > 0:
+		hook := "generic"
+		if native {
+			hook = "native"
+		}
+		f.Text = fmt.Sprintf("not tried: a dispatcher is in the %s hook, which an engine joins: %s", hook, strings.Join(names, ", "))
+	default:
+		f.Status = blocking
+		f.Text = fmt.Sprintf("not tried: another XDP program is attached: %s", xdpprog.Owner(d.index))
+		f.Cure = fmt.Sprintf("stop what attached it (bpftool prog show id %d; bpftool net)", d.xdp)
+	}
+	return f
 }
 
 // trialAddrs is an address that no packet has (RFC 5737).

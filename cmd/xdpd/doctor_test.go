@@ -268,7 +268,7 @@ func TestDoctorNamesWhatIsWrong(t *testing.T) {
 			if err == nil {
 				t.Error("no error")
 			}
-			d.want(t, named, "attach", "blocking", "another XDP program is attached (id ", "bpftool net")
+			d.want(t, named, "attach", "blocking", "another XDP program is attached: program id ", "held by process ", "bpftool net")
 			d.want(t, named, "copy mode", "ok")
 			if after, err := netlink.LinkByName("xa0"); err != nil || !after.Attrs().Xdp.Attached {
 				t.Errorf("the program is gone: %+v, %v", after.Attrs().Xdp, err)

@@ -27,6 +27,8 @@ type runCmd struct {
 	Vlan      []uint16       `placeholder:"ID" help:"VLAN tags of all frames, outermost first."`
 	Mode      string         `enum:"best,copy,zerocopy," default:"" placeholder:"best|copy|zerocopy" help:"How frames get to the engine."`
 	Attach    string         `enum:"best,native,generic," default:"" placeholder:"best|native|generic" help:"Where the steering program is attached."`
+	Dispatch  string         `enum:"auto,always,never," default:"" placeholder:"auto|always|never" help:"Whether other XDP programs may be on the interface as well; see above."`
+	Priority  int            `placeholder:"N" help:"Place of the engine's program among them: lower ones come first (default 50)."`
 	Napi      string         `enum:"softirq,auto,drive," default:"" placeholder:"softirq|auto|drive" help:"Who runs the NAPI of the queues; see above."`
 	Reactors  int            `placeholder:"N" help:"Goroutines that run the queues (default one for each queue); xdpd reactors changes it."`
 	Accept    string         `enum:"each,main,workers," default:"" placeholder:"each|main|workers" help:"Which reactor accepts TCP connections, and who serves them; see above."`
@@ -57,6 +59,11 @@ Faces:
   echo, http and proxy are on all three faces of the engine: NAME@FACE, as in echo@ring=7, or --face for those that do not
   say. Usual are the poller for echo, and net for http and proxy. On poller and ring, http takes no uploads, and a proxy's
   datagrams are handed on by net. docs/faces.md says what the faces are.
+
+Dispatch (other XDP programs on the interface, by libxdp's dispatcher; docs/dispatch.md):
+  auto       join a dispatcher that is there (xdp-loader, xdp-filter); else have the interface alone (default)
+  always     make a dispatcher where there is none, so that others can join later
+  never      have the interface alone, or fail
 
 NAPI (who runs the poll function of the device's queues):
   softirq    the kernel: on veth, within the system call of who sends (default)
@@ -112,6 +119,12 @@ func (c *runCmd) merge() (fileConfig, error) {
 	}
 	if c.Attach != "" {
 		f.Attach = c.Attach
+	}
+	if c.Dispatch != "" {
+		f.Dispatch = c.Dispatch
+	}
+	if c.Priority != 0 {
+		f.Priority = c.Priority
 	}
 	if c.Napi != "" {
 		f.NAPI = c.Napi
@@ -241,6 +254,9 @@ func describe(s *xdpd.Stats) string {
 	attach, copies := "generic XDP", "copy"
 	if s.Native {
 		attach = "native XDP"
+	}
+	if s.Dispatched {
+		attach += " in a dispatcher"
 	}
 	if s.ZeroCopy {
 		copies = "zero copy"

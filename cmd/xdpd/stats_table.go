@@ -242,6 +242,9 @@ func writeTable(w io.Writer, v *statsView, o tableOptions) error {
 	if v.Native {
 		attach = "native XDP"
 	}
+	if v.Dispatched {
+		attach += " in a dispatcher"
+	}
 	if v.ZeroCopy {
 		copies = "zero copy"
 	}

@@ -20,6 +20,7 @@ type statsView struct {
 	Interface     string                 `json:"interface"`
 	Driver        string                 `json:"driver"`
 	Native        bool                   `json:"native_xdp"`
+	Dispatched    bool                   `json:"in_dispatcher"`
 	ZeroCopy      bool                   `json:"zero_copy"`
 	SG            bool                   `json:"multi_buffer"`
 	HugePages     bool                   `json:"huge_pages"`
@@ -157,7 +158,7 @@ func newTCPView(t *sockets.TCPInfo) tcpView {
 
 func newStatsView(s *xdpd.Stats) statsView {
 	v := statsView{
-		Interface: s.Interface, Driver: s.Driver, Native: s.Native, ZeroCopy: s.ZeroCopy, SG: s.SG, HugePages: s.HugePages,
+		Interface: s.Interface, Driver: s.Driver, Native: s.Native, Dispatched: s.Dispatched, ZeroCopy: s.ZeroCopy, SG: s.SG, HugePages: s.HugePages,
 		ChunkSize: s.ChunkSize, MTU: s.MTU, Loops: s.Loops, RSS: rssView(s.RSS), Verdicts: make(map[string]verdictView),
 		NAPI: napiView{s.NAPI.Mode.String(), s.NAPI.ID, s.NAPI.What},
 	}
