@@ -81,7 +81,7 @@ func (g *Granter) log(format string, args ...any) {
 
 func (g *Granter) serve(conn *net.UnixConn) {
 	defer conn.Close()
-	cred, err := peerOf(conn)
+	cred, err := peerCred(conn)
 	if err != nil {
 		g.log("refused: %v", err)
 		return
@@ -115,22 +115,13 @@ func (g *Granter) serve(conn *net.UnixConn) {
 			return err
 		})
 		if err != nil {
-			answer = refusal(err)
+			answer = grantRefusal(err)
 			g.log("%s: %s: %v", who, r.Op, err)
 		}
 		if reply(conn, answer, fd) != nil {
 			return
 		}
 	}
-}
-
-func peerOf(conn *net.UnixConn) (cred *unix.Ucred, err error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	return cred, errors.Join(cerr, err)
 }
 
 func (g *Granter) admits(c *unix.Ucred) bool {
@@ -150,7 +141,7 @@ func reply(conn *net.UnixConn, a grantAnswer, fd int) error {
 	return err
 }
 
-func refusal(err error) grantAnswer {
+func grantRefusal(err error) grantAnswer {
 	a := grantAnswer{Error: err.Error(), Busy: errors.Is(err, xdpprog.ErrBusy)}
 	var errno unix.Errno
 	if errors.As(err, &errno) {

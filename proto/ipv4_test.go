@@ -154,6 +154,30 @@ func TestPutIPv4(t *testing.T) {
 	}
 }
 
+// TestPeekFlow: only what has ports behind a header of 20 bytes is a flow's.
+func TestPeekFlow(t *testing.T) {
+	b := make([]byte, 24)
+	PutIPv4(b, &IPv4{Src: 0x0a000002, Dst: 0x0a000001, Proto: ProtoTCP, TTL: 64, DF: true, TotalLen: 24})
+	copy(b[20:], []byte{0x12, 0x34, 0, 80})
+	want := Flow{Src: 0x0a000002, Dst: 0x0a000001, SrcPort: 0x1234, DstPort: 80, Proto: ProtoTCP}
+	if f, ok := PeekFlow(b); !ok || f != want {
+		t.Errorf("%+v, %v; want %+v", f, ok, want)
+	}
+	for name, change := range map[string]func(b []byte) []byte{
+		"short":           func(b []byte) []byte { return b[:23] },
+		"nothing":         func([]byte) []byte { return nil },
+		"options":         func(b []byte) []byte { b[0]++; return b },
+		"IPv6":            func(b []byte) []byte { b[0] = 0x65; return b },
+		"ICMP":            func(b []byte) []byte { b[9] = ProtoICMP; return b },
+		"first fragment":  func(b []byte) []byte { b[6] |= 0x20; return b },
+		"second fragment": func(b []byte) []byte { b[7]++; return b },
+	} {
+		if f, ok := PeekFlow(change(bytes.Clone(b))); ok {
+			t.Errorf("%s: %+v", name, f)
+		}
+	}
+}
+
 func FuzzIPv4(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		fuzzIPv4(t, b)
@@ -167,6 +191,7 @@ func FuzzIPv4(f *testing.F) {
 
 func fuzzIPv4(t *testing.T, b []byte) {
 	h, fault := ParseIPv4(b)
+	flow, ok := PeekFlow(b) // of whatever it is
 	if fault != OK {
 		if h != (IPv4{}) || fault < IPShort || fault > IPOptions {
 			t.Fatalf("%v %+v", fault, h)
@@ -176,6 +201,10 @@ func fuzzIPv4(t *testing.T, b []byte) {
 	header, total := int(h.HeaderLen), int(h.TotalLen)
 	if header < 20 || header > total || total > len(b) || int(h.FragOff)+total-header > 65535 || h.FragOff%8 != 0 {
 		t.Fatalf("accepted %+v of %d bytes", h, len(b))
+	}
+	plain := header == 20 && !h.Fragment() && (h.Proto == ProtoUDP || h.Proto == ProtoTCP) && len(b) >= 24
+	if ok != plain || ok && (flow.Src != h.Src || flow.Dst != h.Dst || flow.Proto != h.Proto) {
+		t.Fatalf("%+v, %v of %+v", flow, ok, h)
 	}
 	if naiveSum(b[:header], 0) != 0xffff || !ValidIPOptions(b[20:header]) {
 		t.Fatalf("accepted % x", b[:header])

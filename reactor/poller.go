@@ -301,13 +301,14 @@ func (r *Reactor) serveDue(now int64) (worked bool) {
 	return worked
 }
 
-// serve runs the handler for a bounded number of events. Wait finds it by its name (inHandler).
+// serve runs the handler for as many events as a turn can bring at most. Were it fewer, what comes for many sockets would be
+// taken in, held, and dropped for want of frames. Wait finds it by its name (inHandler).
 func (p *Poller) serve(now int64) bool {
 	if p.ready.n == 0 {
 		return false
 	}
 	if p.batch == nil {
-		p.batch = make([]Event, batch)
+		p.batch = make([]Event, budget)
 	}
 	n := p.take(p.batch)
 	p.r.serving.Store(true)

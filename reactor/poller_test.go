@@ -361,10 +361,11 @@ func TestPollerCloseEndsWaits(t *testing.T) {
 	})
 }
 
-// TestServe: handlers run in the turn, at most a batch of them, and what is left comes in the next.
+// TestServe: handlers run in the turn, at most as many as a turn receives, and what is left comes in the next.
 func TestServe(t *testing.T) {
-	g := newPollRig(t)
-	const n = batch + 10
+	g := &pollRig{rig: newRig(t, options{frames: 2048, ring: 512})}
+	g.p = NewPoller(g.r)
+	const n = budget + 10
 	calls := map[uint64]int{}
 	g.enter(func(*sockets.Host, int64) {
 		g.p.Serve(func(h *sockets.Host, now int64, e Event) {
@@ -383,13 +384,13 @@ func TestServe(t *testing.T) {
 	g.settle()
 	for i := range n {
 		g.deliver(g.udpFrame(uint16(1000+i), nil))
-		if i == 50 { // the RX ring is no longer than a batch
+		if i == 50 { // a turn receives no more than its budget
 			g.r.receive(g.clock.Now())
 		}
 	}
 	g.r.Turn()
-	if len(calls) != batch {
-		t.Errorf("%d handlers ran in one turn, want %d", len(calls), batch)
+	if len(calls) != budget {
+		t.Errorf("%d handlers ran in one turn, want %d", len(calls), budget)
 	}
 	if worked, _ := g.r.Turn(); !worked || len(calls) != n {
 		t.Errorf("%d handlers ran in two turns, want %d", len(calls), n)

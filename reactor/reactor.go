@@ -97,6 +97,8 @@ type Reactor struct {
 	downUntil int64
 	woke      bool // a goroutine was made runnable in this turn
 	scratch   [batch]umem.Frame
+	next      [sockets.AheadMax]sockets.Piece // scratch of ahead
+	seen      uint32                          // of watchTable.touch, for nobody
 
 	counters Counters
 }

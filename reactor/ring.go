@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"sync/atomic"
 
@@ -21,11 +22,23 @@ type RingConfig struct {
 	Messages  int    // that may wait behind a full CQ (default 64)
 	Data      []byte // the registered memory: addresses in SQEs are offsets in it
 	Area      []byte // for the rings, as rings.RingLayout has it (default: memory of this process)
+	Bell      int    // an eventfd that is written when an application that sleeps is to wake up (default none)
 
 	Lends     int      // frames that the application may hold for zero copy (default none)
 	LendTable uint64   // where in Data the table of them lies: Lends entries of rings.LentSize bytes
 	Areas     [][]byte // what SEND_AREA sends from, by number
 	Ports     Ports    // told of ports that sockets use; nil: nobody needs to know
+
+	// For applications that are not trusted.
+	Guard Guard // what it may bind and reach; nil: everything
+	CPU   int   // percent of the reactor's time that its requests may take, in the long run; 0: all of it
+}
+
+// Guard says which addresses the application of a ring may use. It is called with the reactor's lock held. What it refuses ends
+// with EACCES.
+type Guard interface {
+	MayBind(protocol uint8, local netip.AddrPort) bool   // port 0 is any free one, which is always allowed
+	MayReach(protocol uint8, remote netip.AddrPort) bool // connect, or send to
 }
 
 const (
@@ -85,10 +98,13 @@ type Ring struct {
 	waiter   chan struct{}
 	done     chan struct{}
 	eventFD  eventFD // fd 0: nobody asked for one
+	bell     eventFD // fd 0: the application is in this process
 	handler  func(rings.CQE)
 	named    *string // the handler
 	client   *RingClient
 	closed   atomic.Bool
+	guard    Guard
+	pace     pace
 	now      int64 // of the turn
 	steps    int   // of this turn, see maxSteps
 	cut      bool  // settle stopped at maxSteps; the next turn goes on
@@ -110,6 +126,8 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 		return nil, fmt.Errorf("ring: %d and %d sockets; 1 to %d can be", cfg.Sockets, cfg.Fixed, maxSockets)
 	case cfg.Messages < 1 || cfg.Messages > maxRequests:
 		return nil, fmt.Errorf("ring: %d messages; 1 to %d can be", cfg.Messages, maxRequests)
+	case cfg.CPU < 0 || cfg.CPU > 100:
+		return nil, fmt.Errorf("ring: %d percent of the time; 1 to 100 can be, 0 is all", cfg.CPU)
 	case cfg.Area != nil && len(cfg.Area) < layout.Size:
 		return nil, fmt.Errorf("ring: an area of %d bytes; the rings take %d", len(cfg.Area), layout.Size)
 	}
@@ -127,7 +145,8 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 		waiter: make(chan struct{}, 1), done: make(chan struct{}),
 		socks:   newSockTable(cfg.Sockets, cfg.Fixed),
 		backlog: newBacklog(2*(cfg.Requests+1) + 1 + cfg.Messages + cfg.Lends), // a notification for each frame
-		lends:   lends, areas: cfg.Areas, ports: cfg.Ports,
+		lends:   lends, areas: cfg.Areas, ports: cfg.Ports, bell: eventFD{fd: cfg.Bell, writes: new(atomic.Uint64)},
+		guard: cfg.Guard, pace: pace{percent: int64(cfg.CPU)},
 	}
 	q.timers.kind, q.counts.kind = byDeadline, byCount
 	q.mail.room.Store(int32(cfg.Messages))
@@ -177,6 +196,12 @@ func (q *Ring) Counters() rings.RingCounters {
 	c.BadIndex = q.end.SQ.BadPeer() + q.end.CQ.BadPeer()
 	return c
 }
+
+// Sockets and InFlight are how many sockets and requests there are. The caller holds the lock.
+func (q *Ring) Sockets() int { return len(q.socks.socks) - q.socks.free[0].n - q.socks.free[1].n }
+
+// InFlight is how many requests are not done. The caller holds the lock.
+func (q *Ring) InFlight() int { return q.used }
 
 // mem gives n bytes of the registered memory at addr.
 func (q *Ring) mem(addr, n uint64) ([]byte, sockets.Errno) {
@@ -270,6 +295,9 @@ func (q *Ring) publish() (woke bool) {
 		case q.waiter <- struct{}{}:
 			woke = true
 		default:
+		}
+		if q.bell.fd != 0 {
+			q.bell.signal()
 		}
 	}
 	if q.eventFD.fd != 0 && event && q.end.Seen(q.signaled) {

@@ -7,15 +7,35 @@ import (
 	"xdpd/rings"
 )
 
-// RingClient is the application's end of a Ring in the same process, as liburing is io_uring's. One goroutine at a time
-// may submit (SQE, Submit), and one at a time may take completions (Wait, Peek, Seen, Reap).
+// RingClient is the application's end of a Ring, as liburing is io_uring's. One goroutine at a time may submit (SQE,
+// Submit), and one at a time may take completions (Wait, Peek, Seen, Reap).
 type RingClient struct {
-	q     *Ring
-	app   *rings.RingApp
-	timer *time.Timer // of Wait
+	q      *Ring // nil: it is another process's
+	app    *rings.RingApp
+	door   func()          // has the engine look at the rings, though it sleeps
+	waiter <-chan struct{} // a token: the engine saw that the application sleeps, and woke it
+	done   <-chan struct{} // closed with the ring
+	timer  *time.Timer     // of Wait
 }
 
-func newRingClient(q *Ring, app *rings.RingApp) *RingClient { return &RingClient{q: q, app: app} }
+func newRingClient(q *Ring, app *rings.RingApp) *RingClient {
+	door := func() {
+		q.r.Enter()
+		q.r.Leave()
+	}
+	return &RingClient{q: q, app: app, door: door, waiter: q.waiter, done: q.done}
+}
+
+// JoinRing gives the application's end of a ring that another process's engine made in area. door wakes the engine when it
+// sleeps; woken gets a token when it wakes us (RingConfig.Bell); done is closed when it is gone. Serve, EventFD and Lent are for
+// rings of this process.
+func JoinRing(area []byte, door func(), woken, done <-chan struct{}) (*RingClient, error) {
+	app, _, err := rings.App(area)
+	if err != nil {
+		return nil, err
+	}
+	return &RingClient{app: app, door: door, waiter: woken, done: done}, nil
+}
 
 // SQE gives the next free SQE, all zero, to be filled in; nil when the SQ is full. It is submitted by Submit.
 func (c *RingClient) SQE() *rings.SQE {
@@ -41,13 +61,12 @@ func (c *RingClient) Submit() int {
 
 // kick has the engine look at the rings.
 func (c *RingClient) kick() {
-	r := c.q.r
-	if c.q.handler != nil || !c.app.SQ.NeedWakeup() { // a handler runs with the lock held, in a turn
-		r.poked.Store(true)
-		return
+	switch asleep := c.app.SQ.NeedWakeup(); {
+	case c.q != nil && (c.q.handler != nil || !asleep): // a handler runs with the lock held, in a turn
+		c.q.r.poked.Store(true)
+	case asleep:
+		c.door()
 	}
-	r.Enter()
-	r.Leave()
 }
 
 // Peek gives the oldest completion that was not Seen.
@@ -108,8 +127,8 @@ func (c *RingClient) Wait(n int, timeout time.Duration) (int, error) {
 			return int(got), nil
 		}
 		select {
-		case <-c.q.waiter:
-		case <-c.q.done:
+		case <-c.waiter:
+		case <-c.done:
 			_, got = c.app.CQ.Peek(uint32(n))
 			return c.closedWith(int(got))
 		case <-over:
@@ -120,8 +139,12 @@ func (c *RingClient) Wait(n int, timeout time.Duration) (int, error) {
 }
 
 func (c *RingClient) closedWith(n int) (int, error) {
-	if n == 0 && c.q.closed.Load() {
-		return 0, ErrRingClosed
+	select {
+	case <-c.done:
+		if n == 0 {
+			return 0, ErrRingClosed
+		}
+	default:
 	}
 	return n, nil
 }

@@ -1,6 +1,8 @@
 package reactor
 
 import (
+	"net/netip"
+
 	"xdpd/proto"
 	"xdpd/rings"
 	"xdpd/sockets"
@@ -21,6 +23,9 @@ func issueConnect(q *Ring, i uint32) verdict {
 		return p.fail(err)
 	}
 	remote, _ := proto.AddrFrom(a.Addr())
+	if !q.mayReach(k, a) {
+		return p.fail(sockets.EACCES)
+	}
 	if k.kind == sockUDP {
 		if k.h == 0 {
 			err = q.bind(p.sock-1, 0, 0)
@@ -36,6 +41,18 @@ func issueConnect(q *Ring, i uint32) verdict {
 	}
 	p.arg[0] = 1
 	return q.connecting(p)
+}
+
+// mayReach reports whether the application may send to a.
+func (q *Ring) mayReach(k *ringSock, a netip.AddrPort) bool {
+	if q.guard == nil {
+		return true
+	}
+	protocol := uint8(proto.ProtoTCP)
+	if k.kind == sockUDP {
+		protocol = proto.ProtoUDP
+	}
+	return q.guard.MayReach(protocol, a)
 }
 
 // dial begins a TCP connection, from the address that the socket is bound to.

@@ -11,7 +11,7 @@ func (r *Reactor) runRings(now int64) (worked bool) {
 	n := len(r.rings)
 	for i := range n {
 		at := (r.first + i) % n
-		if !r.rings[at].run(now) {
+		if !r.rings[at].runPaced(now) {
 			continue
 		}
 		worked = true
@@ -19,6 +19,22 @@ func (r *Reactor) runRings(now int64) (worked bool) {
 			r.first = at + 1
 			return true
 		}
+	}
+	return worked
+}
+
+// runPaced is run for a ring that has its share of the time only. What it may not do yet it does when its time has come.
+func (q *Ring) runPaced(now int64) bool {
+	if q.pace.percent == 0 {
+		return q.run(now)
+	}
+	if q.pace.wait(now) > now {
+		return false
+	}
+	began := q.r.now()
+	worked := q.run(now)
+	if worked {
+		q.pace.took(q.r.now() - began)
 	}
 	return worked
 }
@@ -83,7 +99,12 @@ func (r *Reactor) ringWork() bool {
 	return slices.ContainsFunc(r.rings, (*Ring).hasWork)
 }
 
+// hasWork reports whether there is something that the ring may do now.
 func (q *Ring) hasWork() bool {
+	return q.work() && (q.pace.percent == 0 || q.pace.left >= 0)
+}
+
+func (q *Ring) work() bool {
 	waiting := q.backlog.n > 0
 	return q.cut || q.readyQ.head != 0 || q.mail.n.Load() > 0 || q.staged > 0 || waiting && q.end.CQ.Free() > 0 ||
 		!waiting && q.held.head == 0 && (!q.drain || q.used == 0) && q.end.SQ.Avail() > 0 ||
@@ -100,10 +121,16 @@ func (r *Reactor) ringDeadline() int64 {
 }
 
 func (q *Ring) deadline() int64 {
-	if len(q.timers.reqs) == 0 {
-		return foreverNS
+	d := foreverNS
+	if len(q.timers.reqs) > 0 {
+		d = q.at(q.timers.reqs[0]).deadline
 	}
-	return q.at(q.timers.reqs[0]).deadline
+	if q.pace.left < 0 { // nothing is done before it may go on, and then what there is
+		if again := q.pace.ready(); q.work() || d < again {
+			d = again
+		}
+	}
+	return d
 }
 
 // ringsNeedWakeup tells the applications whether the reactor sleeps. Once they are told that it does it looks at the rings

@@ -65,12 +65,16 @@ func (q *Ring) sendable(p *request) (k *ringSock, err sockets.Errno) {
 	return k, sockets.EPIPE // sk_stream_wait_connect
 }
 
-// sendTo reads where a datagram goes: the zero value without an address.
-func (q *Ring) sendTo(s *rings.SQE) (netip.AddrPort, sockets.Errno) {
+// sendTo reads where a datagram goes: the zero value without an address, for CONNECT was asked then.
+func (q *Ring) sendTo(k *ringSock, s *rings.SQE) (netip.AddrPort, sockets.Errno) {
 	if s.FileIndex == 0 {
 		return netip.AddrPort{}, 0
 	}
-	return q.sockAddr(s.Off, uint64(s.FileIndex))
+	a, err := q.sockAddr(s.Off, uint64(s.FileIndex))
+	if err == 0 && !q.mayReach(k, a) {
+		err = sockets.EACCES
+	}
+	return a, err
 }
 
 // issueSend is send(2), sendto(2), and sendfile(2) from a registered area. p.arg[0] is what earlier tries sent.
@@ -121,7 +125,7 @@ func (q *Ring) send(p *request, k *ringSock) (n int, err sockets.Errno) {
 	if p.sqe.Opcode == rings.OpSendArea {
 		return 0, sockets.EOPNOTSUPP
 	}
-	dst, err := q.sendTo(&p.sqe)
+	dst, err := q.sendTo(k, &p.sqe)
 	if err == 0 {
 		err = q.r.host.UDPSend(k.h, src, dst, q.now)
 	}
@@ -182,7 +186,7 @@ func issueSendZC(q *Ring, i uint32) verdict {
 	}
 	dst := netip.AddrPort{}
 	if err == 0 {
-		dst, err = q.sendTo(s)
+		dst, err = q.sendTo(k, s)
 	}
 	if err == 0 {
 		err = q.sendLent(p, k, l, dst)

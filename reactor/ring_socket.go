@@ -147,6 +147,15 @@ func issueBind(q *Ring, i uint32) verdict {
 		return p.fail(sockets.EINVAL)
 	}
 	a, err := q.sockAddr(p.sqe.Addr, p.sqe.Off)
+	if err == 0 && q.guard != nil && a.Port() != 0 {
+		protocol := uint8(proto.ProtoTCP)
+		if k.kind == sockUDP {
+			protocol = proto.ProtoUDP
+		}
+		if !q.guard.MayBind(protocol, a) {
+			err = sockets.EACCES
+		}
+	}
 	if err == 0 {
 		local, _ := proto.AddrFrom(a.Addr())
 		err = q.bind(p.sock-1, local, a.Port())

@@ -92,8 +92,16 @@ func (g *far) received(s sockets.Handle) (n int) {
 // TestBadDescriptors: what points where no packet can be is dropped and counted, and its frame, if it is one of ours,
 // comes back.
 func TestBadDescriptors(t *testing.T) {
+	t.Run("few sockets", func(t *testing.T) { badDescriptors(t, 0) })
+	t.Run("many, for which the Host looks ahead", func(t *testing.T) { badDescriptors(t, 3000) })
+}
+
+func badDescriptors(t *testing.T, more int) {
 	g := newFar(t)
 	s := g.bind(7)
+	for i := range more {
+		g.bind(uint16(1000 + i))
+	}
 	frame := g.udpFrame(7, []byte("x"))
 	n := uint32(len(frame))
 	ours := func(off uint64) uint64 { return g.raw.Addr(g.take(frame)) + off }
@@ -121,6 +129,9 @@ func TestBadDescriptors(t *testing.T) {
 	g.good(frame, 0)
 	if got := g.received(s); got != 1 {
 		t.Errorf("%d datagrams received after all that, want 1", got)
+	}
+	if looked := int(g.r.next[0].N) == len(frame); looked != (more > 0) {
+		t.Errorf("with %d more sockets the Host looked ahead: %v", more, looked)
 	}
 }
 

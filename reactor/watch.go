@@ -99,6 +99,16 @@ func (t *watchTable) find(s sockets.Handle) *watch {
 	return nil
 }
 
+// touch reads the watches of all these sockets, so that their lines come into the cache together.
+func (t *watchTable) touch(events []sockets.Event) (seen uint32) {
+	for _, e := range events {
+		if w := t.find(e.Sock); w != nil {
+			seen += w.gen
+		}
+	}
+	return seen
+}
+
 // findIn gives the watch of s in one Poller; 0 when it is not in it.
 func (t *watchTable) findIn(s sockets.Handle, poller uint16) (i ref, w *watch) {
 	w = t.find(s)

@@ -4,6 +4,7 @@ import "syscall"
 
 // The errnos that operations return, with Linux's meaning.
 const (
+	EACCES          = syscall.EACCES
 	EADDRINUSE      = syscall.EADDRINUSE
 	EADDRNOTAVAIL   = syscall.EADDRNOTAVAIL
 	EAFNOSUPPORT    = syscall.EAFNOSUPPORT

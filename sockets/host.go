@@ -70,6 +70,7 @@ type Host struct {
 	now    int64      // of the call in progress
 	lead   int        // bytes of the link header: 14 plus 4 a tag
 	room   int        // bytes that a frame holds behind its headroom
+	seen   uint32     // of Ahead, for nobody
 	rest   umem.Frame // of the packet that Input takes, behind the first; else None
 	timers *wheel
 
@@ -205,6 +206,7 @@ func New(cfg Config, pool *umem.Pool, now int64) (*Host, error) {
 	if cfg.Directory != nil {
 		cfg.Directory.members.Or(1 << cfg.Self)
 	}
+	h.timers.ahead = h.aheadTimers
 	h.neigh.init(h)
 	h.frags.init(h)
 	h.icmp.init(now)

@@ -116,6 +116,7 @@ func (k *kit) input(frame []byte) bool {
 		return k.inputPieces(f, frame)
 	}
 	copy(k.pool.Chunk(f)[umem.Headroom:], frame)
+	k.h.Ahead([]Piece{{f, umem.Headroom, uint16(len(frame))}}) // whatever comes must do no harm there
 	k.h.Input(f, umem.Headroom, len(frame), k.now)
 	k.refill()
 	return true

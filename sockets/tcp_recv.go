@@ -239,6 +239,11 @@ func (h *Host) rcvTune(i uint32, c *tcb, n int) {
 	if c.rcvBuf >= limit || n == 0 {
 		return
 	}
+	// A sender whom the window could hold up sends more than this before anybody acknowledges it: for a small message now and
+	// then, a connection that rests goes on resting.
+	if c.active == 0 && c.rcvNxt-c.lastAck < uint32(c.rcvMSS) {
+		return
+	}
 	x := h.moving(i, c)
 	x.spaceTaken += uint32(n)
 	if h.now-x.spaceAt < int64(max(c.srtt, 1000))*1000 {

@@ -529,6 +529,21 @@ func TestTCPWindowGrows(t *testing.T) {
 	}
 }
 
+// TestTCPSmallRests: a small message does not make a connection active; a full segment does.
+func TestTCPSmallRests(t *testing.T) {
+	k, c := established(t)
+	k.sleep(3 * second)
+	for _, n := range []int{8, 100, 1460} {
+		c.send(ack, pattern(n))
+		c.read()
+		if got, want := c.tcb().active != 0, n == 1460; got != want {
+			t.Errorf("after %d bytes the connection is active: %v", n, got)
+		}
+		k.sleep(100 * ms)
+	}
+	c.got()
+}
+
 // TestTCPOutOfOrderGivesWay: with no memory left, what came before its turn is forgotten for what is in order.
 func TestTCPOutOfOrderGivesWay(t *testing.T) {
 	k, c := established(t)

@@ -12,6 +12,7 @@ type wheel struct {
 	nodes [][]wheelNode       // chunks: a million timers must not be copied when one more is made
 	free  uint32
 	n     int
+	ahead func(owners []uint32) // is told whose timers fire next, where there are many
 }
 
 type wheelNode struct {
@@ -32,7 +33,7 @@ const (
 )
 
 func newWheel(now int64) *wheel {
-	return &wheel{tick: now / tickNS}
+	return &wheel{tick: now / tickNS, ahead: func([]uint32) {}}
 }
 
 func (w *wheel) at(id uint32) *wheelNode { return &w.nodes[id/wheelChunk][id%wheelChunk] }
@@ -139,8 +140,11 @@ func (w *wheel) advance(now int64, fire func(owner uint32)) {
 }
 
 func (w *wheel) expire(level, slot int, fire func(uint32)) {
-	for w.heads[level][slot] != nilNode {
+	for k := 0; w.heads[level][slot] != nilNode; k++ {
 		id := w.heads[level][slot]
+		if k%AheadMax == 0 && level == 0 && w.n >= aheadFrom {
+			w.lookAhead(id)
+		}
 		w.unlink(id)
 		if w.at(id).when <= w.tick {
 			w.n--
@@ -149,6 +153,17 @@ func (w *wheel) expire(level, slot int, fire func(uint32)) {
 		}
 		w.link(id)
 	}
+}
+
+// lookAhead tells of the timers from id on, whatever becomes of them.
+func (w *wheel) lookAhead(id uint32) {
+	var owners [AheadMax]uint32
+	n := 0
+	for ; n < AheadMax && id != nilNode; n++ {
+		node := w.at(id)
+		owners[n], id = node.owner, node.next
+	}
+	w.ahead(owners[:n])
 }
 
 // nextTick is the first tick after the current one at which a slot has to be looked at: a timer fires there, or moves a

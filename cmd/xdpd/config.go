@@ -52,6 +52,9 @@ type fileConfig struct {
 	Control   string         `toml:"control"`
 	Face      string         `toml:"face"`
 
+	ClientSocket string              `toml:"client_socket"`
+	Clients      []xdpd.ClientPolicy `toml:"-"` // the file has them as [[client]]
+
 	Services []serviceSpec `toml:"-"` // the file has them as [[service]]
 }
 
@@ -59,6 +62,7 @@ type fileConfig struct {
 type wholeFile struct {
 	fileConfig
 	Service []serviceTable `toml:"service"`
+	Client  []clientTable  `toml:"client"`
 }
 
 // duration is a time.Duration that is written "50us" in the file.
@@ -113,6 +117,13 @@ func loadConfig(path string) (fileConfig, error) {
 			return fileConfig{}, fmt.Errorf("config %s: [[service]] number %d: %w", path, i+1, err)
 		}
 	}
+	for i := range file.Client {
+		p, err := file.Client[i].policy()
+		if err != nil {
+			return fileConfig{}, fmt.Errorf("config %s: [[client]] number %d: %w", path, i+1, err)
+		}
+		file.Clients = append(file.Clients, p)
+	}
 	if _, err := file.stackConfig(); err != nil {
 		return fileConfig{}, fmt.Errorf("config %s: %w", path, err)
 	}
@@ -130,8 +141,11 @@ func explainTOML(path string, err error) error {
 			line, _ := e.Position()
 			key := e.Key()
 			known := keysOf(reflect.TypeFor[wholeFile]())
-			if len(key) > 1 && key[0] == "service" {
+			switch {
+			case len(key) > 1 && key[0] == "service":
 				known = keysOf(reflect.TypeFor[serviceTable]())
+			case len(key) > 1 && key[0] == "client":
+				known = keysOf(reflect.TypeFor[clientTable]())
 			}
 			errs = append(errs, fmt.Errorf("config %s: line %d: unknown key %s; there are %s",
 				path, line, strings.Join(key, "."), strings.Join(known, ", ")))

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"xdpd"
+	"xdpd/proto"
 )
 
 const exampleConfig = "../../docs/xdpd.toml"
@@ -64,6 +65,19 @@ func TestExampleConfigIsWhole(t *testing.T) {
 		if !regexp.MustCompile(`(?m)^` + key + ` = `).MatchString(all) {
 			t.Errorf("the example does not have a service's %s", key)
 		}
+	}
+	for _, key := range keysOf(reflect.TypeFor[clientTable]()) {
+		if !regexp.MustCompile(`(?m)^` + key + ` = `).MatchString(all) {
+			t.Errorf("the example does not have a client's %s", key)
+		}
+	}
+	policies := []xdpd.ClientPolicy{{
+		Name: "web", Users: []uint32{0}, Groups: []uint32{33}, Reach: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
+		Bind:    []xdpd.PortRange{{Protocol: proto.ProtoTCP, First: 8000, Last: 8999}, {First: 53, Last: 53}},
+		Clients: 64, Memory: 64 << 20, Sockets: 1024, Requests: 4096, CPU: 50,
+	}}
+	if !reflect.DeepEqual(got.Clients, policies) || got.ClientSocket != defaultClientsPath("eth1") {
+		t.Errorf("clients are read as %+v at %s", got.Clients, got.ClientSocket)
 	}
 	cfg, err := got.stackConfig()
 	if err != nil {
@@ -166,6 +180,16 @@ func TestConfigErrors(t *testing.T) {
 		{"queues = [0, -2]\n", "queues has -2"},
 		{"queues = [1, 1]\n", "queues has 1 twice"},
 		{"cpus = [-1]\n", "cpus has -1"},
+		{"[[client]]\nname = \"a\"\n", "[[client]] number 1: clients \"a\": no user and no group"},
+		{"[[client]]\nuser = [\"root\"]\n", "line 2: unknown key client.user; there are name, users, groups"},
+		{"[[client]]\nusers = [\"no such user\"]\n", "no such user"},
+		{"[[client]]\ngroups = [\"no such group\"]\n", "no such group"},
+		{"[[client]]\nusers = [\"0\"]\nbind = [\"80-70\"]\n", "bind: \"80-70\": no such ports"},
+		{"[[client]]\nusers = [\"0\"]\nbind = [\"http\"]\n", "ports are written 53"},
+		{"[[client]]\nusers = [\"0\"]\nbind = [\"1-2-3\"]\n", "ports are written 53"},
+		{"[[client]]\nusers = [\"0\"]\nbind = [\"65536\"]\n", "ports are written 53"},
+		{"[[client]]\nusers = [\"0\"]\ncpu = 101\n", "101 percent"},
+		{"[[client]]\nusers = [\"0\"]\nreach = [\"10.0.0.1\"]\n", "line 3:"},
 		{"[[service]]\nname = \"ecco\"\n", "number 1: there is no service \"ecco\"; there are echo (port 7, TCP and UDP), discard"},
 		{"[[service]]\nport = 7\n", "there is no service \"\""},
 		{"[[service]]\nname = \"echo\"\nport = 65536\n", "echo has port 65536"},

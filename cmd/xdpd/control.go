@@ -30,10 +30,10 @@ func defaultControlPath(iface string) string { return filepath.Join(controlDir, 
 
 // serveControl answers on a unix socket at path until ctx ends or close is called: HTTP with JSON, so that curl
 // --unix-socket can ask as well. GET /stats is a statsView; POST /drain?backend=ADDRESS:PORT is xdpd drain, with &undo=1 its
-// --undo; POST /reactors?n=N is xdpd reactors N. The socket is its owner's alone (mode 0600; a folder that is made for it 0700). The socket of a process that died
+// --undo; POST /reactors?n=N is xdpd reactors N; GET /clients and POST /clients/evict?id=N are xdpd clients. The socket is its owner's alone (mode 0600; a folder that is made for it 0700). The socket of a process that died
 // is replaced; that of a live one is an error.
-func serveControl(ctx context.Context, path string, st *xdpd.Stack, svc *services) (close func(), err error) {
-	return serveAnswers(ctx, path, answers{st.Stats, svc.views, svc.drainBackend, st.Resize})
+func serveControl(ctx context.Context, path string, st *xdpd.Stack, svc *services, apps *xdpd.ClientServer) (close func(), err error) {
+	return serveAnswers(ctx, path, answers{st.Stats, svc.views, svc.drainBackend, st.Resize, apps})
 }
 
 // answers is what the control socket tells and does.
@@ -42,6 +42,7 @@ type answers struct {
 	services func() []serviceView
 	drain    func(backend string, on bool) error
 	resize   func(n int) error
+	clients  *xdpd.ClientServer // nil: it serves none
 }
 
 func serveAnswers(ctx context.Context, path string, a answers) (func(), error) {
@@ -81,6 +82,28 @@ func serveAnswers(ctx context.Context, path string, a answers) (func(), error) {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 		}
 	})
+	mux.HandleFunc("GET /clients", func(w http.ResponseWriter, _ *http.Request) {
+		v := clientsView{Clients: []xdpd.ClientView{}}
+		if a.clients != nil {
+			v.Clients, v.Refused = a.clients.Clients()
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(v) // the asker went away
+	})
+	mux.HandleFunc("POST /clients/evict", func(w http.ResponseWriter, r *http.Request) {
+		id, err := strconv.ParseUint(r.FormValue("id"), 10, 64)
+		switch {
+		case err != nil:
+			err = errors.New("id must be a client's number: POST /clients/evict?id=7")
+		case a.clients == nil:
+			err = errors.New("it serves no clients")
+		default:
+			err = a.clients.Evict(id)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusNotFound)
+		}
+	})
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second}
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = srv.Serve(l) })
@@ -106,7 +129,7 @@ func listenControl(path string) (net.Listener, error) {
 			return nil, explainUnwritable(err)
 		}
 	}
-	if err := removeStale(path); err != nil {
+	if err := removeStale("unix", path, "--control"); err != nil {
 		return nil, err
 	}
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
@@ -125,8 +148,8 @@ func listenControl(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// removeStale makes room for the socket, if what is in the way is the socket of a process that is gone.
-func removeStale(path string) error {
+// removeStale makes room for the socket, if what is in the way is the socket of a process that is gone. option names another path.
+func removeStale(network, path, option string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -135,13 +158,13 @@ func removeStale(path string) error {
 		return explainUnwritable(err)
 	}
 	if info.Mode().Type() != fs.ModeSocket {
-		return errors.New("there is a file which is no socket; it is not touched: name another path with --control")
+		return errors.New("there is a file which is no socket; it is not touched: name another path with " + option)
 	}
-	conn, err := net.DialTimeout("unix", path, time.Second)
+	conn, err := net.DialTimeout(network, path, time.Second)
 	if err == nil {
 		conn.Close()
-		return errors.New("another process listens there: stop it, or name another path with --control " +
-			"(an interface of the same name may be in another network namespace)")
+		return errors.New("another process listens there: stop it, or name another path with " + option +
+			" (an interface of the same name may be in another network namespace)")
 	}
 	if !errors.Is(err, unix.ECONNREFUSED) { // which says that nobody listens
 		return explainUnwritable(err)

@@ -5,12 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"net"
 	"net/netip"
 	"os"
-
-	"golang.org/x/sys/unix"
 
 	"xdpd"
 )
@@ -69,7 +65,16 @@ func (c *grantCmd) serve(ctx context.Context, out io.Writer) error {
 		}
 		g.Groups = append(g.Groups, uint32(gid))
 	}
-	l, err := listenGrant(c.Socket)
+	err := removeStale("unixpacket", c.Socket, "SOCKET")
+	if err != nil {
+		return fmt.Errorf("grant socket %s: %w", c.Socket, err)
+	}
+	l, err := xdpd.ListenClients(ctx, c.Socket) // anybody may connect: who may ask is decided by whom the kernel says it is
+	if err == nil {
+		if err = os.Chmod(c.Socket, 0o666); err != nil { // the umask may have taken some of it
+			l.Close()
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("grant socket %s: %w", c.Socket, err)
 	}
@@ -78,29 +83,4 @@ func (c *grantCmd) serve(ctx context.Context, out io.Writer) error {
 		return errors.Join(fmt.Errorf("tell systemd: %w", err), l.Close())
 	}
 	return g.Serve(ctx, l)
-}
-
-// listenGrant makes the socket. Anybody may connect: who may ask is decided by whom the kernel says it is.
-func listenGrant(path string) (*net.UnixListener, error) {
-	addr := &net.UnixAddr{Name: path, Net: "unixpacket"}
-	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
-		conn, err := net.DialUnix("unixpacket", nil, addr)
-		if err == nil {
-			conn.Close()
-			return nil, errors.New("another process listens there: stop it, or name another path")
-		}
-		if errors.Is(err, unix.ECONNREFUSED) { // left by one that was killed
-			if err := os.Remove(path); err != nil {
-				return nil, err
-			}
-		}
-	}
-	l, err := net.ListenUnix("unixpacket", addr)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, 0o666); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return l, nil
 }

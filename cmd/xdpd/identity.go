@@ -99,17 +99,17 @@ func (id identity) controlPath(iface string) string {
 	return filepath.Join(controlDir+"-"+id.name, iface+".sock")
 }
 
-// makeRoom makes the folder of the control socket, which is then the identity's alone.
-func (id identity) makeRoom(path string) error {
+// makeRoom makes the folder of a socket, which is then the identity's.
+func (id identity) makeRoom(path string, mode os.FileMode) error {
 	dir := filepath.Dir(path)
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return nil // whether a socket can be made in it shows when it is
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("control socket %s: %w", path, explainUnwritable(err))
+	if err := os.MkdirAll(dir, mode); err != nil {
+		return fmt.Errorf("socket %s: %w", path, explainUnwritable(err))
 	}
 	if err := os.Chown(dir, id.uid, id.gid); err != nil {
-		return fmt.Errorf("control socket %s: %w", path, err)
+		return fmt.Errorf("socket %s: %w", path, err)
 	}
 	return nil
 }

@@ -317,3 +317,23 @@ func TestIdentity(t *testing.T) {
 		t.Error("napi auto goes with user")
 	}
 }
+
+// TestRunAsFindsItsSocket: without --control the socket is in a folder of the user's own, where xdpd stats finds it.
+func TestRunAsFindsItsSocket(t *testing.T) {
+	needRoot(t)
+	lab, err := netlab.New(netlab.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lab.Close()
+	const dir = controlDir + "-48111"
+	t.Cleanup(func() { os.Remove(dir) })
+	d := startDaemon(t, lab, childCommand(t, "run -i xa0 -a 10.77.0.2/24 -s echo --user 48111"), dir+"/xa0.sock")
+	if v, _, err := askControl(t.Context(), d.control); err != nil || v.PID != d.cmd.Process.Pid {
+		t.Errorf("the engine is process %d, %v, want %d", v.PID, err, d.cmd.Process.Pid)
+	}
+	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("its folder: %v, %v", info, err)
+	}
+	d.stop(t)
+}

@@ -20,6 +20,7 @@ var cli struct {
 	Doctor   doctorCmd   `cmd:"" help:"Say what this kernel, driver, privilege and memory limit allow."`
 	Stats    statsCmd    `cmd:"" help:"Show the drop ledger of a running engine."`
 	Ss       ssCmd       `cmd:"" name:"ss" help:"List the sockets of a running engine, as ss(8) does."`
+	Clients  clientsCmd  `cmd:"" help:"List the applications that use a running engine, or throw one out."`
 	Load     loadCmd     `cmd:"" help:"Make load for a TCP or UDP server, from an engine or from kernel sockets, and measure."`
 	Drain    drainCmd    `cmd:"" help:"Give a backend of a running proxy no new flows."`
 	Grant    grantCmd    `cmd:"" help:"Open sockets and steer frames for engines that have no privilege."`

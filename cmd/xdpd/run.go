@@ -199,8 +199,15 @@ const drainTime = 3 * time.Second
 func runEngine(ctx context.Context, cfg xdpd.Config, file fileConfig, every time.Duration, out io.Writer) (err error) {
 	cfg.Stalled = stallLog(out)
 	if file.User != nil {
-		if err := file.User.makeRoom(file.controlPath()); err != nil {
+		// Where they are depends on who we are, and that changes.
+		file.Control, file.ClientSocket = file.controlPath(), file.clientsPath()
+		if err := file.User.makeRoom(file.Control, 0o700); err != nil {
 			return err
+		}
+		if len(file.Clients) > 0 {
+			if err := file.User.makeRoom(file.ClientSocket, 0o755); err != nil {
+				return err
+			}
 		}
 		cfg.Opened = file.User.assume
 	}
@@ -213,7 +220,14 @@ func runEngine(ctx context.Context, cfg xdpd.Config, file fileConfig, every time
 	if err != nil {
 		return err
 	}
-	closeControl, err := serveControl(ctx, file.controlPath(), st, svc)
+	apps, err := serveClients(ctx, st, &file)
+	if err != nil {
+		return err
+	}
+	if apps != nil {
+		defer func() { err = errors.Join(err, apps.Close()) }()
+	}
+	closeControl, err := serveControl(ctx, file.controlPath(), st, svc, apps)
 	if err != nil {
 		return err
 	}

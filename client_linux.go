@@ -1,0 +1,162 @@
+package xdpd
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"xdpd/reactor"
+	"xdpd/rings"
+)
+
+// RemoteConfig says how large a ring of a daemon is to be. The zero value is a good default.
+type RemoteConfig struct {
+	SQEntries, CQEntries uint32 // powers of two (default 512 and twice as many)
+	Requests             uint32 // that may be in flight (default what the daemon allows)
+	Sockets, Fixed       uint32 // numbers (default what the daemon allows), slots of the fixed table
+	Reactor              uint32 // whose ring it is: taken modulo how many there are
+	Data                 uint64 // bytes of memory for addresses and data (default 8 MiB)
+}
+
+// RemoteRing is a ring of an engine in another process, an xdpd that serves clients. Its operations are those of docs/ring.md,
+// without the lending of frames; addresses in them are offsets in Data.
+type RemoteRing struct {
+	*reactor.RingClient
+	Data     []byte
+	Reactor  int
+	Reactors int // how many the engine has
+	MTU      int
+
+	conn       *net.UnixConn
+	share      *rings.Share
+	door, bell *os.File
+	done       chan struct{}
+	pumps      sync.WaitGroup
+}
+
+const (
+	defaultRemoteSQ   = 512
+	defaultRemoteData = 8 << 20
+)
+
+// OpenRing asks the daemon at path, the unix socket that it serves clients on, for a ring.
+func OpenRing(ctx context.Context, path string, cfg RemoteConfig) (*RemoteRing, error) {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unixpacket", path)
+	if err != nil {
+		return nil, err
+	}
+	q, err := joinRing(ctx, c.(*net.UnixConn), cfg)
+	if err != nil {
+		c.Close()
+		return nil, fmt.Errorf("xdpd at %s: %w", path, err)
+	}
+	return q, nil
+}
+
+func joinRing(ctx context.Context, conn *net.UnixConn, cfg RemoteConfig) (*RemoteRing, error) {
+	if cfg.SQEntries == 0 {
+		cfg.SQEntries = defaultRemoteSQ
+	}
+	if cfg.CQEntries == 0 {
+		cfg.CQEntries = 2 * cfg.SQEntries
+	}
+	if cfg.Data == 0 {
+		cfg.Data = defaultRemoteData
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	h := rings.ShareHello{
+		Magic: rings.ShareMagic, Version: rings.ShareVersion, SQEntries: cfg.SQEntries, CQEntries: cfg.CQEntries,
+		Requests: cfg.Requests, Sockets: cfg.Sockets, Fixed: cfg.Fixed, Reactor: cfg.Reactor, Data: cfg.Data,
+	}
+	if err := rings.SendShare(conn, &h); err != nil {
+		return nil, err
+	}
+	var w rings.ShareWelcome
+	fds, err := rings.RecvShare(conn, &w)
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err == nil {
+		err = refusedBy(&w, len(fds))
+	}
+	if err != nil {
+		for _, fd := range fds {
+			_ = unix.Close(fd)
+		}
+		return nil, err
+	}
+	q := &RemoteRing{
+		Reactor: int(w.Reactor), Reactors: int(w.Reactors), MTU: int(w.MTU),
+		conn: conn, door: os.NewFile(uintptr(fds[1]), "door"), bell: os.NewFile(uintptr(fds[2]), "bell"), done: make(chan struct{}),
+	}
+	if q.share, err = rings.JoinShare(fds[0], &w); err == nil {
+		woken := make(chan struct{}, 1)
+		q.Data = q.share.Data
+		q.RingClient, err = reactor.JoinRing(q.share.Ring, q.knock, woken, q.done)
+		if err == nil {
+			q.pumps.Go(func() { q.listen(woken) })
+			q.pumps.Go(q.watch)
+			return q, nil
+		}
+		err = errors.Join(err, q.share.Close())
+	}
+	return nil, errors.Join(err, q.door.Close(), q.bell.Close())
+}
+
+// refusedBy is what a daemon's answer says against the ring.
+func refusedBy(w *rings.ShareWelcome, fds int) error {
+	reason, _, _ := strings.Cut(string(w.Reason[:]), "\x00")
+	switch {
+	case w.Magic != rings.ShareMagic || w.Version != rings.ShareVersion:
+		return fmt.Errorf("it speaks version %d, this is version %d", w.Version, rings.ShareVersion)
+	case w.Errno != 0:
+		return fmt.Errorf("%s (%w)", reason, unix.Errno(w.Errno))
+	case fds != 3:
+		return fmt.Errorf("%d descriptors came with its answer, not 3", fds)
+	}
+	return nil
+}
+
+// knock wakes the engine. A counter that is full says the same as one more.
+func (q *RemoteRing) knock() {
+	_, _ = q.door.Write(binary.NativeEndian.AppendUint64(nil, 1))
+}
+
+// listen turns the bell into tokens for who waits.
+func (q *RemoteRing) listen(woken chan<- struct{}) {
+	var b [8]byte
+	for {
+		if _, err := q.bell.Read(b[:]); err != nil {
+			return
+		}
+		select {
+		case woken <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// watch ends the ring with the daemon.
+func (q *RemoteRing) watch() {
+	_, _ = q.conn.Read(make([]byte, 1))
+	close(q.done)
+}
+
+// Done is closed when the daemon is gone, or has thrown us out, or after Close.
+func (q *RemoteRing) Done() <-chan struct{} { return q.done }
+
+// Close gives the ring back: its sockets are closed, and who waits hears ErrRingClosed. Nobody may use the ring, nor Data, during
+// it and after it: the memory is gone.
+func (q *RemoteRing) Close() error {
+	err := errors.Join(q.conn.Close(), q.bell.Close())
+	q.pumps.Wait()
+	return errors.Join(err, q.door.Close(), q.share.Close())
+}

@@ -1,0 +1,291 @@
+package xdpd_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"xdpd"
+	"xdpd/internal/netlab"
+)
+
+// daemon serves clients of a stack, this process's user with everything, and gives its socket.
+func daemon(t testing.TB, stack *xdpd.Stack, change func(*xdpd.ClientPolicy)) (*xdpd.ClientServer, string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "clients")
+	l, err := xdpd.ListenClients(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := xdpd.ClientPolicy{Name: "test", Users: []uint32{uint32(os.Getuid())}, Bind: []xdpd.PortRange{{First: 1, Last: 65535}}, CPU: 100}
+	if change != nil {
+		change(&p)
+	}
+	s, err := stack.ServeClients(l, []xdpd.ClientPolicy{p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s, path
+}
+
+func client(t testing.TB, path string) *xdpd.Client {
+	t.Helper()
+	c, err := xdpd.Connect(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+func clientSide(c *xdpd.Client, addr netip.Addr) side {
+	return side{addr: addr, listen: func(a string) (net.Listener, error) { return c.Listen("tcp", a) }, dial: c.DialContext}
+}
+
+// viaDaemon is a client of a daemon and the kernel, as server and client of each other.
+func viaDaemon(t *testing.T, o netlab.Options) (*netlab.Lab, *xdpd.Client, []role) {
+	t.Helper()
+	lab, stack := engine(t, o)
+	_, path := daemon(t, stack, nil)
+	c := client(t, path)
+	ours, kernels := clientSide(c, lab.EngineAddr), kernelSide(lab.Peer, lab.PeerAddr)
+	return lab, c, []role{{"client dials", ours, kernels}, {"kernel dials", kernels, ours}}
+}
+
+// TestClientNettest is the test of golang.org/x/net for connections over a daemon.
+func TestClientNettest(t *testing.T) {
+	_, _, roles := viaDaemon(t, netlab.Options{})
+	for _, r := range roles {
+		r.nettest(t)
+	}
+}
+
+// TestClientStreams: megabytes both ways at once, and the ends of both.
+func TestClientStreams(t *testing.T) {
+	_, _, roles := viaDaemon(t, netlab.Options{})
+	for _, r := range roles {
+		t.Run(r.name, func(t *testing.T) {
+			ln := r.server.open(t)
+			c, s, err := connect(r.client, ln)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			defer s.Close()
+			sent := bytes.Repeat([]byte("sixteen bytes .."), 1<<18)
+			var wg sync.WaitGroup
+			for _, pair := range [][2]net.Conn{{c, s}, {s, c}} {
+				wg.Go(func() {
+					if n, err := pair[0].Write(sent); n != len(sent) || err != nil {
+						t.Errorf("wrote %d: %v", n, err)
+					}
+					if err := pair[0].(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+						t.Error(err)
+					}
+				})
+				wg.Go(func() {
+					if got, err := io.ReadAll(pair[1]); err != nil || !bytes.Equal(got, sent) {
+						t.Errorf("read %d bytes of %d, or others: %v", len(got), len(sent), err)
+					}
+				})
+			}
+			wg.Wait()
+		})
+	}
+}
+
+// TestClientUDP: datagrams of all kinds of sizes to an echo over a daemon, and back.
+func TestClientUDP(t *testing.T) {
+	lab, c, _ := viaDaemon(t, netlab.Options{})
+	pc, err := c.ListenPacket("udp", ":5353")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		buf := make([]byte, 65536)
+		for {
+			n, from, err := pc.ReadFrom(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil {
+				_, err = pc.WriteTo(buf[:n], from)
+			}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	var k net.Conn
+	if err := lab.Peer.Do(func() (err error) {
+		k, err = net.Dial("udp4", netip.AddrPortFrom(lab.EngineAddr, 5353).String())
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	want := make([]byte, 65507)
+	for i := range want {
+		want[i] = byte(i * 7)
+	}
+	got := make([]byte, 65536)
+	for _, n := range []int{1, 0, 100, 1472, 1473, 9000, 65507} {
+		if _, err := k.Write(want[:n]); err != nil {
+			t.Fatal(err)
+		}
+		_ = k.SetReadDeadline(time.Now().Add(patience))
+		m, err := k.Read(got)
+		if err != nil || !bytes.Equal(got[:m], want[:n]) {
+			t.Fatalf("%d bytes: got %d, %v", n, m, err)
+		}
+	}
+	if err := pc.Close(); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+}
+
+// TestClientHTTP: package http serves over a daemon as it is.
+func TestClientHTTP(t *testing.T) {
+	lab, c, _ := viaDaemon(t, netlab.Options{})
+	l, err := c.Listen("tcp", ":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		_, _ = w.Write(body)
+	})}
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = srv.Serve(l) })
+	defer wg.Wait()
+	defer srv.Close()
+	kernel := kernelSide(lab.Peer, lab.PeerAddr)
+	hc := http.Client{Transport: &http.Transport{DialContext: kernel.dial}}
+	defer hc.CloseIdleConnections()
+	for i := range 100 {
+		body := bytes.Repeat([]byte{byte(i)}, i*i*10)
+		resp, err := hc.Post("http://"+lab.EngineAddr.String()+"/", "text/plain", bytes.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || !bytes.Equal(got, body) {
+			t.Fatalf("request %d: %d bytes back of %d, or others: %v", i, len(got), len(body), err)
+		}
+	}
+}
+
+// TestClientDaemonGone: what waits ends with an error when the daemon throws the client out, and what is opened then works again.
+func TestClientDaemonGone(t *testing.T) {
+	lab, stack := engine(t, netlab.Options{})
+	s, path := daemon(t, stack, nil)
+	c := client(t, path)
+	l, err := c.Listen("tcp", ":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours := clientSide(c, lab.EngineAddr)
+	near, far, err := connect(ours, kernelSide(lab.Peer, lab.PeerAddr).open(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 2)
+	go func() { _, err := l.Accept(); ended <- err }()
+	go func() { _, err := near.Read(make([]byte, 1)); ended <- err }()
+	list, _ := s.Clients()
+	if len(list) != 1 || list[0].Sockets != 2 {
+		t.Fatalf("clients %+v, want one with two sockets", list)
+	}
+	if err := s.Evict(list[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := <-ended; !errors.Is(err, xdpd.ErrDaemonGone) {
+			t.Errorf("ended with %v, want ErrDaemonGone", err)
+		}
+	}
+	_ = far.SetReadDeadline(time.Now().Add(patience))
+	if _, err := far.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the peer reads %v, want its connection's end", err)
+	}
+	// The number of a session that is gone means nothing to the next.
+	if _, err := near.Write([]byte("x")); !errors.Is(err, xdpd.ErrDaemonGone) {
+		t.Errorf("write: %v", err)
+	}
+	again, err := c.Listen("tcp", ":80")
+	if err != nil {
+		t.Fatalf("after the daemon was gone: %v", err)
+	}
+	again.Close()
+	far.Close()
+	near.Close()
+	l.Close()
+}
+
+// TestClientPolicy: who may come in, and what may be bound and reached.
+func TestClientPolicy(t *testing.T) {
+	lab, stack := engine(t, netlab.Options{})
+	_, stranger := daemon(t, stack, func(p *xdpd.ClientPolicy) { p.Users = []uint32{uint32(os.Getuid()) + 1} })
+	if _, err := xdpd.Connect(t.Context(), stranger); !errors.Is(err, os.ErrPermission) {
+		t.Errorf("a stranger: %v", err)
+	}
+	_, path := daemon(t, stack, func(p *xdpd.ClientPolicy) {
+		p.Bind = []xdpd.PortRange{{Protocol: 6, First: 8000, Last: 8001}}
+		p.Reach = []netip.Prefix{netip.PrefixFrom(lab.PeerAddr, 32)}
+	})
+	c := client(t, path)
+	for address, may := range map[string]bool{":7999": false, ":8000": true, ":8001": true, ":8002": false, ":0": true} {
+		l, err := c.Listen("tcp", address)
+		if err == nil {
+			l.Close()
+		}
+		if (err == nil) != may || err != nil && !errors.Is(err, os.ErrPermission) {
+			t.Errorf("listen on %s: %v", address, err)
+		}
+	}
+	if _, err := c.ListenPacket("udp", ":8000"); !errors.Is(err, os.ErrPermission) {
+		t.Errorf("UDP: %v", err)
+	}
+	pc, err := c.ListenPacket("udp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pc.Close()
+	other := net.UDPAddrFromAddrPort(netip.AddrPortFrom(lab.PeerAddr.Next().Next(), 9))
+	if _, err := pc.WriteTo([]byte("x"), other); !errors.Is(err, os.ErrPermission) {
+		t.Errorf("a datagram to %v: %v", other, err)
+	}
+	if _, err := pc.WriteTo([]byte("x"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(lab.PeerAddr, 9))); err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := c.DialContext(ctx, "tcp", other.String()); !errors.Is(err, os.ErrPermission) {
+		t.Errorf("a connection to %v: %v", other, err)
+	}
+}

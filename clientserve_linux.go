@@ -1,0 +1,369 @@
+package xdpd
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"xdpd/reactor"
+	"xdpd/rings"
+)
+
+const (
+	handshakeTime = time.Second
+	// maxWaiting bounds a user's processes that are connected and have no ring yet: who connects and says nothing costs a descriptor
+	// for a second, and keeps nobody out but himself.
+	maxWaiting = 32
+	// knockRest is how long the door of a client that knocks stays shut after it was answered: a flood of knocks costs the engine
+	// a look every so often, and who really sleeps through submits at most that much later.
+	knockRest = 20 * time.Microsecond
+)
+
+// ClientServer hands out rings of a stack.
+type ClientServer struct {
+	st       *Stack
+	policies []ClientPolicy
+	l        *net.UnixListener
+	serving  sync.WaitGroup
+
+	mu      sync.Mutex
+	waiting map[uint32]int // uid: processes in the handshake
+	clients map[uint64]*client
+	next    uint64
+	refused uint64
+	closed  bool
+}
+
+// ClientView is what is told of a client.
+type ClientView struct {
+	ID       uint64             `json:"id"`
+	PID      int32              `json:"pid"`
+	UID      uint32             `json:"uid"`
+	GID      uint32             `json:"gid"`
+	Policy   string             `json:"policy"`
+	Reactor  int                `json:"reactor"`
+	Memory   uint64             `json:"memory"`
+	Sockets  int                `json:"sockets"`
+	Requests int                `json:"requests"`
+	Since    time.Time          `json:"since"`
+	Counters rings.RingCounters `json:"counters"`
+}
+
+// client is a process with a ring.
+type client struct {
+	view  ClientView
+	conn  *net.UnixConn
+	share *rings.Share
+	ring  *reactor.Ring
+	r     *reactor.Reactor
+	door  int // knock's descriptor: File.Fd would make it block
+	knock *os.File
+	bell  int
+}
+
+// ServeClients serves applications in processes of their own at l, a listener of type unixpacket, until Close. A process is admitted by the first policy that names
+// its user or group.
+func (st *Stack) ServeClients(l *net.UnixListener, policies []ClientPolicy) (*ClientServer, error) {
+	s := &ClientServer{st: st, l: l, clients: map[uint64]*client{}, waiting: map[uint32]int{}}
+	for _, p := range policies {
+		if err := p.Check(); err != nil {
+			return nil, err
+		}
+		s.policies = append(s.policies, p.withDefaults())
+	}
+	s.serving.Go(s.accept)
+	return s, nil
+}
+
+// Close throws all clients out. Once more does nothing.
+func (s *ClientServer) Close() error {
+	err := s.l.Close()
+	if errors.Is(err, net.ErrClosed) {
+		err = nil
+	}
+	s.mu.Lock()
+	s.closed = true
+	for _, c := range s.clients {
+		_ = c.conn.Close()
+	}
+	s.mu.Unlock()
+	s.serving.Wait()
+	return err
+}
+
+// Clients tells who is there, oldest first, and how many were refused.
+func (s *ClientServer) Clients() (list []ClientView, refused uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.clients {
+		v := c.view
+		c.r.Enter()
+		v.Counters, v.Sockets, v.Requests = c.ring.Counters(), c.ring.Sockets(), c.ring.InFlight()
+		c.r.Leave()
+		list = append(list, v)
+	}
+	slices.SortFunc(list, func(a, b ClientView) int { return int(a.ID) - int(b.ID) })
+	return list, s.refused
+}
+
+// Evict throws a client out: its sockets are closed, its peers get a FIN or a reset.
+func (s *ClientServer) Evict(id uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.clients[id]
+	if c == nil {
+		return fmt.Errorf("there is no client %d", id)
+	}
+	return c.conn.Close()
+}
+
+func (s *ClientServer) accept() {
+	for {
+		conn, err := s.l.AcceptUnix()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			time.Sleep(10 * time.Millisecond) // out of descriptors: somebody may go
+			continue
+		}
+		s.serving.Go(func() {
+			defer conn.Close()
+			if cred, err := peerCred(conn); err == nil && s.enter(cred.Uid) {
+				s.serve(conn, cred)
+			} else {
+				s.refuse()
+			}
+		})
+	}
+}
+
+// enter reports whether one more of a user's processes may begin the handshake.
+func (s *ClientServer) enter(uid uint32) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.waiting[uid] >= maxWaiting {
+		return false
+	}
+	s.waiting[uid]++
+	return true
+}
+
+func (s *ClientServer) leave(uid uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.waiting[uid]--; s.waiting[uid] == 0 {
+		delete(s.waiting, uid)
+	}
+}
+
+func (s *ClientServer) refuse() {
+	s.mu.Lock()
+	s.refused++
+	s.mu.Unlock()
+}
+
+// serve is a connection's life.
+func (s *ClientServer) serve(conn *net.UnixConn, cred *unix.Ucred) {
+	c, err := s.welcome(conn, cred)
+	s.leave(cred.Uid)
+	if err != nil {
+		s.refuse()
+		w := rings.ShareWelcome{Magic: rings.ShareMagic, Version: rings.ShareVersion, Errno: uint32(unix.EACCES)}
+		if errno := unix.Errno(0); errors.As(err, &errno) {
+			w.Errno = uint32(errno)
+		}
+		copy(w.Reason[:len(w.Reason)-1], err.Error())
+		_ = rings.SendShare(conn, &w) // it went away, or does not listen
+		return
+	}
+	var knocking sync.WaitGroup
+	knocking.Go(c.answer)
+	// Nothing more is said here: the connection ends when its process does, however that came. Who says something is out as well.
+	_, _ = conn.Read(make([]byte, 1))
+	s.mu.Lock()
+	delete(s.clients, c.view.ID)
+	s.mu.Unlock()
+	_ = c.knock.Close()
+	knocking.Wait()
+	c.close()
+}
+
+// refusal is why a process gets no ring, with the errno that its library shows.
+func refusal(errno unix.Errno, format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, errno)...)
+}
+
+// welcome does the handshake.
+func (s *ClientServer) welcome(conn *net.UnixConn, cred *unix.Ucred) (c *client, err error) {
+	// What it asks is read before anything is refused: a connection that is closed unread is reset, and nobody sees why.
+	if err := conn.SetDeadline(time.Now().Add(handshakeTime)); err != nil {
+		return nil, err
+	}
+	var h rings.ShareHello
+	fds, err := rings.RecvShare(conn, &h)
+	if err != nil {
+		return nil, err
+	}
+	for _, fd := range fds { // nobody asked for any
+		_ = unix.Close(fd)
+	}
+	i := slices.IndexFunc(s.policies, func(p ClientPolicy) bool { return p.admits(cred.Uid, cred.Gid) })
+	if i < 0 {
+		return nil, refusal(unix.EACCES, "no policy admits uid %d, gid %d", cred.Uid, cred.Gid)
+	}
+	p := &s.policies[i]
+	h.Sockets, h.Requests = cmp.Or(h.Sockets, uint32(p.Sockets)), cmp.Or(h.Requests, uint32(p.Requests))
+	if err := p.allows(&h); err != nil {
+		return nil, err
+	}
+	if c, err = s.newClient(conn, cred, p, &h); err != nil {
+		return nil, err
+	}
+	w := c.share.Welcome()
+	stats, err := s.st.Stats()
+	if err == nil {
+		w.Reactor, w.Reactors, w.MTU = uint32(c.view.Reactor), uint32(len(s.st.Reactors())), uint32(stats.MTU)
+		err = rings.SendShare(conn, &w, c.share.FD(), c.door, c.bell)
+	}
+	if err == nil {
+		err = conn.SetDeadline(time.Time{})
+	}
+	if err != nil {
+		s.mu.Lock()
+		delete(s.clients, c.view.ID)
+		s.mu.Unlock()
+		_ = c.knock.Close()
+		c.close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (p *ClientPolicy) allows(h *rings.ShareHello) error {
+	switch {
+	case h.Magic != rings.ShareMagic || h.Version != rings.ShareVersion:
+		return refusal(unix.EPROTO, "a client of version %d; this is version %d", h.Version, rings.ShareVersion)
+	case h.SQEntries > clientEntries || h.CQEntries > clientEntries:
+		return refusal(unix.EINVAL, "rings of %d and %d entries; at most %d can be", h.SQEntries, h.CQEntries, clientEntries)
+	case h.Data > p.Memory:
+		return refusal(unix.ENOMEM, "%d bytes of memory; %s may have %d", h.Data, p.Name, p.Memory)
+	case int64(h.Sockets)+int64(h.Fixed) > int64(p.Sockets):
+		return refusal(unix.EMFILE, "%d sockets; %s may have %d", int64(h.Sockets)+int64(h.Fixed), p.Name, p.Sockets)
+	case int64(h.Requests) > int64(p.Requests):
+		return refusal(unix.EAGAIN, "%d requests; %s may have %d", h.Requests, p.Name, p.Requests)
+	}
+	return nil
+}
+
+func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *ClientPolicy, h *rings.ShareHello) (c *client, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for _, c := range s.clients {
+		if c.view.Policy == p.Name {
+			n++
+		}
+	}
+	switch {
+	case s.closed:
+		return nil, refusal(unix.ESHUTDOWN, "the engine ends")
+	case n >= p.Clients:
+		return nil, refusal(unix.EUSERS, "%d clients of %s are there, as many as may be", n, p.Name)
+	}
+	share, err := rings.NewShare(h)
+	if err != nil {
+		return nil, err
+	}
+	c = &client{conn: conn, share: share, bell: -1}
+	defer func() {
+		if err != nil {
+			c.close()
+		}
+	}()
+	if c.bell, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	if c.door, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	c.knock = os.NewFile(uintptr(c.door), "door")
+	reactors := s.st.Reactors()
+	number := int(h.Reactor % uint32(len(reactors)))
+	c.r = reactors[number]
+	cfg := RingConfig{Reactor: number, RingConfig: reactor.RingConfig{
+		SQEntries: h.SQEntries, CQEntries: h.CQEntries, Requests: int(h.Requests), Sockets: int(h.Sockets), Fixed: int(h.Fixed),
+		Area: share.Ring, Data: share.Data, Bell: c.bell, Guard: p, CPU: p.CPU,
+	}}
+	if c.ring, err = s.st.Ring(cfg); err != nil {
+		_ = c.knock.Close()
+		return nil, err
+	}
+	s.next++
+	c.view = ClientView{
+		ID: s.next, PID: cred.Pid, UID: cred.Uid, GID: cred.Gid, Policy: p.Name, Reactor: number,
+		Memory: share.Welcome().Size, Since: time.Now(),
+	}
+	s.clients[c.view.ID] = c
+	return c, nil
+}
+
+// close gives back what a client had. Its door is closed, and nobody answers it any more.
+func (c *client) close() {
+	if c.ring != nil {
+		c.ring.Close()
+	}
+	_ = c.share.Close() // after the ring: the engine looks into this memory
+	if c.bell >= 0 {
+		_ = unix.Close(c.bell)
+	}
+}
+
+// answer has the reactor look at the ring when the application, which saw it asleep, knocks.
+func (c *client) answer() {
+	var b [8]byte
+	for {
+		if _, err := c.knock.Read(b[:]); err != nil {
+			return
+		}
+		c.r.Enter()
+		c.r.Leave()
+		time.Sleep(knockRest)
+	}
+}
+
+func peerCred(conn *net.UnixConn) (cred *unix.Ucred, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	if e := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); e != nil {
+		return nil, e
+	}
+	return cred, err
+}
+
+// ListenClients makes the socket at path. Everybody may connect (mode 0666): who is let in is for the policies, which see the credentials.
+func ListenClients(ctx context.Context, path string) (*net.UnixListener, error) {
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if e := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o666) }); e != nil {
+			return e
+		}
+		return err
+	}}
+	l, err := lc.Listen(ctx, "unixpacket", path)
+	if err != nil {
+		return nil, err
+	}
+	return l.(*net.UnixListener), nil
+}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"xdpd"
+)
+
+// clientsCmd is xdpd clients.
+type clientsCmd struct {
+	Interface string `arg:"" optional:"" name:"iface" help:"Interface of the engine; may be left out where only one runs."`
+	Evict     uint64 `placeholder:"ID" help:"Throw this client out: its sockets are closed."`
+	JSON      bool   `short:"j" name:"json" help:"Print JSON."`
+	Control   string `placeholder:"PATH" help:"Control socket to ask (default /run/xdpd/IFACE.sock)."`
+}
+
+// clientsView is the answer to GET /clients.
+type clientsView struct {
+	Clients []xdpd.ClientView `json:"clients"`
+	Refused uint64            `json:"refused"` // processes that were not let in
+}
+
+// Run implements the command.
+func (c *clientsCmd) Run() error {
+	path, err := controlOf(c.Control, c.Interface)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := signalContext()
+	defer cancel()
+	if c.Evict != 0 {
+		_, err := callControl(ctx, path, http.MethodPost, fmt.Sprintf("/clients/evict?id=%d", c.Evict))
+		return err
+	}
+	raw, err := callControl(ctx, path, http.MethodGet, "/clients")
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		_, err = os.Stdout.Write(raw)
+		return err
+	}
+	var v clientsView
+	if err := json.Unmarshal(raw, &v); err != nil {
+		return fmt.Errorf("control socket %s: the answer is not xdpd's: %w", path, err)
+	}
+	return v.write(os.Stdout, time.Now())
+}
+
+func (v *clientsView) write(out io.Writer, now time.Time) error {
+	tw := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(tw, "ID\tPolicy\tPID\tUID\tReactor\tMemory\tSockets\tIn flight\tSubmitted\tCompleted\tRefused\tSince\t")
+	for _, c := range v.Clients {
+		fmt.Fprintf(tw, "%d\t%s\t%d\t%d\t%d\t%d KiB\t%d\t%d\t%d\t%d\t%d\t%s\t\n", c.ID, c.Policy, c.PID, c.UID, c.Reactor, c.Memory>>10, c.Sockets,
+			c.Requests, c.Counters.Submitted, c.Counters.Completed, c.Counters.Refused, now.Sub(c.Since).Round(time.Second))
+	}
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(out, "%d refused\n", v.Refused)
+	return err
+}
