@@ -31,9 +31,11 @@ type Stack struct {
 	steer   steering
 	group   *reactor.Group
 	napi    napiLearner
-	joined  *journal.Entry // the steering program is in a dispatcher
-	running sync.WaitGroup
-	cancel  context.CancelFunc
+	// notZeroCopy is why the sockets are not zero copy although they could have been.
+	notZeroCopy string
+	joined      *journal.Entry // the steering program is in a dispatcher
+	running     sync.WaitGroup
+	cancel      context.CancelFunc
 
 	mu     sync.Mutex
 	ports  map[portKey]int // share mode: sockets and connections that need a port open

@@ -17,18 +17,19 @@ type Stats struct {
 	Native    bool   // the steering program is in the driver, not in generic mode
 	Refused   string // why it is not, where native was wanted
 	// Dispatched: it is in a dispatcher, where other programs may be as well.
-	Dispatched bool
-	ZeroCopy   bool
-	SG         bool // packets may consist of several frames: one does not hold an MTU
-	HugePages  bool
-	ChunkSize  int
-	MTU        int
-	Loops      int // goroutines that run the reactors (Stack.Resize)
-	Ports      int // share mode: ports that are steered to the engine
-	NAPI       NAPIStats
-	RSS        RSSStats
-	Verdicts   []xdpprog.Counter
-	Queues     []QueueStats
+	Dispatched  bool
+	ZeroCopy    bool
+	NotZeroCopy string // why it is not, where it was wanted
+	SG          bool   // packets may consist of several frames: one does not hold an MTU
+	HugePages   bool
+	ChunkSize   int
+	MTU         int
+	Loops       int // goroutines that run the reactors (Stack.Resize)
+	Ports       int // share mode: ports that are steered to the engine
+	NAPI        NAPIStats
+	RSS         RSSStats
+	Verdicts    []xdpprog.Counter
+	Queues      []QueueStats
 }
 
 // QueueStats is one queue's part of the ledger.
@@ -66,6 +67,10 @@ func (s *Stack) Stats() (Stats, error) {
 	s.mu.Lock()
 	st.Ports = len(s.ports)
 	s.mu.Unlock()
+	st.NotZeroCopy = s.notZeroCopy
+	if err := s.queues[0].sock.Refused(); err != nil {
+		st.NotZeroCopy = err.Error()
+	}
 	if err := s.program.NativeRefused(); err != nil {
 		st.Refused = err.Error()
 	}
@@ -122,7 +127,9 @@ func (s *Stats) Drops() map[string]uint64 {
 	for _, q := range s.Queues {
 		add("kernel_rx_dropped", q.Kernel.RxDropped)
 		add("kernel_rx_ring_full", q.Kernel.RxRingFull)
-		add("kernel_rx_fill_ring_empty", q.Kernel.RxFillRingEmpty)
+		if !s.ZeroCopy { // there the driver asks for frames in advance: it says nothing of packets
+			add("kernel_rx_fill_ring_empty", q.Kernel.RxFillRingEmpty)
+		}
 		add("kernel_rx_invalid_descs", q.Kernel.RxInvalidDescs)
 		add("kernel_tx_invalid_descs", q.Kernel.TxInvalidDescs)
 		add("ring_rx_bad_desc", q.Reactor.RxBadDesc)

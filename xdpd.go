@@ -20,6 +20,7 @@ import (
 	"xdpd/reactor"
 	"xdpd/rings"
 	"xdpd/sockets"
+	"xdpd/umem"
 	"xdpd/xdpprog"
 )
 
@@ -177,12 +178,27 @@ func (c *Config) defaults() error {
 	return nil
 }
 
+// zeroCopyMTU is the largest MTU that a driver receives into one frame of chunk bytes in zero copy. Some devices count their
+// buffers in KiB: what is left behind the headroom is rounded down, and a longer packet arrives in pieces that nobody joins
+// (drivers/net/ethernet/intel: igb_setup_srrctl, igc_configure_rx_ring, ixgbe_configure_srrctl).
+func zeroCopyMTU(driver string, chunk int) int {
+	room := chunk - umem.Headroom
+	switch driver {
+	case "igb", "igc", "ixgbe":
+		room &^= 1023
+	}
+	return sockets.MaxMTU(room+umem.Headroom, 1)
+}
+
 // chunkFor chooses the frame size for an MTU, and how many frames a packet may consist of: one if one can hold it.
-func (c *Config) chunkFor(mtu int) (size, frames int, err error) {
+func (c *Config) chunkFor(driver string, mtu int) (size, frames int, err error) {
 	limit := 0
 	for _, frames := range []int{1, sockets.MaxPacketFrames} {
 		for _, size := range []int{2048, 4096} {
 			if c.ChunkSize != 0 && c.ChunkSize != size || frames > 1 && size < 4096 && c.ChunkSize == 0 {
+				continue
+			}
+			if c.ChunkSize == 0 && size == 2048 && c.Mode != Copy && mtu > zeroCopyMTU(driver, size) {
 				continue
 			}
 			if limit = sockets.MaxMTU(size, frames); mtu <= limit {

@@ -57,6 +57,7 @@ type Socket struct {
 	port       Port
 	maps       [][]byte
 	zeroCopy   bool
+	refused    error // why not, if Best asked for it
 	sg         bool
 	needWakeup bool
 }
@@ -259,25 +260,41 @@ func (s *Socket) setSendBuffer() error {
 	return unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, want)
 }
 
-// bind takes the queue. Flags 0 let the driver try zero copy and fall back to
-// copy without a word; isZeroCopy then asks which it was.
+// bind takes the queue. Best asks for zero copy by name and then for copy:
+// flags 0 would do the same and not say why it is copy.
 func (s *Socket) bind() error {
 	o := &s.opts
-	addr := unix.SockaddrXDP{Ifindex: uint32(o.Ifindex), QueueID: uint32(o.Queue)}
 	switch {
 	case o.Shared != nil: // takes no other flag: inherits the mode
-		addr.Flags = unix.XDP_SHARED_UMEM
-		addr.SharedUmemFD = uint32(o.Shared.fd)
+		return s.bindAs(unix.XDP_SHARED_UMEM)
 	case o.Mode == Copy:
-		addr.Flags = unix.XDP_COPY
+		return s.bindAs(unix.XDP_COPY | s.bindFlags())
 	case o.Mode == ZeroCopy:
-		addr.Flags = unix.XDP_ZEROCOPY
+		return s.bindAs(unix.XDP_ZEROCOPY | s.bindFlags())
 	}
-	if o.Shared == nil && s.needWakeup {
-		addr.Flags |= unix.XDP_USE_NEED_WAKEUP
+	err := s.bindAs(unix.XDP_ZEROCOPY | s.bindFlags())
+	if err == nil || errors.Is(err, unix.EBUSY) {
+		return err
 	}
-	if o.Shared == nil && s.sg {
-		addr.Flags |= unix.XDP_USE_SG
+	s.refused = o.zeroCopyRefused(err)
+	return s.bindAs(unix.XDP_COPY | s.bindFlags())
+}
+
+func (s *Socket) bindFlags() (flags uint16) {
+	if s.needWakeup {
+		flags |= unix.XDP_USE_NEED_WAKEUP
+	}
+	if s.sg {
+		flags |= unix.XDP_USE_SG
+	}
+	return flags
+}
+
+func (s *Socket) bindAs(flags uint16) error {
+	o := &s.opts
+	addr := unix.SockaddrXDP{Ifindex: uint32(o.Ifindex), QueueID: uint32(o.Queue), Flags: flags}
+	if o.Shared != nil {
+		addr.SharedUmemFD = uint32(o.Shared.fd)
 	}
 	var err error
 	for wait := time.Millisecond; wait <= 128*time.Millisecond; wait *= 2 {

@@ -239,6 +239,9 @@ func runEngine(ctx context.Context, cfg xdpd.Config, file fileConfig, every time
 	if stats.Refused != "" {
 		fmt.Fprintf(out, "xdpd: generic XDP, which is slower, because: %s\n", stats.Refused)
 	}
+	if stats.NotZeroCopy != "" {
+		fmt.Fprintf(out, "xdpd: copy mode, because: %s\n", stats.NotZeroCopy)
+	}
 	if cfg.HugePages && !stats.HugePages {
 		fmt.Fprintln(out, "xdpd: no huge pages are free, normal ones are used: sysctl vm.nr_hugepages")
 	}

@@ -254,6 +254,9 @@ func writeTable(w io.Writer, v *statsView, o tableOptions) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s (%s): %s, %s, MTU %d; process %d, up %s, commit %s\n", v.Interface, v.Driver, attach, copies, v.MTU,
 		v.PID, time.Duration(v.UptimeSeconds*float64(time.Second)).Round(time.Second), v.Commit)
+	if v.NotZeroCopy != "" {
+		fmt.Fprintf(&b, "copy, because: %s\n", v.NotZeroCopy)
+	}
 	writeRSS(&b, &v.RSS)
 	if v.NAPI.What != "" { // an older engine says nothing
 		fmt.Fprintf(&b, "%s\n", v.napi())

@@ -22,6 +22,7 @@ type statsView struct {
 	Native        bool                   `json:"native_xdp"`
 	Dispatched    bool                   `json:"in_dispatcher"`
 	ZeroCopy      bool                   `json:"zero_copy"`
+	NotZeroCopy   string                 `json:"not_zero_copy,omitempty"` // why
 	SG            bool                   `json:"multi_buffer"`
 	HugePages     bool                   `json:"huge_pages"`
 	ChunkSize     int                    `json:"chunk_size_bytes"`
@@ -158,7 +159,7 @@ func newTCPView(t *sockets.TCPInfo) tcpView {
 
 func newStatsView(s *xdpd.Stats) statsView {
 	v := statsView{
-		Interface: s.Interface, Driver: s.Driver, Native: s.Native, Dispatched: s.Dispatched, ZeroCopy: s.ZeroCopy, SG: s.SG, HugePages: s.HugePages,
+		Interface: s.Interface, Driver: s.Driver, Native: s.Native, Dispatched: s.Dispatched, ZeroCopy: s.ZeroCopy, NotZeroCopy: s.NotZeroCopy, SG: s.SG, HugePages: s.HugePages,
 		ChunkSize: s.ChunkSize, MTU: s.MTU, Loops: s.Loops, RSS: rssView(s.RSS), Verdicts: make(map[string]verdictView),
 		NAPI: napiView{s.NAPI.Mode.String(), s.NAPI.ID, s.NAPI.What},
 	}
