@@ -28,8 +28,10 @@ func (s *Stack) SetMode(m Mode) error {
 	if m > ZeroCopy {
 		return fmt.Errorf("xdpd: mode %d; there are Best, Copy and ZeroCopy", m)
 	}
-	if err := inNamespace(s.cfg.NetNS, mayOpenSockets); err != nil {
-		return err
+	if s.grant == nil {
+		if err := inNamespace(s.cfg.NetNS, mayOpenSockets); err != nil {
+			return err
+		}
 	}
 	was := s.Mode()
 	refused, err := s.reopen(m, was)

@@ -15,7 +15,6 @@ import (
 	"xdpd/rings"
 	"xdpd/sockets"
 	"xdpd/umem"
-	"xdpd/xdpprog"
 )
 
 // Stack is an engine running on an interface. Its methods are safe from any goroutine.
@@ -26,7 +25,8 @@ type Stack struct {
 	state   krnet.State // share mode: the kernel's addresses, routes and neighbours at the start
 	region  *umem.Region
 	ledger  *umem.Ledger
-	program *xdpprog.Program
+	grant   *grantee // nil without Config.Grant
+	program steerer
 	queues  []*queue
 	steer   steering
 	group   *reactor.Group
@@ -183,6 +183,9 @@ func (s *Stack) release() error {
 	}
 	if s.kernel != nil {
 		errs = append(errs, s.kernel.Close())
+	}
+	if s.grant != nil && s.program == nil { // where it is the program, it is closed already
+		errs = append(errs, s.grant.Close())
 	}
 	for _, q := range s.queues {
 		if q.reactor != nil {

@@ -22,7 +22,8 @@ import (
 	"xdpd"
 )
 
-// controlDir is where running engines are found. Only root may look into it.
+// controlDir is where running engines are found, and controlDir-USER where those of xdpd run --user USER. Only root and that
+// user may look into it.
 const controlDir = "/run/xdpd"
 
 func defaultControlPath(iface string) string { return filepath.Join(controlDir, iface+".sock") }
@@ -256,17 +257,28 @@ func controlOf(path, iface string) (string, error) {
 	case path != "":
 		return path, nil
 	case iface != "":
-		return defaultControlPath(iface), nil
+		path = defaultControlPath(iface)
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			if others, _ := filepath.Glob(controlDir + "-*/" + iface + ".sock"); len(others) == 1 {
+				return others[0], nil
+			}
+		}
+		return path, nil
 	}
 	return findControl(controlDir)
 }
 
-// findControl finds the socket in dir when only one engine runs.
+// findControl finds the socket in dir, or in a dir-USER, when only one engine runs.
 func findControl(dir string) (string, error) {
 	found, err := filepath.Glob(filepath.Join(dir, "*.sock"))
 	if err != nil {
 		return "", err
 	}
+	others, err := filepath.Glob(filepath.Join(dir+"-*", "*.sock"))
+	if err != nil {
+		return "", err
+	}
+	found = append(found, others...)
 	if len(found) == 1 {
 		return found[0], nil
 	}

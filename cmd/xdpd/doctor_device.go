@@ -41,7 +41,11 @@ func checkDevice(where, name string, tell func(finding)) {
 	}
 	d, err := findTrialDevice(name)
 	if err != nil {
-		say(finding{Name: "interface", Status: blocking, Text: plain(err), Cure: "name one that ip link shows"})
+		cure := "name one that ip link shows"
+		if errors.Is(err, errNoEthernet) {
+			cure = "an engine needs a real device, veth, tap or bridge; for programs of this machine a veth pair: ip link add xd0 type veth peer name xd1"
+		}
+		say(finding{Name: "interface", Status: blocking, Text: plain(err), Cure: cure})
 		return
 	}
 	say(d.checkInterface())
@@ -65,6 +69,8 @@ func checkDevice(where, name string, tell func(finding)) {
 	}
 }
 
+var errNoEthernet = errors.New("is no Ethernet device")
+
 func findTrialDevice(name string) (*trialDevice, error) {
 	link, err := netlink.LinkByName(name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
@@ -75,7 +81,7 @@ func findTrialDevice(name string) (*trialDevice, error) {
 	}
 	a := link.Attrs()
 	if len(a.HardwareAddr) != 6 || a.RawFlags&unix.IFF_LOOPBACK != 0 {
-		return nil, fmt.Errorf("interface %s is no Ethernet device", name)
+		return nil, fmt.Errorf("interface %s %w", name, errNoEthernet)
 	}
 	d := &trialDevice{name: name, index: a.Index, mtu: a.MTU, up: a.RawFlags&unix.IFF_UP != 0, driver: "unknown"}
 	d.mac, d.cable = proto.MAC(a.HardwareAddr), a.RawFlags&unix.IFF_LOWER_UP != 0
@@ -236,6 +242,9 @@ func (d *trialDevice) checkCopy() finding {
 	err := d.bind(rings.SocketOptions{Mode: xdpd.Copy, NoNeedWakeup: true}, func(*rings.Socket) {})
 	if err != nil {
 		f.Status, f.Text = blocking, plain(err)
+	}
+	if errors.Is(err, unix.EBUSY) {
+		f.Cure = "stop " + queueHolder(d.index, 0) + ", or serve other queues (--queues)"
 	}
 	return f
 }

@@ -24,6 +24,7 @@ var cli struct {
 	Clients  clientsCmd  `cmd:"" help:"List the applications that use a running engine, or throw one out."`
 	Load     loadCmd     `cmd:"" help:"Make load for a TCP or UDP server, from an engine or from kernel sockets, and measure."`
 	Drain    drainCmd    `cmd:"" help:"Give a backend of a running proxy no new flows."`
+	Grant    grantCmd    `cmd:"" help:"Open sockets and steer frames for engines that have no privilege."`
 	Restore  restoreCmd  `cmd:"" help:"Undo what engines that were killed changed on devices."`
 	Mode     modeCmd     `cmd:"" help:"Say or change how frames get to a running engine: copied or not."`
 	Reactors reactorsCmd `cmd:"" help:"Say or change how many reactors run the queues of a running engine."`
