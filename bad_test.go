@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"xdpd/internal/netlab"
@@ -58,7 +59,7 @@ func (b *badFrames) options(opts ...byte) []byte {
 
 // datagram is a sound UDP datagram to the open port, changed by edit afterwards.
 func (b *badFrames) datagram(edit func(udp []byte)) []byte {
-	d := udpDatagram(b.them, b.us, 4000, b.udp, []byte("sixteen bytes...")) // nothing may be cut off unseen
+	d := udpDatagram(b.them, b.us, 4000, b.udp, []byte("twenty bytes of data")) // nothing may be cut off unseen
 	edit(d)
 	return b.ip(proto.IPv4{Proto: proto.ProtoUDP}, d)
 }
@@ -177,8 +178,8 @@ func (b *badFrames) transportCases() []badCase {
 	u("checksum", "udp_checksum", func(d []byte) { d[6]++ })
 	u("payload", "udp_checksum", func(d []byte) { d[9]++ })
 	u("length 7", "udp_len", func(d []byte) { d[5] = 7 })
-	u("length beyond the packet", "udp_len", func(d []byte) { d[5] = 25 })
-	u("length less than the packet", "udp_checksum", func(d []byte) { d[5] = 23 })
+	u("length beyond the packet", "udp_len", func(d []byte) { d[5] = 29 })
+	u("length less than the packet", "udp_checksum", func(d []byte) { d[5] = 27 })
 	add("UDP of 7 bytes", "udp_short", b.ip(proto.IPv4{Proto: proto.ProtoUDP}, make([]byte, 7)))
 	add("TCP of 19 bytes", "tcp_short", b.ip(proto.IPv4{Proto: proto.ProtoTCP}, make([]byte, 19)))
 	add("TCP data offset 16", "tcp_data_off", b.tcp(proto.TCP{DataOff: 16, DstPort: 7, Flags: proto.SYN}))
@@ -217,10 +218,21 @@ func TestBadFrames(t *testing.T) {
 		their: w.mac, udp: 800,
 	}
 	settle := barrier(t, lab)
+	in(t, lab.Engine, func() error { // a NIC would not let another station's frames through
+		link, err := netlink.LinkByName(lab.EngineDev)
+		if err == nil {
+			err = netlink.SetPromiscOn(link)
+			t.Cleanup(func() { in(t, lab.Engine, func() error { return netlink.SetPromiscOff(link) }) })
+		}
+		return err
+	})
 	ping(t, lab.Peer, lab.EngineAddr, 1)
 	for _, c := range append(append(b.linkCases(), b.ipCases()...), b.transportCases()...) {
 		t.Run(c.name, func(t *testing.T) {
 			before := getStats(t, stack)
+			if before.Driver == "igb" && c.want["ip_header_len"] > 0 {
+				t.Skipf("%s: %v: igb, as QEMU has it, receives no such header", t.Name(), netlab.ErrNICs)
+			}
 			for _, frame := range c.frames {
 				w.send(frame)
 			}
@@ -247,7 +259,7 @@ func TestBadFrames(t *testing.T) {
 	w.send(b.datagram(func([]byte) {})) // as it was made, it is sound
 	w.send(b.options(7, 3, 4, 0))       // record route, full
 	conn.SetReadDeadline(time.Now().Add(patience))
-	for _, want := range []string{"sixteen bytes...", "options"} {
+	for _, want := range []string{"twenty bytes of data", "options"} {
 		buf := make([]byte, 100)
 		if n, _, err := conn.ReadFrom(buf); err != nil || string(buf[:n]) != want {
 			t.Errorf("read %q, %v; want %q", buf[:n], err, want)

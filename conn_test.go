@@ -163,44 +163,46 @@ func TestWriteDeadlines(t *testing.T) {
 // TestManyWritersWait: room to write is told once, but all who wait for it must hear of it, whichever queue they send on.
 func TestManyWritersWait(t *testing.T) {
 	for _, queues := range []int{1, 2} {
-		lab := newLab(t, netlab.Options{Queues: queues})
-		cfg := engineConfig(lab)
-		cfg.Frames = 256
-		stack := openStack(t, lab, cfg)
-		c, to := echo(t, lab, stack)
-		ask(t, kernelUDP(t, lab.Peer, netip.AddrPort{}, to), "so that the engine knows the peer")
-		c.SetWriteDeadline(time.Now().Add(patience))
-		for range 5 {
-			setLink(t, lab.Engine, lab.EngineDev, false)
-			written := make(chan error)
-			const writers = 8
-			for w := range writers {
-				go func() {
-					for range 500 {
-						if _, err := c.WriteToUDPAddrPort(make([]byte, 1000), netip.AddrPortFrom(lab.PeerAddr, uint16(9+w))); err != nil {
-							written <- err
-							return
+		t.Run(fmt.Sprint(queues), func(t *testing.T) {
+			lab := newLab(t, netlab.Options{Queues: queues})
+			cfg := engineConfig(lab)
+			cfg.Frames = 256
+			stack := openStack(t, lab, cfg)
+			c, to := echo(t, lab, stack)
+			ask(t, kernelUDP(t, lab.Peer, netip.AddrPort{}, to), "so that the engine knows the peer")
+			c.SetWriteDeadline(time.Now().Add(patience))
+			for range 5 {
+				setLink(t, lab.Engine, lab.EngineDev, false)
+				written := make(chan error)
+				const writers = 8
+				for w := range writers {
+					go func() {
+						for range 500 {
+							if _, err := c.WriteToUDPAddrPort(make([]byte, 1000), netip.AddrPortFrom(lab.PeerAddr, uint16(9+w))); err != nil {
+								written <- err
+								return
+							}
+						}
+						written <- nil
+					}()
+				}
+				// A quarter of the room must be there again before those who wait are told.
+				eventually(t, "the end of all room", func() bool {
+					for _, q := range getStats(t, stack).Queues {
+						if 4*q.Frames.Tx <= 3*q.Frames.TxLimit {
+							return false
 						}
 					}
-					written <- nil
-				}()
-			}
-			// A quarter of the room must be there again before those who wait are told.
-			eventually(t, "the end of all room", func() bool {
-				for _, q := range getStats(t, stack).Queues {
-					if 4*q.Frames.Tx <= 3*q.Frames.TxLimit {
-						return false
+					return true
+				})
+				setLink(t, lab.Engine, lab.EngineDev, true)
+				for range writers {
+					if err := await(t, written, "the end of a writer"); err != nil {
+						t.Error(err)
 					}
 				}
-				return true
-			})
-			setLink(t, lab.Engine, lab.EngineDev, true)
-			for range writers {
-				if err := await(t, written, "the end of a writer"); err != nil {
-					t.Error(err)
-				}
 			}
-		}
+		})
 	}
 }
 
@@ -234,7 +236,9 @@ func TestCloseUnblocks(t *testing.T) {
 // TestConcurrentUse has readers and writers of one socket in many goroutines, and a Close that ends them.
 func TestConcurrentUse(t *testing.T) {
 	for _, queues := range []int{1, 2} {
-		testConcurrentUse(t, queues)
+		t.Run(fmt.Sprint(queues), func(t *testing.T) {
+			testConcurrentUse(t, queues)
+		})
 	}
 }
 

@@ -2,6 +2,7 @@ package xdpd_test
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -37,7 +38,7 @@ func TestPingFlood(t *testing.T) {
 
 // pingWait is ping's interval: behind the last request it waits that long, or twice the longest round trip so far, and a busy
 // machine lets an answer take more than the others did.
-const pingWait = "-i0.2"
+var pingWait = fmt.Sprintf("-i%.1f", 0.2*float64(netlab.Slow))
 
 // TestPingSizes has requests and answers of one packet and of many fragments.
 func TestPingSizes(t *testing.T) {

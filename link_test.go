@@ -64,7 +64,7 @@ func TestLinkDownAndUp(t *testing.T) {
 // TestInterfaceDeleted: everything that waits learns why, and Close is as clean as ever.
 func TestInterfaceDeleted(t *testing.T) {
 	for _, share := range []bool{false, true} {
-		lab := newLab(t, netlab.Options{KernelAddr: share})
+		lab := newLab(t, netlab.Options{KernelAddr: share, Veth: "a NIC cannot be deleted"})
 		cfg := engineConfig(lab)
 		if share {
 			cfg = shareConfig(lab)
@@ -113,44 +113,46 @@ func TestInterfaceDeleted(t *testing.T) {
 // TestCloseUnderTraffic closes the engine while datagrams come and go and calls wait on it.
 func TestCloseUnderTraffic(t *testing.T) {
 	for range 5 {
-		lab, stack := engine(t, netlab.Options{Queues: 2})
-		conn, to := echo(t, lab, stack)
-		stop := make(chan struct{})
-		sending := blocked(func() error {
-			c := kernelUDP(t, lab.Peer, netip.AddrPort{}, to)
-			for {
-				select {
-				case <-stop:
-					return nil
-				default:
-					// ECONNREFUSED and the like are what is to be expected of an engine that goes away.
-					_, _ = c.Write(make([]byte, 3000))
+		t.Run("", func(t *testing.T) {
+			lab, stack := engine(t, netlab.Options{Queues: 2})
+			conn, to := echo(t, lab, stack)
+			stop := make(chan struct{})
+			sending := blocked(func() error {
+				c := kernelUDP(t, lab.Peer, netip.AddrPort{}, to)
+				for {
+					select {
+					case <-stop:
+						return nil
+					default:
+						// ECONNREFUSED and the like are what is to be expected of an engine that goes away.
+						_, _ = c.Write(make([]byte, 3000))
+					}
 				}
+			})
+			idle := listen(t, stack, ":0")
+			reading := blocked(func() error {
+				_, _, err := idle.ReadFrom(make([]byte, 16))
+				return err
+			})
+			eventually(t, "traffic", func() bool { return counted(t, stack, sockets.TxUDP) > 100 })
+			if err := stack.Close(); err != nil {
+				t.Errorf("Close: %v", err)
+			}
+			await(t, stack.Done(), "Done")
+			if stack.Err() != nil {
+				t.Errorf("after Close, Err is %v", stack.Err())
+			}
+			if err := await(t, reading, "the end of the read"); err == nil {
+				t.Error("the read ended without an error")
+			}
+			if _, _, err := conn.ReadFrom(make([]byte, 16)); err == nil {
+				t.Error("a read after Close has no error")
+			}
+			close(stop)
+			await(t, sending, "the end of the sender")
+			if _, err := stack.Stats(); err == nil {
+				t.Error("Stats after Close has no error")
 			}
 		})
-		idle := listen(t, stack, ":0")
-		reading := blocked(func() error {
-			_, _, err := idle.ReadFrom(make([]byte, 16))
-			return err
-		})
-		eventually(t, "traffic", func() bool { return counted(t, stack, sockets.TxUDP) > 100 })
-		if err := stack.Close(); err != nil {
-			t.Errorf("Close: %v", err)
-		}
-		await(t, stack.Done(), "Done")
-		if stack.Err() != nil {
-			t.Errorf("after Close, Err is %v", stack.Err())
-		}
-		if err := await(t, reading, "the end of the read"); err == nil {
-			t.Error("the read ended without an error")
-		}
-		if _, _, err := conn.ReadFrom(make([]byte, 16)); err == nil {
-			t.Error("a read after Close has no error")
-		}
-		close(stop)
-		await(t, sending, "the end of the sender")
-		if _, err := stack.Stats(); err == nil {
-			t.Error("Stats after Close has no error")
-		}
 	}
 }

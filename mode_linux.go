@@ -75,11 +75,15 @@ func (s *Stack) reopenQueue(i int, q *queue, m, was Mode) (refused, err error) {
 	if err := q.sock.Close(); err != nil {
 		return nil, err
 	}
-	sg := q.sock.SG()
+	sg, sums := q.sock.SG(), q.sock.Port().Checksum
 	err = inNamespace(s.cfg.NetNS, func() error {
 		opts := s.socketOptions(i, q.id, m)
 		opts.SG = sg
 		sock, err := rings.OpenSocket(s.region, opts)
+		if err == nil && sums && !sock.Port().Checksum { // packets are on their way that count on it
+			err = errors.Join(fmt.Errorf("xdpd: interface %s finishes no checksums in that mode: start the engine with --tx-checksum off to change it",
+				opts.Interface), sock.Close())
+		}
 		if err != nil {
 			refused = err
 			opts.Mode, opts.Shared = was, nil

@@ -20,6 +20,7 @@ import (
 
 // napiLab is a lab whose engine's interface keeps its NAPI when the steering program leaves it, as it does with GRO on.
 func napiLab(t *testing.T, o netlab.Options) *netlab.Lab {
+	o.Veth = "the engine drives the NAPI of veth only"
 	lab := newLab(t, o)
 	run(t, lab.Engine, "ethtool", "-K", lab.EngineDev, "gro", "on")
 	return lab

@@ -28,13 +28,26 @@ func Open(cfg Config) (*Stack, error) {
 	if err := cfg.defaults(); err != nil {
 		return nil, err
 	}
-	s := &Stack{cfg: cfg, done: make(chan struct{}), napi: napiLearner{want: make(chan struct{}, 1)}}
-	err := inNamespace(cfg.NetNS, s.open)
+	s, err := openStack(cfg, "")
+	if errors.Is(err, rings.ErrUnsent) && cfg.Mode == Best {
+		why := err.Error()
+		cfg.Mode = Copy
+		s, err = openStack(cfg, why)
+	}
 	if err != nil {
-		s.release()
 		return nil, err
 	}
 	s.start()
+	return s, nil
+}
+
+// openStack opens all that Open does, or nothing. notZeroCopy is why it is not to try that, for Stats.
+func openStack(cfg Config, notZeroCopy string) (*Stack, error) {
+	s := &Stack{cfg: cfg, notZeroCopy: notZeroCopy, done: make(chan struct{}), napi: napiLearner{want: make(chan struct{}, 1)}}
+	if err := inNamespace(cfg.NetNS, s.open); err != nil {
+		s.release()
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -81,6 +94,7 @@ type device struct {
 	mtu    int
 	mac    proto.MAC
 	queues int
+	cable  bool // it has a carrier
 	driver string
 	rss    *proto.RSS // nil: not known
 	hash   string     // what rss is, or why it is not known
@@ -100,6 +114,7 @@ func findDevice(name string) (device, error) {
 		return device{}, fmt.Errorf("xdpd: interface %s is no Ethernet device: the engine needs one, real or veth", name)
 	}
 	d := device{index: a.Index, mtu: a.MTU, mac: proto.MAC(a.HardwareAddr), queues: max(1, rings.QueueCount(name, a.Index))}
+	d.cable = a.RawFlags&unix.IFF_LOWER_UP != 0
 	if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
 		if info, err := unix.IoctlGetEthtoolDrvinfo(fd, name); err == nil {
 			d.driver = unix.ByteSliceToString(info.Driver[:])
@@ -169,9 +184,17 @@ func (s *Stack) open() error {
 		return fmt.Errorf("xdpd: %d CPUs for the %d reactors of %s: list one for each, or up to one for each of its %d queues",
 			n, s.cfg.Reactors, s.cfg.Interface, queues)
 	}
-	chunk, packet, err := s.cfg.chunkFor(dev.mtu)
+	chunk, packet, err := s.cfg.chunkFor(dev.driver, dev.mtu)
 	if err != nil {
 		return err
+	}
+	if most := zeroCopyMTU(dev.driver, chunk); s.cfg.Mode != Copy && packet == 1 && dev.mtu > most {
+		why := fmt.Sprintf("zero copy of %s receives packets of an MTU up to %d into frames of %d bytes; interface %s has MTU %d",
+			dev.driver, most, chunk, s.cfg.Interface, dev.mtu)
+		if s.cfg.Mode == ZeroCopy {
+			return fmt.Errorf("xdpd: %s: use larger frames, a smaller MTU, or copy mode", why)
+		}
+		s.cfg.Mode, s.notZeroCopy = Copy, why
 	}
 	frames := s.cfg.Frames * len(s.cfg.Queues)
 	if s.region, err = umem.New(umem.Options{Frames: frames, ChunkSize: chunk, HugePages: s.cfg.HugePages}); err != nil {
@@ -196,6 +219,9 @@ func (s *Stack) open() error {
 		return err
 	}
 	if err := s.attach(); err != nil {
+		return err
+	}
+	if err := s.trust(); err != nil {
 		return err
 	}
 	return s.openNAPI()
@@ -247,6 +273,7 @@ func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
 	s.queues = append(s.queues, queue)
 	fill := min(int(sock.Port().Fill.Size()), s.cfg.Frames/4)
 	hostCfg.FillFrames, hostCfg.Self, hostCfg.Queue = fill, i, q
+	hostCfg.LeaveSums = sock.Port().Checksum
 	if queue.host, err = sockets.New(hostCfg, pool, reactor.Monotonic()); err != nil {
 		return err
 	}
@@ -262,7 +289,7 @@ func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
 
 // socketOptions are those of queue number i. The first registers the packet memory.
 func (s *Stack) socketOptions(i, q int, mode Mode) rings.SocketOptions {
-	opts := rings.SocketOptions{Interface: s.iface(), Ifindex: s.dev.index, Queue: q, Mode: mode}
+	opts := rings.SocketOptions{Interface: s.iface(), Ifindex: s.dev.index, Queue: q, Mode: mode, Checksum: !s.cfg.NoTXChecksum}
 	if i > 0 {
 		opts.Shared = s.queues[0].sock
 	}

@@ -32,10 +32,12 @@ type Stack struct {
 	group   *reactor.Group
 	napi    napiLearner
 	asking  *rings.Channels
-	all     bool           // all queues are served that there were
-	joined  *journal.Entry // the steering program is in a dispatcher
-	running sync.WaitGroup
-	cancel  context.CancelFunc
+	all     bool // all queues are served that there were
+	// notZeroCopy is why the sockets are not zero copy although they could have been.
+	notZeroCopy string
+	joined      *journal.Entry // the steering program is in a dispatcher
+	running     sync.WaitGroup
+	cancel      context.CancelFunc
 
 	reopening sync.Mutex // SetMode's
 

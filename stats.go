@@ -17,9 +17,10 @@ type Stats struct {
 	Native    bool   // the steering program is in the driver, not in generic mode
 	Refused   string // why it is not, where native was wanted
 	// Dispatched: it is in a dispatcher, where other programs may be as well.
-	Dispatched bool
-	ZeroCopy   bool
-	SG         bool // packets may consist of several frames: one does not hold an MTU
+	Dispatched  bool
+	ZeroCopy    bool
+	NotZeroCopy string // why it is not, where it was wanted
+	SG          bool   // packets may consist of several frames: one does not hold an MTU
 	// NeedWakeup: the kernel says when it must be told of frames; TXBudget is how many a system call sends, in copy mode.
 	NeedWakeup bool
 	TXBudget   int
@@ -30,6 +31,7 @@ type Stats struct {
 	Ports      int // share mode: ports that are steered to the engine
 	NAPI       NAPIStats
 	RSS        RSSStats
+	Checksums  ChecksumStats
 	Verdicts   []xdpprog.Counter
 	Queues     []QueueStats
 }
@@ -44,6 +46,12 @@ type QueueStats struct {
 	Frames  FrameStats
 	UDP     []sockets.UDPInfo
 	TCP     []sockets.TCPInfo
+}
+
+// ChecksumStats says who sums what is sent by UDP and TCP.
+type ChecksumStats struct {
+	Device bool   // the device finishes the checksums of larger packets (sockets.TxPartialSum counts them)
+	What   string // in words; why it does not
 }
 
 // FrameStats says where a queue's frames are.
@@ -69,10 +77,14 @@ func (s *Stack) Stats() (Stats, error) {
 	s.mu.Lock()
 	st.Ports = len(s.ports)
 	s.mu.Unlock()
+	st.NotZeroCopy = s.notZeroCopy
 	if h, _, ok := s.queues[0].reactor.Enter(); ok {
 		sock := s.queues[0].sock
 		st.ZeroCopy, st.SG, st.NeedWakeup, st.TXBudget = sock.ZeroCopy(), sock.SG(), sock.NeedWakeup(), sock.TXBudget()
-		st.MTU = h.MTU()
+		st.MTU, st.Checksums = h.MTU(), checksumStats(sock.NoChecksum())
+		if err := sock.Refused(); err != nil {
+			st.NotZeroCopy = err.Error()
+		}
 	}
 	s.queues[0].reactor.Leave()
 	if err := s.program.NativeRefused(); err != nil {
@@ -91,6 +103,13 @@ func (s *Stack) Stats() (Stats, error) {
 		st.Queues = append(st.Queues, qs)
 	}
 	return st, nil
+}
+
+func checksumStats(why error) ChecksumStats {
+	if why != nil {
+		return ChecksumStats{What: why.Error()}
+	}
+	return ChecksumStats{true, "left to the device"}
 }
 
 func (s *Stack) queueStats(q *queue) (QueueStats, error) {
@@ -131,7 +150,9 @@ func (s *Stats) Drops() map[string]uint64 {
 	for _, q := range s.Queues {
 		add("kernel_rx_dropped", q.Kernel.RxDropped)
 		add("kernel_rx_ring_full", q.Kernel.RxRingFull)
-		add("kernel_rx_fill_ring_empty", q.Kernel.RxFillRingEmpty)
+		if !s.ZeroCopy { // there the driver asks for frames in advance: it says nothing of packets
+			add("kernel_rx_fill_ring_empty", q.Kernel.RxFillRingEmpty)
+		}
 		add("kernel_rx_invalid_descs", q.Kernel.RxInvalidDescs)
 		add("kernel_tx_invalid_descs", q.Kernel.TxInvalidDescs)
 		add("ring_rx_bad_desc", q.Reactor.RxBadDesc)

@@ -79,24 +79,26 @@ func TestDial(t *testing.T) {
 // TestDialBulk moves more than any window in both directions.
 func TestDialBulk(t *testing.T) {
 	for _, queues := range []int{1, 2} {
-		lab, stack := engine(t, netlab.Options{Queues: queues})
-		address := echoTCP(t, lab)
-		var all sync.WaitGroup
-		for i := range 4 {
-			c := dial(t, stack, "tcp", address)
-			all.Go(func() {
-				want := random(uint64(i), 2<<20)
-				sent := blocked(func() error {
-					_, err := c.Write(want)
-					return err
+		t.Run(fmt.Sprint(queues), func(t *testing.T) {
+			lab, stack := engine(t, netlab.Options{Queues: queues})
+			address := echoTCP(t, lab)
+			var all sync.WaitGroup
+			for i := range 4 {
+				c := dial(t, stack, "tcp", address)
+				all.Go(func() {
+					want := random(uint64(i), 2<<20)
+					sent := blocked(func() error {
+						_, err := c.Write(want)
+						return err
+					})
+					err := expect(c, want)
+					if err = errors.Join(err, <-sent); err != nil {
+						t.Error(err)
+					}
 				})
-				err := expect(c, want)
-				if err = errors.Join(err, <-sent); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-		all.Wait()
+			}
+			all.Wait()
+		})
 	}
 }
 
@@ -118,6 +120,8 @@ func TestDialQueues(t *testing.T) {
 					}
 				}
 				c.Close()
+			}
+			for range 32 * queues {
 				if _, err := stack.Dial("tcp", netip.AddrPortFrom(lab.PeerAddr, 9).String()); !errors.Is(err, unix.ECONNREFUSED) {
 					t.Fatalf("a closed port: %v", err)
 				}

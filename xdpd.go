@@ -20,6 +20,7 @@ import (
 	"xdpd/reactor"
 	"xdpd/rings"
 	"xdpd/sockets"
+	"xdpd/umem"
 	"xdpd/xdpprog"
 )
 
@@ -81,6 +82,11 @@ type Config struct {
 	Frames    int  // packet memory per queue, in frames (default 16384)
 	ChunkSize int  // bytes a frame: 2048 or 4096 (default: what the MTU needs; above 3818 bytes of it packets take several)
 	HugePages bool // for the packet memory, where there are any
+
+	// NoTXChecksum has the engine sum all that it sends itself. Else UDP and TCP checksums are left to a device that finishes
+	// those of the kernel's packets as well (ethtool -K DEVICE tx on|off), by AF_XDP's TX metadata. A veth never finishes them:
+	// its peer gets frames with the sum of the pseudo-header, as from any kernel, and must be a kernel, or expect them.
+	NoTXChecksum bool
 
 	MaxSpin time.Duration // how long an idle reactor polls before it sleeps (default 50 µs); negative: it never sleeps
 	// Reactors is how many goroutines run the queues' stacks (default one for each queue); Stack.Resize changes it.
@@ -164,12 +170,27 @@ func (c *Config) defaults() error {
 	return nil
 }
 
+// zeroCopyMTU is the largest MTU that a driver receives into one frame of chunk bytes in zero copy. Some devices count their
+// buffers in KiB: what is left behind the headroom is rounded down, and a longer packet arrives in pieces that nobody joins
+// (drivers/net/ethernet/intel: igb_setup_srrctl, igc_configure_rx_ring, ixgbe_configure_srrctl).
+func zeroCopyMTU(driver string, chunk int) int {
+	room := chunk - umem.Headroom
+	switch driver {
+	case "igb", "igc", "ixgbe":
+		room &^= 1023
+	}
+	return sockets.MaxMTU(room+umem.Headroom, 1)
+}
+
 // chunkFor chooses the frame size for an MTU, and how many frames a packet may consist of: one if one can hold it.
-func (c *Config) chunkFor(mtu int) (size, frames int, err error) {
+func (c *Config) chunkFor(driver string, mtu int) (size, frames int, err error) {
 	limit := 0
 	for _, frames := range []int{1, sockets.MaxPacketFrames} {
 		for _, size := range []int{2048, 4096} {
 			if c.ChunkSize != 0 && c.ChunkSize != size || frames > 1 && size < 4096 && c.ChunkSize == 0 {
+				continue
+			}
+			if c.ChunkSize == 0 && size == 2048 && c.Mode != Copy && mtu > zeroCopyMTU(driver, size) {
 				continue
 			}
 			if limit = sockets.MaxMTU(size, frames); mtu <= limit {

@@ -35,6 +35,13 @@ type SocketOptions struct {
 	// Shared must be closed last.
 	Shared *Socket
 
+	// Checksum asks the device to finish UDP and TCP checksums of what is sent,
+	// where it does that for the kernel's own packets (Port.Checksum,
+	// Socket.NoChecksum). With it each entry of the TX ring must leave
+	// TXMetadata bytes of its frame in front of the packet, whether it asks or not.
+	// A Shared socket was opened with it as well, or it does nothing.
+	Checksum bool
+
 	// BusyPollUS is SO_BUSY_POLL in microseconds and turns SO_PREFER_BUSY_POLL
 	// on; BusyPollBudget is SO_BUSY_POLL_BUDGET in packets. 0 leaves them off.
 	BusyPollUS, BusyPollBudget int
@@ -56,9 +63,13 @@ type Socket struct {
 	port       Port
 	maps       [][]byte
 	zeroCopy   bool
+	refused    error // why not, if Best asked for it
 	sg         bool
 	needWakeup bool
 	txBudget   int
+	metadata   bool   // the region is registered with room for TX metadata
+	features   uint64 // of the driver: xskFeatures
+	noChecksum error  // why the device finishes none
 }
 
 // OpenSocket opens an AF_XDP socket on a queue, registers r with it, maps its
@@ -132,7 +143,7 @@ func (o *SocketOptions) where() string {
 
 func (s *Socket) setUp() error {
 	if s.opts.Shared == nil {
-		if err := registerUmem(s.fd, s.region.Mem(), s.region.ChunkSize()); err != nil {
+		if err := s.register(); err != nil {
 			return s.opts.explain("register packet memory", s.region, err)
 		}
 	}
@@ -150,6 +161,7 @@ func (s *Socket) setUp() error {
 		return s.opts.explain("ask for the mode", s.region, err)
 	}
 	s.zeroCopy = zeroCopy
+	s.askForChecksums()
 	s.port.Dev = s
 	return nil
 }
@@ -241,25 +253,41 @@ func (s *Socket) setOptions() error {
 	return nil
 }
 
-// bind takes the queue. Flags 0 let the driver try zero copy and fall back to
-// copy without a word; isZeroCopy then asks which it was.
+// bind takes the queue. Best asks for zero copy by name and then for copy:
+// flags 0 would do the same and not say why it is copy.
 func (s *Socket) bind() error {
 	o := &s.opts
-	addr := unix.SockaddrXDP{Ifindex: uint32(o.Ifindex), QueueID: uint32(o.Queue)}
 	switch {
 	case o.Shared != nil: // takes no other flag: inherits the mode
-		addr.Flags = unix.XDP_SHARED_UMEM
-		addr.SharedUmemFD = uint32(o.Shared.fd)
+		return s.bindAs(unix.XDP_SHARED_UMEM)
 	case o.Mode == Copy:
-		addr.Flags = unix.XDP_COPY
+		return s.bindAs(unix.XDP_COPY | s.bindFlags())
 	case o.Mode == ZeroCopy:
-		addr.Flags = unix.XDP_ZEROCOPY
+		return s.bindAs(unix.XDP_ZEROCOPY | s.bindFlags())
 	}
-	if o.Shared == nil && s.needWakeup {
-		addr.Flags |= unix.XDP_USE_NEED_WAKEUP
+	err := s.bindAs(unix.XDP_ZEROCOPY | s.bindFlags())
+	if err == nil || errors.Is(err, unix.EBUSY) {
+		return err
 	}
-	if o.Shared == nil && s.sg {
-		addr.Flags |= unix.XDP_USE_SG
+	s.refused = o.zeroCopyRefused(err)
+	return s.bindAs(unix.XDP_COPY | s.bindFlags())
+}
+
+func (s *Socket) bindFlags() (flags uint16) {
+	if s.needWakeup {
+		flags |= unix.XDP_USE_NEED_WAKEUP
+	}
+	if s.sg {
+		flags |= unix.XDP_USE_SG
+	}
+	return flags
+}
+
+func (s *Socket) bindAs(flags uint16) error {
+	o := &s.opts
+	addr := unix.SockaddrXDP{Ifindex: uint32(o.Ifindex), QueueID: uint32(o.Queue), Flags: flags}
+	if o.Shared != nil {
+		addr.SharedUmemFD = uint32(o.Shared.fd)
 	}
 	var err error
 	for wait := time.Millisecond; wait <= 128*time.Millisecond; wait *= 2 {

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"xdpd/internal/netlab"
 )
 
 func needRoot(t testing.TB) {
@@ -19,6 +21,21 @@ func needRoot(t testing.TB) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
+}
+
+// newLab makes a lab, on the machine's own NICs if there are any (scripts/vmlab). The caller closes it.
+func newLab(t testing.TB, o netlab.Options) *netlab.Lab {
+	t.Helper()
+	needRoot(t)
+	o.NICs = netlab.NICs()
+	lab, err := netlab.New(o)
+	if errors.Is(err, netlab.ErrNICs) {
+		t.Skipf("%s: %v", t.Name(), err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lab
 }
 
 // A test that needs a process with fewer rights starts this binary again, with childEnv saying what to do there.

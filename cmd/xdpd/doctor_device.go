@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -24,8 +25,10 @@ type trialDevice struct {
 	mtu    int
 	queues int
 	driver string
+	mac    proto.MAC
 	up     bool
-	xdp    int // number of the XDP program attached to it; 0: none
+	cable  bool // it has a carrier
+	xdp    int  // number of the XDP program attached to it; 0: none
 	region *umem.Region
 }
 
@@ -57,7 +60,7 @@ func checkDevice(where, name string, tell func(finding)) {
 	if say(d.checkCopy()).Status == blocking {
 		return // the rest would only repeat it
 	}
-	for _, check := range []func() finding{d.checkZeroCopy, d.checkNeedWakeup, d.checkBusyPoll, d.checkNAPI, d.checkMultiBuffer} {
+	for _, check := range []func() finding{d.checkZeroCopy, d.checkNeedWakeup, d.checkBusyPoll, d.checkNAPI, d.checkMultiBuffer, d.checkChecksum} {
 		say(check())
 	}
 }
@@ -75,6 +78,7 @@ func findTrialDevice(name string) (*trialDevice, error) {
 		return nil, fmt.Errorf("interface %s is no Ethernet device", name)
 	}
 	d := &trialDevice{name: name, index: a.Index, mtu: a.MTU, up: a.RawFlags&unix.IFF_UP != 0, driver: "unknown"}
+	d.mac, d.cable = proto.MAC(a.HardwareAddr), a.RawFlags&unix.IFF_LOWER_UP != 0
 	d.queues = rings.QueueCount(name, a.Index)
 	if a.Xdp != nil && a.Xdp.Attached {
 		d.xdp = int(a.Xdp.ProgId)
@@ -202,14 +206,18 @@ var trialAddrs = []netip.Addr{netip.MustParseAddr("192.0.2.1")}
 
 // tryAttach loads the steering program, attaches and detaches it. Meanwhile it steers nothing: no port is open.
 func (d *trialDevice) tryAttach(how xdpprog.Attach) error {
-	p, err := xdpprog.Load(xdpprog.Config{
-		Interface: d.name, Ifindex: d.index, Steer: xdpprog.Share, Addrs: trialAddrs,
-		Queues: max(d.queues, 1), Attach: how,
-	})
+	p, err := d.load(how)
 	if err != nil {
 		return err
 	}
 	return p.Close()
+}
+
+func (d *trialDevice) load(how xdpprog.Attach) (*xdpprog.Program, error) {
+	return xdpprog.Load(xdpprog.Config{
+		Interface: d.name, Ifindex: d.index, Steer: xdpprog.Share, Addrs: trialAddrs,
+		Queues: max(d.queues, 1), Attach: how,
+	})
 }
 
 // bind opens a socket on queue 0 and hands it to use.
@@ -237,15 +245,42 @@ func (d *trialDevice) checkZeroCopy() finding {
 	err := d.bind(rings.SocketOptions{Mode: xdpd.ZeroCopy}, func(s *rings.Socket) {
 		f.Text = "the driver takes the socket, and then works in copy mode"
 		if s.ZeroCopy() {
-			f.Status, f.Text = good, "the driver takes a zero-copy socket on queue 0"
+			f.Status, f.Text, f.Cure = d.trySend(s)
 		}
 	})
 	if err != nil {
 		f.Status, f.Text = missing, "refused: "+plain(err)
-		f.Cure = "none is needed, copy mode works; drivers that have it: ice, i40e, ixgbe, igb, igc, mlx5, virtio_net since 6.16"
+		f.Cure = "none is needed, copy mode works; drivers that have it: ice, i40e, ixgbe, igb (6.14), igc, mlx5, virtio_net (6.13)"
+		if d.driver == "virtio_net" && errors.Is(err, unix.EINVAL) {
+			f.Cure = "an IOMMU for the device (QEMU: -device virtio-net-pci,disable-legacy=on,iommu_platform=on); copy mode works without"
+		}
 	}
 	return f
 }
+
+// trySend has a zero-copy socket send a frame, with the steering program attached, for some drivers send only then.
+func (d *trialDevice) trySend(s *rings.Socket) (status, string, string) {
+	const takes = "the driver takes a zero-copy socket on queue 0"
+	if d.xdp != 0 {
+		return good, takes + "; whether it sends was not tried, because of the XDP program", ""
+	}
+	p, err := d.load(xdpprog.Native)
+	if err != nil {
+		return missing, takes + ", and no program: " + plain(err), "none is needed: copy mode works"
+	}
+	defer p.Close()
+	if !d.cable || !rings.AwaitCarrier(d.index, carrierTime) {
+		return good, takes + "; whether it sends was not tried: there is no carrier", ""
+	}
+	pool := umem.NewPool(d.region, 0, d.region.Frames(), nil)
+	if err := s.TrySend(pool, d.mac, carrierTime); err != nil {
+		return missing, takes + ", and does not send from it: " + plain(err), "none is needed: an engine takes copy mode by itself"
+	}
+	return good, takes + ", and sends from it", ""
+}
+
+// carrierTime is how long a device may take after a reset, or for a frame.
+const carrierTime = 10 * time.Second
 
 func (d *trialDevice) checkNeedWakeup() finding {
 	f := finding{Name: "need_wakeup", Cure: "none is needed: without it an engine makes more system calls"}
@@ -310,6 +345,21 @@ func (d *trialDevice) checkMultiBuffer() finding {
 	f.Cure = "none is needed up to an MTU of 3818"
 	if d.mtu > sockets.MaxMTU(4096, 1) {
 		f.Status, f.Cure = blocking, fmt.Sprintf("ip link set %s mtu 1500", d.name)
+	}
+	return f
+}
+
+// checkChecksum: who sums what is sent. A socket in the mode that an engine would have.
+func (d *trialDevice) checkChecksum() finding {
+	f := finding{Name: "TX checksum", Text: "the device finishes those of UDP and TCP for an engine, as for the kernel"}
+	var why error
+	if err := d.bind(rings.SocketOptions{Checksum: true}, func(s *rings.Socket) { why = s.NoChecksum() }); err != nil {
+		why = err
+	}
+	if why != nil {
+		f.Status, f.Text, f.Cure = missing, plain(why), "none is needed: an engine sums by itself"
+	} else if d.driver == "veth" {
+		f.Text = "veth passes an engine's UDP and TCP packets on without their checksums, as the kernel's: ethtool -K " + d.name + " tx off has them summed"
 	}
 	return f
 }

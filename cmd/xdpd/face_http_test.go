@@ -15,6 +15,7 @@ import (
 
 	"xdpd/cmd/xdpd/faces"
 	"xdpd/cmd/xdpd/web"
+	"xdpd/internal/netlab"
 	"xdpd/internal/seeds"
 )
 
@@ -134,7 +135,7 @@ func TestServeHTTPClients(t *testing.T) {
 
 // politely asks for pieces of the file, many requests at a time, and compares the answers.
 func politely(c net.Conn, want []byte, random *rand.Rand) error {
-	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(netlab.Patience))
 	type part struct{ from, to int }
 	parts := make(chan part, 1000)
 	go func() {
@@ -179,7 +180,7 @@ func TestServeHTTPRefusals(t *testing.T) {
 				"GET / HTTP/1.1\nHost: x\n\n": 400,
 			} {
 				c := s.dial(t, "tcp", 80)
-				_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+				_ = c.SetDeadline(time.Now().Add(netlab.Patience))
 				if _, err := io.WriteString(c, in); err != nil {
 					t.Errorf("%.40q: %v", in, err)
 				}

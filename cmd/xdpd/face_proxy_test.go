@@ -36,7 +36,7 @@ func (s *served) oneBackend(t *testing.T, port int) <-chan *net.TCPConn {
 			if err != nil {
 				return
 			}
-			_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+			_ = c.SetDeadline(time.Now().Add(netlab.Patience))
 			accepted <- c
 		}
 	}()
@@ -55,7 +55,7 @@ func (s *served) oneBackend(t *testing.T, port int) <-chan *net.TCPConn {
 func (s *served) flow(t *testing.T, port int, accepted <-chan *net.TCPConn) (client, backend *net.TCPConn) {
 	t.Helper()
 	client = s.dial(t, "tcp", port).(*net.TCPConn)
-	_ = client.SetDeadline(time.Now().Add(30 * time.Second))
+	_ = client.SetDeadline(time.Now().Add(netlab.Patience))
 	if _, err := client.Write([]byte{1}); err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func (s *served) flow(t *testing.T, port int, accepted <-chan *net.TCPConn) (cli
 				return client, backend
 			}
 			backend.Close()
-		case <-time.After(30 * time.Second):
+		case <-time.After(netlab.Patience):
 			t.Fatal("the backend is never connected to")
 		}
 	}
@@ -138,7 +138,7 @@ func writeFull(c *net.TCPConn) (n int) {
 		k, err := c.Write(b[n:])
 		n += k
 		if k == 0 || err == nil {
-			_ = c.SetWriteDeadline(time.Now().Add(30 * time.Second))
+			_ = c.SetWriteDeadline(time.Now().Add(netlab.Patience))
 			return n
 		}
 	}
@@ -257,7 +257,7 @@ func testServeAll(t *testing.T, wire netlab.Options, file fileConfig) {
 			}
 			defer conn.Close()
 			c := conn.(*net.TCPConn)
-			_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+			_ = c.SetDeadline(time.Now().Add(netlab.Patience))
 			want := sourceBytes(make([]byte, 1<<18), 0)
 			sent := make(chan error, 1)
 			if port == 81 {

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"xdpd/internal/netlab"
 )
 
 const secret = "outside of the folder"
@@ -129,7 +131,7 @@ func ask(t *testing.T, c *http.Client, method, path string, body io.Reader, head
 // eventually waits for what must come; its limit only turns a hang into a failure.
 func eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !done(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(netlab.Patience); !done(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("never came: %s", what)
 		}

@@ -44,11 +44,7 @@ func serve(t *testing.T, services string) *served {
 // serveAs is serve on another wire, and with what else the configuration says.
 func serveAs(t *testing.T, services string, wire netlab.Options, file fileConfig) *served {
 	t.Helper()
-	needRoot(t)
-	lab, err := netlab.New(wire)
-	if err != nil {
-		t.Fatal(err)
-	}
+	lab := newLab(t, wire)
 	specs, err := parseServices(services)
 	if err != nil {
 		t.Fatal(err)
@@ -514,11 +510,7 @@ func TestLookUp(t *testing.T) {
 
 // TestServeErrors: a service that cannot start ends the engine, with its name.
 func TestServeErrors(t *testing.T) {
-	needRoot(t)
-	lab, err := netlab.New(netlab.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	lab := newLab(t, netlab.Options{})
 	defer lab.Close()
 	for services, want := range map[string]string{
 		"echo,http=80:/nonexistent/www":             "service http: open /nonexistent/www",

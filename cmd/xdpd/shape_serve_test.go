@@ -50,7 +50,7 @@ func parallel(t *testing.T, n int, f func(i int) error) {
 
 // echoed writes random bytes and compares what comes back. A datagram that is lost fails it too, by the deadline.
 func echoed(c net.Conn, seed, size int) error {
-	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(netlab.Patience))
 	r := rand.New(rand.NewPCG(uint64(seed), uint64(size)))
 	sent, got := make([]byte, size), make([]byte, size)
 	for i := range sent {

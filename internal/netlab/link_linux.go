@@ -20,7 +20,11 @@ func (l *Lab) build(o Options) error {
 			return err
 		}
 	}
-	if err := l.addPairs(o); err != nil {
+	join := l.addPairs
+	if o.NICs != nil {
+		join = l.takeNICs
+	}
+	if err := join(o); err != nil {
 		return err
 	}
 	err := l.Engine.Do(func() error {
@@ -40,7 +44,10 @@ func (l *Lab) build(o Options) error {
 	if err != nil {
 		return err
 	}
-	return l.Peer.Do(func() error { return l.setUpPeer(o) })
+	if err := l.Peer.Do(func() error { return l.setUpPeer(o) }); err != nil || l.nics == nil {
+		return err
+	}
+	return l.nics.awaitCarrier()
 }
 
 // prepare turns IPv6 off for interfaces to come, and the loopback up.
@@ -89,8 +96,8 @@ func addPair(o Options, dev, otherDev string, other *NS) error {
 }
 
 func (l *Lab) setUpPeer(o Options) error {
-	if err := setTxChecksum(l.PeerDev, o.TxOffload); err != nil {
-		return fmt.Errorf("netlab: %s: set TX checksum offload: %w", l.PeerDev, err)
+	if err := setChecksum(l.PeerDev, o.TxOffload); err != nil {
+		return err
 	}
 	if err := up(l.PeerDev, netip.PrefixFrom(l.PeerAddr, 24)); err != nil {
 		return err

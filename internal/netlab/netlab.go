@@ -9,6 +9,9 @@
 //
 //	Engine  xa0 ───── ma  Middle  mb ───── xb0  Peer
 //
+// With Options.NICs two interfaces of this machine, which a cable joins, take the place of the pair: their driver may have what
+// veth never has, zero copy. Close gives them back. What they cannot be is ErrNICs.
+//
 // Without a name the namespaces are anonymous: nothing but file descriptors of this process keeps them, so that a crash
 // leaves nothing behind. With a name they appear in /run/netns, as those of ip-netns(8) do. IPv6 is off on the
 // interfaces, so that no router solicitation is on the wire. Needs root.
@@ -25,6 +28,9 @@ import (
 // ErrNoVLAN reports a kernel without 802.1Q interfaces (CONFIG_VLAN_8021Q).
 var ErrNoVLAN = errors.New("netlab: this kernel has no VLAN interfaces (CONFIG_VLAN_8021Q)")
 
+// ErrNICs reports options that Options.NICs cannot fulfil, and says why.
+var ErrNICs = errors.New("netlab: not with these NICs")
+
 // Options says what to make. The zero value is good: one queue, MTU 1500, real checksums on the wire.
 type Options struct {
 	Queues     int      // RX and TX queues of both ends; 0 means 1
@@ -33,6 +39,8 @@ type Options struct {
 	TxOffload  bool     // the peer leaves TCP and UDP checksums partial, as veth does unless told otherwise
 	KernelAddr bool     // the engine's interface gets EngineAddr (and its VLANs): its kernel answers too
 	Middle     bool     // the pair is cut in two, whose inner ends nobody joins yet
+	NICs       []string // two interfaces to take instead of a veth pair, the engine's first; tests give NICs()
+	Veth       string   // why it must be a veth pair; with NICs such a network is ErrNICs
 	Name       string   // /run/netns/NAME-a and NAME-b, and NAME-m in the middle; "" means anonymous
 }
 
@@ -54,6 +62,8 @@ type Lab struct {
 	EngineAddr, PeerAddr netip.Addr
 	Subnet               netip.Prefix
 	VLANs                []VLAN
+
+	nics *nics // instead of a veth pair
 }
 
 // MiddleDevs are the interfaces of Lab.Middle, towards the engine and towards the peer. They have no addresses.
@@ -76,10 +86,15 @@ func New(o Options) (_ *Lab, err error) {
 			err = errors.Join(err, l.Close())
 		}
 	}()
-	if l.Engine, err = newNS(o.Name, "a", l.EngineDev); err != nil {
+	// What Close must remove from the namespaces: nothing where interfaces are on loan.
+	remove := [2]string{l.EngineDev, l.PeerDev}
+	if o.NICs != nil {
+		remove = [2]string{}
+	}
+	if l.Engine, err = newNS(o.Name, "a", remove[0]); err != nil {
 		return nil, err
 	}
-	if l.Peer, err = newNS(o.Name, "b", l.PeerDev); err != nil {
+	if l.Peer, err = newNS(o.Name, "b", remove[1]); err != nil {
 		return nil, err
 	}
 	if o.Middle {
@@ -93,10 +108,12 @@ func New(o Options) (_ *Lab, err error) {
 	return l, nil
 }
 
-// Close removes the pair and lets go of the namespaces. The kernel ends a namespace when the last process and socket in
+// Close removes the pair, or gives the NICs back, and lets go of the namespaces. The kernel ends a namespace when the last process and socket in
 // it are gone. A second Close does nothing.
 func (l *Lab) Close() error {
-	return errors.Join(l.Engine.close(), l.Peer.close(), l.Middle.close())
+	given := l.nics.giveBack() // while the namespaces can still be entered
+	l.nics = nil
+	return errors.Join(given, l.Engine.close(), l.Peer.close(), l.Middle.close())
 }
 
 func (o *Options) check() error {
@@ -113,6 +130,8 @@ func (o *Options) check() error {
 		return fmt.Errorf("netlab: MTU %d: not in 68..65535", o.MTU)
 	case len(o.VLANs) > 255:
 		return fmt.Errorf("netlab: %d VLANs: at most 255", len(o.VLANs))
+	case len(o.NICs) != 0 && len(o.NICs) != 2:
+		return fmt.Errorf("netlab: %d NICs: a wire has two ends", len(o.NICs))
 	case strings.ContainsAny(o.Name, "/\x00"):
 		return fmt.Errorf("netlab: name %q: a slash has no place in it", o.Name)
 	}

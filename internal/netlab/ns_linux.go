@@ -18,7 +18,7 @@ const runDir = "/run/netns" // where ip-netns(8) keeps names
 // NS is a network namespace. Its methods may be called by any goroutine.
 type NS struct {
 	name string // under runDir; "" means anonymous
-	dev  string // the end of the veth pair that Close removes
+	dev  string // the end of the veth pair that Close removes; "" for none
 
 	mu     sync.Mutex // guards handle: its number must not be reused while setns(2) looks at it
 	handle netns.NsHandle
@@ -189,6 +189,9 @@ func (n *NS) close() error {
 }
 
 func (n *NS) removeLink() error {
+	if n.dev == "" {
+		return nil
+	}
 	link, err := netlink.LinkByName(n.dev)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		return nil

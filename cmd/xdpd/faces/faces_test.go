@@ -36,7 +36,7 @@ func eachFace(t *testing.T, conns int, test func(b *bed)) {
 	}
 	for _, face := range []string{"poller", "ring"} {
 		t.Run(face, func(t *testing.T) {
-			lab, err := netlab.New(netlab.Options{})
+			lab, err := netlab.New(netlab.Options{NICs: netlab.NICs()})
 			if err != nil {
 				t.Fatal(err)
 			}

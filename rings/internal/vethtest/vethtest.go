@@ -71,6 +71,11 @@ func New(t testing.TB, queues int) *Pair {
 	return p
 }
 
+// OnNIC is an interface of this namespace for Redirect; it has no other end.
+func OnNIC(ifindex int) *Pair {
+	return &Pair{Ifindex: ifindex, engine: netns.None(), peer: netns.None()}
+}
+
 // quiet keeps the namespace's IPv6 from sending frames of its own. A kernel
 // without IPv6 has no such file, and no such frames.
 func quiet() {
@@ -113,6 +118,9 @@ func onThread(f func() error) error {
 
 func in(ns netns.NsHandle, f func() error) error {
 	return onThread(func() error {
+		if !ns.IsOpen() {
+			return f()
+		}
 		if err := netns.Set(ns); err != nil {
 			return err
 		}
