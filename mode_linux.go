@@ -28,6 +28,9 @@ func (s *Stack) SetMode(m Mode) error {
 	if m > ZeroCopy {
 		return fmt.Errorf("xdpd: mode %d; there are Best, Copy and ZeroCopy", m)
 	}
+	if m != Copy && s.notZeroCopy != "" { // Open found that out
+		return fmt.Errorf("xdpd: interface %s stays in copy mode: %s", s.iface(), s.notZeroCopy)
+	}
 	if s.grant == nil {
 		if err := inNamespace(s.cfg.NetNS, mayOpenSockets); err != nil {
 			return err
