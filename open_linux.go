@@ -260,6 +260,7 @@ func (s *Stack) hostConfig() (sockets.Config, error) {
 func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
 	opts := rings.SocketOptions{
 		Interface: s.cfg.Interface, Ifindex: s.dev.index, Queue: q, Mode: s.cfg.Mode, SG: hostCfg.PacketFrames > 1,
+		Checksum: !s.cfg.NoTXChecksum,
 	}
 	if i > 0 {
 		opts.Shared = s.queues[0].sock
@@ -273,6 +274,7 @@ func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
 	s.queues = append(s.queues, queue)
 	fill := min(int(sock.Port().Fill.Size()), s.cfg.Frames/4)
 	hostCfg.FillFrames, hostCfg.Self, hostCfg.Queue = fill, i, q
+	hostCfg.LeaveSums = sock.Port().Checksum
 	if queue.host, err = sockets.New(hostCfg, pool, reactor.Monotonic()); err != nil {
 		return err
 	}

@@ -28,6 +28,7 @@ type Stats struct {
 	Ports       int // share mode: ports that are steered to the engine
 	NAPI        NAPIStats
 	RSS         RSSStats
+	Checksums   ChecksumStats
 	Verdicts    []xdpprog.Counter
 	Queues      []QueueStats
 }
@@ -42,6 +43,12 @@ type QueueStats struct {
 	Frames  FrameStats
 	UDP     []sockets.UDPInfo
 	TCP     []sockets.TCPInfo
+}
+
+// ChecksumStats says who sums what is sent by UDP and TCP.
+type ChecksumStats struct {
+	Device bool   // the device finishes the checksums of larger packets (sockets.TxPartialSum counts them)
+	What   string // in words; why it does not
 }
 
 // FrameStats says where a queue's frames are.
@@ -63,6 +70,7 @@ func (s *Stack) Stats() (Stats, error) {
 		Interface: s.cfg.Interface, Driver: s.dev.driver, Native: s.program.Native(), ZeroCopy: s.queues[0].sock.ZeroCopy(),
 		SG: s.queues[0].sock.SG(), HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(), MTU: s.dev.mtu,
 		Loops: s.group.Loops(), RSS: RSSStats{s.steer.rss != nil, s.dev.hash}, NAPI: s.napiStats(),
+		Checksums: checksumStats(s.queues[0].sock.NoChecksum()),
 	}
 	s.mu.Lock()
 	st.Ports = len(s.ports)
@@ -87,6 +95,13 @@ func (s *Stack) Stats() (Stats, error) {
 		st.Queues = append(st.Queues, qs)
 	}
 	return st, nil
+}
+
+func checksumStats(why error) ChecksumStats {
+	if why != nil {
+		return ChecksumStats{What: why.Error()}
+	}
+	return ChecksumStats{true, "left to the device"}
 }
 
 func (s *Stack) queueStats(q *queue) (QueueStats, error) {

@@ -83,6 +83,11 @@ type Config struct {
 	ChunkSize int  // bytes a frame: 2048 or 4096 (default: what the MTU needs; above 3818 bytes of it packets take several)
 	HugePages bool // for the packet memory, where there are any
 
+	// NoTXChecksum has the engine sum all that it sends itself. Else UDP and TCP checksums are left to a device that finishes
+	// those of the kernel's packets as well (ethtool -K DEVICE tx on|off), by AF_XDP's TX metadata. A veth never finishes them:
+	// its peer gets frames with the sum of the pseudo-header, as from any kernel, and must be a kernel, or expect them.
+	NoTXChecksum bool
+
 	MaxSpin time.Duration // how long an idle reactor polls before it sleeps (default 50 µs); negative: it never sleeps
 	// Reactors is how many goroutines run the queues' stacks (default one for each queue); Stack.Resize changes it.
 	Reactors int

@@ -102,11 +102,12 @@ func (b *bare) endTurn() (segments int) {
 	b.host.Tick(b.now)
 	b.host.Flush(b.now)
 	for {
-		f, off, n, _ := b.host.PopTX()
+		tx := b.host.PopTX()
+		f, n := tx.F, tx.N()
 		if f == umem.None {
 			break
 		}
-		p := b.pool.Chunk(f)[off:]
+		p := b.pool.Chunk(f)[tx.Off():]
 		b.sent++
 		if p[47]&(proto.SYN|proto.FIN) != 0 {
 			b.acks[binary.BigEndian.Uint16(p[36:])%instrTurn] = binary.BigEndian.Uint32(p[38:]) + 1

@@ -87,6 +87,7 @@ type params struct {
 	vlans                                  []uint16
 	share                                  bool // KernelNeighbours
 	partial                                bool // the peers leave checksums to the device
+	leave                                  bool // and so does the engine, to the NIC
 	rcvBuf, sndBuf, backlog, maxConns      int
 	kickTX, wakeFill, cable, shuffle       bool
 	rxBurst, txBurst, compBurst            int // most that the NIC does in a step
@@ -120,7 +121,7 @@ func chooseParams(rng *rand.Rand) params {
 		rxBurst: between(rng, 1, 80), txBurst: between(rng, 1, 80), compBurst: between(rng, 1, 80),
 		stations: between(rng, 1, 4), steps: between(rng, 60, 300), perCall: between(rng, 1, 40),
 	}
-	p.packet = 1
+	p.packet, p.leave = 1, rng.IntN(2) == 0
 	if !p.clean && rng.IntN(3) == 0 {
 		p.jumbo(rng)
 	}
@@ -183,7 +184,7 @@ type simTotals struct {
 	lost, noFrame, ringFull         uint64
 	fill, rxFull                    uint64
 	reassembled, queueFull, badSums uint64
-	rxMore, txMore                  uint64
+	rxMore, txMore, leftSums        uint64
 }
 
 func (s *simTotals) add(w *world) {
@@ -198,6 +199,7 @@ func (s *simTotals) add(w *world) {
 	s.ringFull += r.TxRingFull
 	s.rxMore += r.RxMore
 	s.txMore += r.TxMore
+	s.leftSums += c.Stats[sockets.TxPartialSum]
 	nic, _ := w.nic.Stats()
 	s.fill += nic.RxFillRingEmpty
 	s.rxFull += nic.RxRingFull
@@ -240,6 +242,7 @@ func (s *simTotals) check(t *testing.T) {
 		{"empty fill rings", s.fill}, {"full RX rings", s.rxFull}, {"reassembled datagrams", s.reassembled},
 		{"full UDP queues", s.queueFull},
 		{"bad checksums", s.badSums}, {"received packets of several frames", s.rxMore}, {"such packets sent", s.txMore},
+		{"checksums left to the NIC", s.leftSums},
 	} {
 		if c.n < s.runs/10 {
 			t.Errorf("%s: %d in %d runs; the simulation does not try what it should", c.what, c.n, s.runs)

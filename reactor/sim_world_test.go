@@ -68,6 +68,7 @@ func newWorld(rng *rand.Rand, p params) *world {
 	w.nic = simnic.NewSimNIC(region, p.fillRing, p.compRing, p.rxRing, p.txRing)
 	w.nic.SetNeedWakeup(p.kickTX, p.wakeFill)
 	w.nic.SetScatter(p.packet > 1)
+	w.nic.SetChecksum(p.leave)
 	delayed := rings.NewPlain[uint64](p.compRing)
 	port := *w.nic.Port()
 	w.comp = compDelay{from: port.Comp, to: delayed.Producer()}
@@ -76,7 +77,7 @@ func newWorld(rng *rand.Rand, p params) *world {
 	cfg := sockets.Config{
 		MAC: engineMAC, MTU: p.mtu, VLANs: p.vlans, Addrs: []sockets.Prefix{{Addr: engineAddr, Bits: 24}},
 		Routes:           []sockets.Route{{Dst: farNet, Bits: 24, Gateway: stationAddr(0)}},
-		KernelNeighbours: p.share, AcceptPartial: p.partial,
+		KernelNeighbours: p.share, AcceptPartial: p.partial, LeaveSums: p.leave,
 		PacketFrames: p.packet, FillFrames: p.fillFrames, RcvBuf: p.rcvBuf, SndBuf: p.sndBuf, Backlog: p.backlog, MaxConns: p.maxConns,
 	}
 	for i := range cfg.Seed {

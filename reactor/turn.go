@@ -331,11 +331,18 @@ func (r *Reactor) transmit(now int64) (worked, kick bool) {
 			break
 		}
 		for i := range n {
-			f, off, length, more := r.host.PopTX()
+			tx := r.host.PopTX()
 			d := r.port.TX.Slot(idx + i)
-			*d = rings.Desc{Addr: r.pool.Region().Addr(f) + uint64(off), Len: uint32(length)}
-			if more {
-				d.Options = rings.DescContinued
+			*d = rings.Desc{Addr: r.pool.Region().Addr(tx.F) + uint64(tx.Off()), Len: uint32(tx.N())}
+			if tx.LeavesSum() {
+				d.Options = rings.DescMetadata
+				start, field := r.host.SumOf(tx)
+				rings.AskChecksum(r.metadata(tx), start, field)
+			} else if r.port.Metadata {
+				rings.AskNothing(r.metadata(tx))
+			}
+			if tx.More() {
+				d.Options |= rings.DescContinued
 				r.counters.TxMore++
 				r.counters.TxFrames-- // which the batch counts
 			}
@@ -350,6 +357,11 @@ func (r *Reactor) transmit(now int64) (worked, kick bool) {
 		kick = true
 	}
 	return worked, kick
+}
+
+// metadata is what the device may read in front of a frame to send.
+func (r *Reactor) metadata(tx sockets.TxFrame) []byte {
+	return r.pool.Chunk(tx.F)[tx.Off()-rings.TXMetadata : tx.Off()]
 }
 
 // device notes what a system call on the socket said. A device that is down is tried again after a while: taken up

@@ -47,18 +47,10 @@ func (d *netdev) close() (err error) {
 // get reads the settings of a NAPI and whose interface's it is. ENOENT: there is none.
 func (d *netdev) get(id uint32) (s NAPISettings, ifindex int, err error) {
 	answer, err := d.ask(netdevNAPIGet, attr32(nil, napiID, id))
-	for len(answer) >= 4 && err == nil {
-		n, kind := int(binary.NativeEndian.Uint16(answer)), binary.NativeEndian.Uint16(answer[2:])
-		if n < 4 || n > len(answer) {
-			return s, 0, io.ErrUnexpectedEOF
-		}
-		value := uint64(0)
-		switch n - 4 { // NLA_UINT is as long as its value needs
-		case 4:
-			value = uint64(binary.NativeEndian.Uint32(answer[4:]))
-		case 8:
-			value = binary.NativeEndian.Uint64(answer[4:])
-		}
+	if err != nil {
+		return s, 0, err
+	}
+	err = eachAttr(answer, func(kind uint16, value uint64) {
 		switch kind {
 		case napiIfindex:
 			ifindex = int(value)
@@ -67,9 +59,28 @@ func (d *netdev) get(id uint32) (s NAPISettings, ifindex int, err error) {
 		case napiGROFlush:
 			s.GROFlushTimeoutNS = value
 		}
+	})
+	return s, ifindex, err
+}
+
+// eachAttr calls f with the attributes of an answer; what is no number is 0.
+func eachAttr(answer []byte, f func(kind uint16, value uint64)) error {
+	for len(answer) >= 4 {
+		n, kind := int(binary.NativeEndian.Uint16(answer)), binary.NativeEndian.Uint16(answer[2:])
+		if n < 4 || n > len(answer) {
+			return io.ErrUnexpectedEOF
+		}
+		value := uint64(0)
+		switch n - 4 { // NLA_UINT is as long as its value needs
+		case 4:
+			value = uint64(binary.NativeEndian.Uint32(answer[4:]))
+		case 8:
+			value = binary.NativeEndian.Uint64(answer[4:])
+		}
+		f(kind, value)
 		answer = answer[min(len(answer), (n+3)&^3):]
 	}
-	return s, ifindex, err
+	return nil
 }
 
 // change sets a NAPI's settings, if they are what they are taken for.

@@ -30,6 +30,9 @@ type Port struct {
 	TX   *Producer[Desc]   // frames to send
 	Comp *Consumer[uint64] // frames the device is done sending: the Addr of their TX entries, so check it as you checked that
 	Dev  Device
+
+	Checksum bool // the device finishes a packet's checksum if asked to (DescMetadata, AskChecksum)
+	Metadata bool // it may read the TXMetadata of every entry, whatever Options say: who asks for nothing says so (AskNothing)
 }
 
 // Device is what stands behind a port and is not a ring.

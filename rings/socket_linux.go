@@ -35,6 +35,13 @@ type SocketOptions struct {
 	// Shared must be closed last.
 	Shared *Socket
 
+	// Checksum asks the device to finish UDP and TCP checksums of what is sent,
+	// where it does that for the kernel's own packets (Port.Checksum,
+	// Socket.NoChecksum). With it each entry of the TX ring must leave
+	// TXMetadata bytes of its frame in front of the packet, whether it asks or not.
+	// A Shared socket was opened with it as well, or it does nothing.
+	Checksum bool
+
 	// BusyPollUS is SO_BUSY_POLL in microseconds and turns SO_PREFER_BUSY_POLL
 	// on; BusyPollBudget is SO_BUSY_POLL_BUDGET in packets. 0 leaves them off.
 	BusyPollUS, BusyPollBudget int
@@ -56,6 +63,9 @@ type Socket struct {
 	refused    error // why not, if Best asked for it
 	sg         bool
 	needWakeup bool
+	metadata   bool   // the region is registered with room for TX metadata
+	features   uint64 // of the driver: xskFeatures
+	noChecksum error  // why the device finishes none
 }
 
 // OpenSocket opens an AF_XDP socket on a queue, registers r with it, maps its
@@ -129,7 +139,7 @@ func (o *SocketOptions) where() string {
 
 func (s *Socket) setUp() error {
 	if s.opts.Shared == nil {
-		if err := registerUmem(s.fd, s.region.Mem(), s.region.ChunkSize()); err != nil {
+		if err := s.register(); err != nil {
 			return s.opts.explain("register packet memory", s.region, err)
 		}
 	}
@@ -147,6 +157,7 @@ func (s *Socket) setUp() error {
 		return s.opts.explain("ask for the mode", s.region, err)
 	}
 	s.zeroCopy = zeroCopy
+	s.askForChecksums()
 	s.port.Dev = s
 	return nil
 }

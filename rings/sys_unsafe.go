@@ -27,10 +27,15 @@ func getsockopt(fd, opt int, p unsafe.Pointer, size uintptr) error {
 }
 
 // registerUmem is XDP_UMEM_REG: the kernel pins mem until the socket, and all
-// that share with it, are closed.
-func registerUmem(fd int, mem []byte, chunkSize int) error {
+// that share with it, are closed. metadata is how many bytes in front of each
+// packet to be sent are the kernel's to read; if not 0, EINVAL may mean that it
+// does not know of that.
+func registerUmem(fd int, mem []byte, chunkSize, metadata int) error {
 	reg := unix.XDPUmemReg{
 		Addr: uint64(uintptr(unsafe.Pointer(&mem[0]))), Len: uint64(len(mem)), Size: uint32(chunkSize),
+	}
+	if metadata > 0 {
+		reg.Flags, reg.Tx_metadata_len = unix.XDP_UMEM_TX_METADATA_LEN, uint32(metadata)
 	}
 	_, _, errno := unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_XDP, unix.XDP_UMEM_REG,
 		uintptr(unsafe.Pointer(&reg)), unsafe.Sizeof(reg), 0)

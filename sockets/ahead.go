@@ -25,7 +25,7 @@ type aheadFlow struct {
 	udp  *udpSock
 }
 
-// Ahead is told of packets that Input will be given next, AheadMax at most. It reads what Input will read: their headers,
+// Ahead is told of packets that Input will be given next, AheadMax at most, each of which begins within its chunk. It reads what Input will read: their headers,
 // then the slots of the tables where their sockets are found, then the sockets' records, and what hangs on these. Each is
 // read for all packets before the next, in loops of little else: loads that do not depend on each other a core waits for
 // together, as far as its reorder buffer reaches. Nothing is decided by what is read; Input alone checks the packets, which

@@ -172,7 +172,7 @@ func (h *Host) sentTogether(f umem.Frame) int {
 }
 
 // enqueueChain is enqueue for a packet of several frames: all or none.
-func (h *Host) enqueueChain(f umem.Frame, off, n int) bool {
+func (h *Host) enqueueChain(f umem.Frame, off, n int, flags uint16) bool {
 	if h.txRoom() < h.sentTogether(f) {
 		h.counters.Drops[TxQueueFull]++
 		return false
@@ -180,7 +180,8 @@ func (h *Host) enqueueChain(f umem.Frame, off, n int) bool {
 	for {
 		b := h.pool.Buf(f)
 		b.Flags |= bufQueued
-		d := txDesc{f, uint16(off), uint16(n)}
+		d := TxFrame{f, uint16(off) | flags, uint16(n)}
+		flags = 0 // the first frame's
 		if b.Flags&bufMore != 0 {
 			d.off |= txMore
 		}

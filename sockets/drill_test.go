@@ -153,13 +153,13 @@ func (d *drillHost) Output() [][]byte {
 	var out [][]byte
 	d.h.Flush(d.now)
 	for {
-		f, off, n, _ := d.h.PopTX()
-		if f == umem.None {
+		tx := d.h.PopTX()
+		if tx.F == umem.None {
 			break
 		}
-		out = append(out, slices.Clone(d.pool.Chunk(f)[off:off+n]))
-		d.pool.Move(f, umem.TX, umem.Comp)
-		d.h.Completed(f)
+		out = append(out, slices.Clone(d.pool.Chunk(tx.F)[tx.Off():tx.Off()+tx.N()]))
+		d.pool.Move(tx.F, umem.TX, umem.Comp)
+		d.h.Completed(tx.F)
 	}
 	d.h.EndTurn()
 	return out

@@ -97,6 +97,7 @@ const (
 	TxUDP
 	TxTCP
 	TxFragments
+	TxPartialSum // packets whose checksum was left to the device
 	TCPAccepted
 	TCPResets         // RST sent
 	TCPRetransmits    // segments sent again
@@ -119,7 +120,7 @@ const (
 
 var statNames = [...]string{
 	"rx_frames", "rx_bytes", "rx_arp", "rx_icmp", "rx_udp", "rx_tcp", "rx_fragments", "reassembled", "rx_partial_sum",
-	"rx_delivered", "handed_over", "handed_in", "rx_coalesced", "tx_frames", "tx_bytes", "tx_arp", "tx_icmp", "tx_udp", "tx_tcp", "tx_fragments",
+	"rx_delivered", "handed_over", "handed_in", "rx_coalesced", "tx_frames", "tx_bytes", "tx_arp", "tx_icmp", "tx_udp", "tx_tcp", "tx_fragments", "tx_partial_sum",
 	"tcp_accepted", "tcp_resets", "tcp_retransmits", "tcp_timeouts", "tcp_challenges",
 	"tcp_out_of_order_held", "tcp_recoveries", "tcp_loss_probes", "tcp_dsacks", "tcp_spurious", "tcp_syn_cookies",
 	"tcp_marked", "tcp_pressure", "tcp_path_mtu", "tcp_urgent_limit", "answer_elsewhere", "port_elsewhere",

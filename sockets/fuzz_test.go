@@ -83,7 +83,7 @@ func runProgram(t *testing.T, b []byte) *Counters {
 	}
 	z.kit = newKitOf(t, frames, chunk, func(c *Config) {
 		c.KernelNeighbours = flags&2 != 0
-		c.AcceptPartial = flags&4 != 0
+		c.AcceptPartial, c.LeaveSums = flags&4 != 0, flags&4 != 0
 		c.Siblings = flags&8 != 0
 		c.MTU = []int{1500, 68, 576, 1501}[flags>>4&3]
 		c.RcvBuf, c.SndBuf = 1<<(11+flags>>6), 6000

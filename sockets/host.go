@@ -41,6 +41,9 @@ type Config struct {
 	// its like leaves them.
 	AcceptPartial bool
 
+	// LeaveSums says that the device finishes the UDP and TCP checksums of frames of which PopTX says so.
+	LeaveSums bool
+
 	Seed [32]byte // secret of hashes, ISNs and IP identifications
 
 	// Directory is that of the group, Self this Host's number in it: packets for sockets of the others are handed over
@@ -84,7 +87,7 @@ type Host struct {
 	rxUsed, rxLimit int // frames held for received data
 	txUsed, txLimit int // frames held or in flight to be sent
 
-	txq       []txDesc // ring; len is a power of two
+	txq       []TxFrame // ring; len is a power of two
 	txHead    uint32
 	txTail    uint32
 	noTxFrame []Handle // sockets that found no frame to send with, to be told when there are some
@@ -101,30 +104,22 @@ type Host struct {
 	tcp tcpTable
 }
 
-// txDesc is one frame on its way out: the bytes chunk[off:off+n] of frame f. With txMore in off the packet goes on in the
-// next.
-type txDesc struct {
-	f      umem.Frame
-	off, n uint16
-}
-
-const txMore = 1 << 15
-
 // Flags of a Buf while the Host holds its frame.
 const (
-	bufQueued = 1 << iota // in txq or in the device's TX ring
-	bufKept               // in a TCP send queue: its completion does not free it
-	bufSent               // was sent once: no byte may be added to it
-	bufFIN                // FIN stands behind its last byte
-	bufSacked             // the peer has it (RFC 2018)
-	bufLost               // to be sent again
-	bufAgain              // was sent again since it was marked lost
-	bufEver               // was sent more than once: no good for measuring (Karn)
-	bufProbe              // larger than the path is known to take (RFC 4821)
-	bufPart               // only its first part was sent: no frame to cut it with
-	bufToSend             // lent, and counts as data to send; without it as received data
-	bufTell               // whoever sent it is told when it is free (TakeFreed)
-	bufMore               // the packet that it was last sent with goes on in Buf.Next
+	bufQueued  = 1 << iota // in txq or in the device's TX ring
+	bufKept                // in a TCP send queue: its completion does not free it
+	bufSent                // was sent once: no byte may be added to it
+	bufFIN                 // FIN stands behind its last byte
+	bufSacked              // the peer has it (RFC 2018)
+	bufLost                // to be sent again
+	bufAgain               // was sent again since it was marked lost
+	bufEver                // was sent more than once: no good for measuring (Karn)
+	bufProbe               // larger than the path is known to take (RFC 4821)
+	bufPart                // only its first part was sent: no frame to cut it with
+	bufToSend              // lent, and counts as data to send; without it as received data
+	bufTell                // whoever sent it is told when it is free (TakeFreed)
+	bufMore                // the packet that it was last sent with goes on in Buf.Next
+	bufPartial             // the checksum in it has only the pseudo-header: the device is to finish it
 )
 
 const (
@@ -201,7 +196,7 @@ func New(cfg Config, pool *umem.Pool, now int64) (*Host, error) {
 		cfg: cfg, pool: pool, sec: newSecret(cfg.Seed, cfg.Self), now: now,
 		lead: 14 + 4*len(cfg.VLANs), room: pool.Region().ChunkSize() - umem.Headroom, rest: umem.None, timers: newWheel(now),
 		rxLimit: rest / 2, txLimit: rest - rest/2,
-		txq: make([]txDesc, txqSize),
+		txq: make([]TxFrame, txqSize),
 	}
 	if cfg.Directory != nil {
 		cfg.Directory.members.Or(1 << cfg.Self)
@@ -332,40 +327,6 @@ func (h *Host) discard(p *packet) {
 	} else {
 		h.freeRX(p.f)
 	}
-}
-
-// txRoom is how many frames the output queue still takes.
-func (h *Host) txRoom() int { return len(h.txq) - int(h.txTail-h.txHead) }
-
-// enqueue puts the n bytes from off of frame f on the output queue. false: full, counted, and the frame is still the
-// caller's.
-func (h *Host) enqueue(f umem.Frame, off, n int) bool {
-	if h.txRoom() == 0 {
-		h.counters.Drops[TxQueueFull]++
-		return false
-	}
-	h.pool.Buf(f).Flags |= bufQueued
-	h.txq[h.txTail&(txqSize-1)] = txDesc{f, uint16(off), uint16(n)}
-	h.txTail++
-	h.count(TxFrames)
-	h.counters.Stats[TxBytes] += uint64(n)
-	return true
-}
-
-// TxPending is how many frames wait for PopTX.
-func (h *Host) TxPending() int { return int(h.txTail - h.txHead) }
-
-// PopTX gives the next frame to send: n bytes from off of its chunk. The frame goes from umem.Held to umem.TX, and comes
-// back through Completed. more says that its packet goes on in the next one: such frames leave together (TxWhole). f is
-// umem.None when there is none.
-func (h *Host) PopTX() (f umem.Frame, off, n int, more bool) {
-	if h.txHead == h.txTail {
-		return umem.None, 0, 0, false
-	}
-	d := h.txq[h.txHead&(txqSize-1)]
-	h.txHead++
-	h.pool.Move(d.f, umem.Held, umem.TX)
-	return d.f, int(d.off &^ txMore), int(d.n), d.off&txMore != 0
 }
 
 // Completed takes back a frame that the device is done with; the caller owns it as umem.Comp.

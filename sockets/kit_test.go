@@ -44,6 +44,8 @@ type kit struct {
 	arped   []proto.MAC  // targets of ARP requests that pump answered
 	answers map[proto.Addr]proto.MAC
 	others  func() [umem.NOwners]int // frames of other kits in the same ledger
+
+	finished int // checksums that were left to the device
 }
 
 // newKit makes a Host that knows its neighbours as the kernel does (share mode), so that no ARP disturbs: what a test
@@ -160,13 +162,14 @@ func (k *kit) inject(frames ...[]byte) {
 func (k *kit) pump() {
 	k.h.Flush(k.now)
 	for k.h.TxPending() > 0 {
-		var frame []byte
-		for more := true; more; {
-			var f umem.Frame
-			var off, n int
-			f, off, n, more = k.h.PopTX()
-			frame = append(frame, k.pool.Chunk(f)[off:off+n]...)
-			k.device = append(k.device, f)
+		first := k.h.PopTX()
+		frame := k.take(nil, first)
+		for tx := first; tx.More(); {
+			tx = k.h.PopTX()
+			frame = k.take(frame, tx)
+		}
+		if first.LeavesSum() {
+			k.finishSum(frame, first)
 		}
 		if !k.late {
 			k.complete(len(k.device))
@@ -181,6 +184,32 @@ func (k *kit) pump() {
 		k.out = append(k.out, frame)
 	}
 	k.h.EndTurn()
+}
+
+// take has the device take a frame, and adds it to the packet.
+func (k *kit) take(packet []byte, tx TxFrame) []byte {
+	k.device = append(k.device, tx.F)
+	return append(packet, k.pool.Chunk(tx.F)[tx.Off():tx.Off()+tx.N()]...)
+}
+
+// finishSum does what the device is asked to do with a packet, after a look at whether that may be asked of one.
+func (k *kit) finishSum(packet []byte, tx TxFrame) {
+	k.t.Helper()
+	start, offset := k.h.SumOf(tx)
+	if !k.h.cfg.LeaveSums || start != k.h.lead+20 || start+offset+2 > tx.N() || tx.Off() < 24+k.h.lead {
+		k.t.Fatalf("of the device is asked: %+v", tx)
+	}
+	ip, msg := packet[k.h.lead:start], packet[start:]
+	src, dst := proto.Addr(binary.BigEndian.Uint32(ip[12:])), proto.Addr(binary.BigEndian.Uint32(ip[16:]))
+	field, sum := msg[offset:], ^inetSum(pseudo(src, dst, ip[9], len(msg)))
+	if offset != map[byte]int{6: 16, 17: 6}[ip[9]] || ip[6]&0x3f|ip[7] != 0 || binary.BigEndian.Uint16(field) != sum {
+		k.t.Fatalf("of the device is asked: %+v; the pseudo-header's sum is %#x, the packet % x", tx, sum, packet)
+	}
+	k.finished++
+	if sum = inetSum(msg); sum == 0 {
+		sum = 0xffff // CSUM_MANGLED_0, include/net/checksum.h
+	}
+	binary.BigEndian.PutUint16(field, sum)
 }
 
 // complete has the device finish the n oldest frames it was given.

@@ -177,10 +177,14 @@ func (h *Host) emit(f umem.Frame, off, n int, dst proto.MAC, etherType uint16) b
 	} else {
 		proto.PutEthernetTagged(p, dst, h.cfg.MAC, h.cfg.VLANs, etherType)
 	}
-	if h.pool.Buf(f).Flags&bufMore != 0 {
-		return h.enqueueChain(f, off, n+h.lead)
+	b, flags := h.pool.Buf(f), uint16(0)
+	if b.Flags&bufPartial != 0 {
+		flags = h.sumFlag(f, off)
 	}
-	return h.enqueue(f, off, n+h.lead)
+	if b.Flags&bufMore != 0 {
+		return h.enqueueChain(f, off, n+h.lead, flags)
+	}
+	return h.enqueue(f, off, n+h.lead, flags)
 }
 
 func (h *Host) neighWait(e *neighbour, f umem.Frame, off, n int) bool {

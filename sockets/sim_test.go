@@ -135,6 +135,7 @@ type simHost struct {
 	ring                                                 int   // frames that wait for a turn
 	queues                                               int   // with 2, a Host for each
 	reno, noECN                                          bool
+	leave                                                bool  // checksums are left to the device
 	listenGap                                            bool  // the listener comes and goes
 	acceptGap                                            int64 // between two Accepts
 }
@@ -201,6 +202,7 @@ func simChoose(rng *rand.Rand) simParams {
 			h.acceptGap = simLog(rng, ms, 100*second)
 		}
 		h.listenGap = !p.clean && rng.IntN(8) == 0
+		h.leave = rng.IntN(2) == 0
 	}
 	if p.crowd = !p.clean && !p.big && rng.IntN(8) == 0; p.crowd {
 		p.conns = simBetween(rng, 6, 16)

@@ -321,7 +321,7 @@ func newSimNode(w *simWorld, id int) *simNode {
 	set := func(c *Config) {
 		c.MAC, c.Addrs, c.MTU, c.KernelNeighbours = n.mac, []Prefix{{n.ip, 24}}, p.mtu, w.p.share
 		c.FillFrames, c.RcvBuf, c.SndBuf, c.Backlog, c.MaxConns = p.fill, p.rcvBuf, p.sndBuf, p.backlog, p.maxConns
-		c.NoECN, c.PacketFrames = p.noECN, p.packet
+		c.NoECN, c.PacketFrames, c.LeaveSums = p.noECN, p.packet, p.leave
 		if p.reno {
 			c.Congestion = "reno"
 		}

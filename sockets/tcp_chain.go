@@ -98,16 +98,24 @@ func (h *Host) segmentSize(f umem.Frame) uint32 {
 	return n
 }
 
-// sumTied is the length of a TCP segment of which n bytes are in f, and the checksum of what is in its other frames.
-func (h *Host) sumTied(f umem.Frame, n int) (total int, acc uint64) {
-	total = n
+// tiedLen is the length of a TCP segment of which n bytes are in f.
+func (h *Host) tiedLen(f umem.Frame, n int) int {
+	b := h.pool.Buf(f)
+	if b.Flags&bufMore == 0 {
+		return n
+	}
+	return n + int(h.segmentSize(f)) - int(b.Len)
+}
+
+// sumTied is the checksum of what a TCP segment, of which n bytes are in f, has in its other frames.
+func (h *Host) sumTied(f umem.Frame, n int) (acc uint64) {
 	for b := h.pool.Buf(f); b.Flags&bufMore != 0; {
 		f = b.Next
-		acc = h.sumFrame(f, total, acc)
+		acc = h.sumFrame(f, n, acc)
 		b = h.pool.Buf(f)
-		total += int(b.Len)
+		n += int(b.Len)
 	}
-	return total, acc
+	return acc
 }
 
 // nagle reports a short segment at the end of what there is to send (RFC 9293 3.7.4).

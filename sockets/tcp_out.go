@@ -472,16 +472,21 @@ func (h *Host) finishSegment(f umem.Frame, off, n int, k flowKey, hdr *proto.TCP
 		h.counters.Drops[TxNoRoute]++
 		return false
 	}
-	chunk := h.pool.Chunk(f)
+	chunk, b := h.pool.Chunk(f), h.pool.Buf(f)
 	seg := chunk[off : off+n]
-	total, acc := n, uint64(0)
-	if h.pool.Buf(f).Flags&bufMore != 0 {
-		total, acc = h.sumTied(f, n)
-	}
 	hdr.DataOff = uint8(proto.TCPHeaderLen + proto.PutTCPOptions(seg[proto.TCPHeaderLen:], opt))
-	hdr.Checksum = 0
-	proto.PutTCP(seg, hdr)
-	hdr.Checksum = ^proto.Fold(proto.Sum(seg, proto.AddSum(acc, proto.PseudoSum(k.Local, k.Remote, proto.ProtoTCP, total))))
+	total := h.tiedLen(f, n)
+	pseudo := proto.PseudoSum(k.Local, k.Remote, proto.ProtoTCP, total)
+	if h.leavesSum(total) {
+		hdr.Checksum = h.partialSum(b, pseudo)
+	} else {
+		b.Flags &^= bufPartial // as which it may have gone out before
+		hdr.Checksum = 0
+		if proto.PutTCP(seg, hdr); total > n {
+			pseudo = proto.AddSum(pseudo, h.sumTied(f, n))
+		}
+		hdr.Checksum = ^proto.Fold(proto.Sum(seg, pseudo))
+	}
 	proto.PutTCP(seg, hdr)
 	off -= 20
 	ip := proto.IPv4{

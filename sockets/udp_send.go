@@ -118,12 +118,16 @@ func (h *Host) udpFinish(f umem.Frame, k flowKey, hop proto.Addr) {
 	if b.Flags&bufMore != 0 {
 		n += h.chainLen(b.Next)
 	}
-	header := uint64(k.LPort) + uint64(k.RPort) + uint64(n)
-	sum := proto.Sum(msg[8:], header+proto.PseudoSum(k.Local, k.Remote, proto.ProtoUDP, n))
-	if n > len(msg) {
-		sum = h.sumRest(b.Next, len(msg), sum)
+	pseudo := proto.PseudoSum(k.Local, k.Remote, proto.ProtoUDP, n)
+	if h.leavesSum(n) {
+		proto.PutUDP(msg, k.LPort, k.RPort, n, h.partialSum(b, pseudo))
+	} else {
+		sum := proto.Sum(msg[8:], uint64(k.LPort)+uint64(k.RPort)+uint64(n)+pseudo)
+		if n > len(msg) {
+			sum = h.sumRest(b.Next, len(msg), sum)
+		}
+		proto.PutUDP(msg, k.LPort, k.RPort, n, udpSum(proto.Fold(sum)))
 	}
-	proto.PutUDP(msg, k.LPort, k.RPort, n, udpSum(proto.Fold(sum)))
 	h.count(TxUDP)
 	if !h.sendIP(f, k.Local, k.Remote, hop, proto.ProtoUDP) {
 		h.unsend(f) // counted where it was refused; to the sender it is a datagram lost on the way

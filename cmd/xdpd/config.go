@@ -34,6 +34,7 @@ type fileConfig struct {
 	Frames    int            `toml:"frames"`
 	ChunkSize int            `toml:"chunk_size"`
 	HugePages bool           `toml:"huge_pages"`
+	Checksum  string         `toml:"tx_checksum"`
 	MaxSpin   duration       `toml:"max_spin"`
 	NAPI      string         `toml:"napi"`
 	Journal   string         `toml:"journal"`
@@ -192,6 +193,9 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 	if !ok {
 		return xdpd.Config{}, fmt.Errorf("napi is %q; there are softirq, auto and drive", f.NAPI)
 	}
+	if f.Checksum != "" && f.Checksum != "auto" && f.Checksum != "off" {
+		return xdpd.Config{}, fmt.Errorf("tx_checksum is %q; there are auto and off", f.Checksum)
+	}
 	spread, err := f.spreads()
 	if err != nil {
 		return xdpd.Config{}, err
@@ -225,7 +229,7 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 		Queues: f.Queues, Mode: mode, Attach: attach, Frames: f.Frames, ChunkSize: f.ChunkSize, HugePages: f.HugePages,
 		MaxSpin: time.Duration(f.MaxSpin), CPUs: f.CPUs, RcvBuf: f.RcvBuf, RcvMax: f.RcvMax, SndBuf: f.SndBuf, Ledger: f.Ledger,
 		Congestion: f.Congest, NoECN: f.NoECN, Reactors: f.Reactors, Spread: spread,
-		Dispatch: dispatch, Priority: f.Priority, NAPI: napi, JournalDir: f.Journal,
+		Dispatch: dispatch, Priority: f.Priority, NAPI: napi, JournalDir: f.Journal, NoTXChecksum: f.Checksum == "off",
 	}, nil
 }
 

@@ -59,7 +59,7 @@ func checkDevice(where, name string, tell func(finding)) {
 	if say(d.checkCopy()).Status == blocking {
 		return // the rest would only repeat it
 	}
-	for _, check := range []func() finding{d.checkZeroCopy, d.checkNeedWakeup, d.checkBusyPoll, d.checkNAPI, d.checkMultiBuffer} {
+	for _, check := range []func() finding{d.checkZeroCopy, d.checkNeedWakeup, d.checkBusyPoll, d.checkNAPI, d.checkMultiBuffer, d.checkChecksum} {
 		say(check())
 	}
 }
@@ -344,6 +344,21 @@ func (d *trialDevice) checkMultiBuffer() finding {
 	f.Cure = "none is needed up to an MTU of 3818"
 	if d.mtu > sockets.MaxMTU(4096, 1) {
 		f.Status, f.Cure = blocking, fmt.Sprintf("ip link set %s mtu 1500", d.name)
+	}
+	return f
+}
+
+// checkChecksum: who sums what is sent. A socket in the mode that an engine would have.
+func (d *trialDevice) checkChecksum() finding {
+	f := finding{Name: "TX checksum", Text: "the device finishes those of UDP and TCP for an engine, as for the kernel"}
+	var why error
+	if err := d.bind(rings.SocketOptions{Checksum: true}, func(s *rings.Socket) { why = s.NoChecksum() }); err != nil {
+		why = err
+	}
+	if why != nil {
+		f.Status, f.Text, f.Cure = missing, plain(why), "none is needed: an engine sums by itself"
+	} else if d.driver == "veth" {
+		f.Text = "veth passes an engine's UDP and TCP packets on without their checksums, as the kernel's: ethtool -K " + d.name + " tx off has them summed"
 	}
 	return f
 }

@@ -30,6 +30,7 @@ type runCmd struct {
 	Dispatch  string         `enum:"auto,always,never," default:"" placeholder:"auto|always|never" help:"Whether other XDP programs may be on the interface as well; see above."`
 	Priority  int            `placeholder:"N" help:"Place of the engine's program among them: lower ones come first (default 50)."`
 	Napi      string         `enum:"softirq,auto,drive," default:"" placeholder:"softirq|auto|drive" help:"Who runs the NAPI of the queues; see above."`
+	Checksum  string         `name:"tx-checksum" enum:"auto,off," default:"" placeholder:"auto|off" help:"Who sums what is sent; see above."`
 	Reactors  int            `placeholder:"N" help:"Goroutines that run the queues (default one for each queue); xdpd reactors changes it."`
 	Accept    string         `enum:"each,main,workers," default:"" placeholder:"each|main|workers" help:"Which reactor accepts TCP connections, and who serves them; see above."`
 	Spread    string         `enum:"round-robin,least-conns," default:"" placeholder:"round-robin|least-conns" help:"With --accept main: which reactor gets a connection."`
@@ -67,6 +68,11 @@ NAPI (who runs the poll function of the device's queues):
   softirq    the kernel: on veth, within the system call of who sends (default)
   auto       whoever moves more packets at the present load, which is tried now and then: where each reactor has a CPU
   drive      the reactor, whenever it is awake. Only on veth; xdpd restore undoes what a killed engine leaves of it
+
+TX checksum:
+  auto       the device, where it does that for the kernel's packets (ethtool -K IFACE tx on) and takes TX metadata; else the
+             engine. A veth passes them on unsummed, as it does the kernel's: right for a kernel at its other end (default)
+  off        the engine: for a program with AF_XDP, XDP or raw sockets at the other end of a veth that wants whole checksums
 
 Accepting:
   each       every queue's reactor accepts and serves the connections that its queue receives: the device spreads them
@@ -120,6 +126,9 @@ func (c *runCmd) merge() (fileConfig, error) {
 	}
 	if c.Napi != "" {
 		f.NAPI = c.Napi
+	}
+	if c.Checksum != "" {
+		f.Checksum = c.Checksum
 	}
 	if c.Reactors != 0 {
 		f.Reactors = c.Reactors

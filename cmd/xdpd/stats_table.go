@@ -107,7 +107,7 @@ var ledgerSections = []ledgerSection{
 		{"stack", []part{
 			each(took("stack.tx_tcp", "stack.tx_udp", "stack.tx_icmp", "stack.tx_arp")),
 			dropped("drop.neigh_*", "drop.tx_*", "drop.icmp_rate_limit"),
-			notes("stack.tx_fragments", "stack.tcp_retransmits", "stack.tcp_timeouts", "stack.tcp_resets",
+			notes("stack.tx_fragments", "stack.tx_partial_sum", "stack.tcp_retransmits", "stack.tcp_timeouts", "stack.tcp_resets",
 				"stack.tcp_challenges", "stack.tcp_recoveries", "stack.tcp_loss_probes", "stack.tcp_spurious",
 				"stack.tcp_pressure", "stack.tcp_path_mtu", "stack.tcp_urgent_limit", "stack.port_elsewhere", "stack.answer_elsewhere", "stack.tx_bytes"),
 		}},
@@ -258,6 +258,7 @@ func writeTable(w io.Writer, v *statsView, o tableOptions) error {
 		fmt.Fprintf(&b, "copy, because: %s\n", v.NotZeroCopy)
 	}
 	writeRSS(&b, &v.RSS)
+	writeChecksums(&b, &v.Checksums)
 	if v.NAPI.What != "" { // an older engine says nothing
 		fmt.Fprintf(&b, "%s\n", v.napi())
 	}
@@ -276,6 +277,15 @@ func writeRSS(b *strings.Builder, r *rssView) {
 		fmt.Fprintf(b, "choice of queues: %s\n", r.What)
 	case r.What != "": // an older engine says nothing
 		fmt.Fprintf(b, "choice of queues: not known: %s\n", r.What)
+	}
+}
+
+func writeChecksums(b *strings.Builder, c *checksumView) {
+	switch {
+	case c.Device:
+		fmt.Fprintf(b, "checksums sent: %s\n", c.What)
+	case c.What != "": // an older engine says nothing
+		fmt.Fprintf(b, "checksums sent: by the engine, for the device does not: %s\n", c.What)
 	}
 }
 

@@ -26,8 +26,9 @@ var update = flag.Bool("update", false, "write the golden files anew")
 func fabricated() xdpd.Stats {
 	s := xdpd.Stats{
 		Interface: "eth1", Driver: "veth", Native: true, ChunkSize: 2048, MTU: 1500, Loops: 1,
-		RSS:  xdpd.RSSStats{Known: true, What: "Toeplitz, a table of 128; TCP: addresses and ports; UDP: addresses"},
-		NAPI: xdpd.NAPIStats{ID: 17, What: "NAPI 17 of queue 0"},
+		RSS:       xdpd.RSSStats{Known: true, What: "Toeplitz, a table of 128; TCP: addresses and ports; UDP: addresses"},
+		Checksums: xdpd.ChecksumStats{Device: true, What: "left to the device"},
+		NAPI:      xdpd.NAPIStats{ID: 17, What: "NAPI 17 of queue 0"},
 		Verdicts: []xdpprog.Counter{
 			{Name: "own_arp", Packets: 4, Bytes: 168}, {Name: "own_ipv4", Packets: 1016, Bytes: 1016 * 98},
 			{Name: "share_port"}, {Name: "pass_not_ours", Packets: 12, Bytes: 1200},

@@ -30,6 +30,7 @@ type statsView struct {
 	Loops         int                    `json:"reactors"`
 	NAPI          napiView               `json:"napi"`
 	RSS           rssView                `json:"rss"`
+	Checksums     checksumView           `json:"tx_checksum"`
 	PID           int                    `json:"pid"`
 	Commit        string                 `json:"commit"`
 	UptimeSeconds float64                `json:"uptime_seconds"`
@@ -42,6 +43,12 @@ type statsView struct {
 type rssView struct {
 	Known bool   `json:"known"`
 	What  string `json:"what"` // the hash, or why it is not known
+}
+
+// checksumView is who sums what is sent by UDP and TCP.
+type checksumView struct {
+	Device bool   `json:"device"`
+	What   string `json:"what"` // in words; why the device does not
 }
 
 // napiView is who may run the queues' NAPIs.
@@ -161,7 +168,8 @@ func newStatsView(s *xdpd.Stats) statsView {
 	v := statsView{
 		Interface: s.Interface, Driver: s.Driver, Native: s.Native, Dispatched: s.Dispatched, ZeroCopy: s.ZeroCopy, NotZeroCopy: s.NotZeroCopy, SG: s.SG, HugePages: s.HugePages,
 		ChunkSize: s.ChunkSize, MTU: s.MTU, Loops: s.Loops, RSS: rssView(s.RSS), Verdicts: make(map[string]verdictView),
-		NAPI: napiView{s.NAPI.Mode.String(), s.NAPI.ID, s.NAPI.What},
+		Checksums: checksumView(s.Checksums),
+		NAPI:      napiView{s.NAPI.Mode.String(), s.NAPI.ID, s.NAPI.What},
 	}
 	for _, c := range s.Verdicts {
 		v.Verdicts[c.Name] = verdictView{c.Packets, c.Bytes}

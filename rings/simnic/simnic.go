@@ -9,6 +9,7 @@
 package simnic
 
 import (
+	"encoding/binary"
 	"fmt"
 
 	"xdpd/rings"
@@ -27,6 +28,9 @@ type SimNIC struct {
 
 	inFlight int    // taken from TX, completion slot reserved and written, not submitted
 	packet   []byte // what there is of a packet of several descriptors
+	start    int    // where its checksum is to be summed from, and the field behind start; 0: it is not asked for
+	field    int
+	options  uint32 // that a TX entry may have
 	scatter  bool
 	lossy    bool
 	stats    rings.Stats
@@ -40,8 +44,8 @@ func NewSimNIC(region *umem.Region, fillSize, compSize, rxSize, txSize uint32) *
 	fill, comp := rings.NewPlain[uint64](fillSize), rings.NewPlain[uint64](compSize)
 	rx, tx := rings.NewPlain[rings.Desc](rxSize), rings.NewPlain[rings.Desc](txSize)
 	n := &SimNIC{
-		region: region,
-		fill:   fill.Consumer(), rx: rx.Producer(), tx: tx.Consumer(), comp: comp.Producer(),
+		region: region, options: rings.DescContinued,
+		fill: fill.Consumer(), rx: rx.Producer(), tx: tx.Consumer(), comp: comp.Producer(),
 	}
 	n.port = rings.Port{Fill: fill.Producer(), RX: rx.Consumer(), TX: tx.Producer(), Comp: comp.Consumer(), Dev: n}
 	n.SetNeedWakeup(true, false) // as on veth
@@ -64,6 +68,15 @@ func (n *SimNIC) SetDown(down bool) { n.down = down }
 // SetScatter chooses what becomes of a received packet that does not fit into
 // a frame: it comes in several (XDP_USE_SG), or is dropped.
 func (n *SimNIC) SetScatter(on bool) { n.scatter = on }
+
+// SetChecksum chooses whether the NIC finishes checksums that it is asked to
+// (rings.DescMetadata); else it refuses such entries. To be called before the
+// port is copied.
+func (n *SimNIC) SetChecksum(on bool) {
+	if n.port.Checksum, n.options = on, rings.DescContinued; on {
+		n.options |= rings.DescMetadata
+	}
+}
 
 // Pieces is how many frames a received packet of so many bytes takes.
 func (n *SimNIC) Pieces(bytes int) int {
@@ -166,12 +179,12 @@ func (n *SimNIC) transmitOne(out func(packet []byte)) bool {
 		return false
 	}
 	d := n.tx.Read(idx)
-	ok := n.valid(d)
+	ok := n.valid(d) && (!n.port.Checksum || n.ask(d))
 	if ok {
 		n.gather(d, out)
 	} else {
 		n.stats.TxInvalidDescs++
-		n.packet = n.packet[:0]
+		n.packet, n.field = n.packet[:0], 0
 	}
 	n.tx.Release(1)
 	if !ok && n.lossy {
@@ -189,17 +202,51 @@ func (n *SimNIC) gather(d rings.Desc, out func(packet []byte)) {
 	if d.Options&rings.DescContinued != 0 {
 		return
 	}
+	if n.field > 0 {
+		n.finish()
+	}
 	if out != nil {
 		out(n.packet)
 	}
-	n.packet = n.packet[:0]
+	n.packet, n.field = n.packet[:0], 0
+}
+
+// ask notes what a packet's first entry asks for. False: it leaves no room for
+// the metadata (xp_aligned_validate_desc), or the kernel would not send it
+// (xsk_skb_metadata in net/xdp/xsk.c).
+func (n *SimNIC) ask(d rings.Desc) (ok bool) {
+	if d.Addr&uint64(n.region.ChunkSize()-1) < rings.TXMetadata {
+		return false
+	}
+	// Of a packet's further entries the kernel does not look at the metadata.
+	if d.Options&rings.DescMetadata == 0 || len(n.packet) > 0 {
+		return true
+	}
+	n.start, n.field, ok = rings.Asked(n.region.Mem()[d.Addr-rings.TXMetadata : d.Addr])
+	return ok && n.start+n.field+2 <= int(d.Len)
+}
+
+// finish is skb_checksum_help (net/core/dev.c). A sum of 0 is sent as its other
+// representation, which UDP asks for and others allow.
+func (n *SimNIC) finish() {
+	sum := uint32(0)
+	for i, b := range n.packet[n.start:] {
+		sum += uint32(b) << (8 &^ (i << 3))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	if sum ^= 0xffff; sum == 0 {
+		sum = 0xffff
+	}
+	binary.BigEndian.PutUint16(n.packet[n.start+n.field:], uint16(sum))
 }
 
 // valid is xp_aligned_validate_desc (net/xdp/xsk_queue.h): inside the region
 // and inside one chunk, not empty, no unknown option.
 func (n *SimNIC) valid(d rings.Desc) bool {
 	f, ok := n.region.FrameOf(d.Addr)
-	if !ok || d.Len == 0 || d.Options&^rings.DescContinued != 0 {
+	if !ok || d.Len == 0 || d.Options&^n.options != 0 {
 		return false
 	}
 	offset := d.Addr - n.region.Addr(f)
