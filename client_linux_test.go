@@ -26,6 +26,9 @@ func daemon(t testing.TB, stack *xdpd.Stack, change func(*xdpd.ClientPolicy)) (*
 	if err != nil {
 		t.Fatal(err)
 	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o666 {
+		t.Errorf("the socket is %v, %v; all users must be able to ask", info, err)
+	}
 	p := xdpd.ClientPolicy{Name: "test", Users: []uint32{uint32(os.Getuid())}, Bind: []xdpd.PortRange{{First: 1, Last: 65535}}, CPU: 100}
 	if change != nil {
 		change(&p)

@@ -9,7 +9,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -354,16 +353,13 @@ func peerCred(conn *net.UnixConn) (cred *unix.Ucred, err error) {
 
 // ListenClients makes the socket at path. Everybody may connect (mode 0666): who is let in is for the policies, which see the credentials.
 func ListenClients(ctx context.Context, path string) (*net.UnixListener, error) {
-	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		var err error
-		if e := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o666) }); e != nil {
-			return e
-		}
-		return err
-	}}
+	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "unixpacket", path)
 	if err != nil {
 		return nil, err
+	}
+	if err := os.Chmod(path, 0o666); err != nil { // the umask took it from the file
+		return nil, errors.Join(err, l.Close())
 	}
 	return l.(*net.UnixListener), nil
 }

@@ -20,4 +20,9 @@ require (
 	golang.org/x/net v0.57.0
 )
 
-require github.com/gopacket/gopacket v1.7.7
+require (
+	github.com/gopacket/gopacket v1.7.7
+	kernel.org/pub/linux/libs/security/libcap/cap v1.2.78
+)
+
+require kernel.org/pub/linux/libs/security/libcap/psx v1.2.78 // indirect

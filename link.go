@@ -27,8 +27,14 @@ func (s *Stack) watch(ctx context.Context) {
 func (s *Stack) kernelEvent(e krnet.Event) {
 	switch e := e.(type) {
 	case krnet.LinkChange:
-		if e.Deleted {
-			s.fail(fmt.Errorf("xdpd: interface %s was removed: %w", s.cfg.Interface, unix.ENODEV))
+		switch {
+		case e.Moved:
+			s.fail(fmt.Errorf("xdpd: interface %s was moved to another network namespace; start the engine there (--netns): %w",
+				s.iface(), unix.ENODEV))
+		case e.Deleted:
+			s.fail(fmt.Errorf("xdpd: interface %s was removed: %w", s.iface(), unix.ENODEV))
+		default:
+			s.followLink(e)
 		}
 		if !e.Up {
 			s.loseNAPI()

@@ -185,8 +185,9 @@ func (s *Stack) neighbours() (list []proto.Addr) {
 func (s *Stack) sendProbe(a proto.Addr) error {
 	everybody := proto.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	var b [60]byte // the shortest frame
-	off := proto.PutEthernet(b[:], everybody, s.dev.mac, proto.EtherARP)
-	proto.PutARP(b[off:], &proto.ARP{Op: proto.ARPRequest, SHA: s.dev.mac, TPA: a})
+	mac := s.linkState().mac
+	off := proto.PutEthernet(b[:], everybody, mac, proto.EtherARP)
+	proto.PutARP(b[off:], &proto.ARP{Op: proto.ARPRequest, SHA: mac, TPA: a})
 	return unix.Sendto(s.napi.raw, b[:], 0, &unix.SockaddrLinklayer{Ifindex: s.dev.index})
 }
 

@@ -22,7 +22,7 @@ import (
 )
 
 // Open takes over the interface's queues and starts their reactors. The caller needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF
-// and, for more packet memory than RLIMIT_MEMLOCK, CAP_IPC_LOCK. Errors name the operation, the interface and the cure;
+// and, for more packet memory than RLIMIT_MEMLOCK, CAP_IPC_LOCK; with Config.Grant only the last. Errors name the operation, the interface and the cure;
 // after one nothing is left behind.
 func Open(cfg Config) (*Stack, error) {
 	if err := cfg.defaults(); err != nil {
@@ -36,6 +36,11 @@ func Open(cfg Config) (*Stack, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if cfg.Opened != nil {
+		if err := cfg.Opened(); err != nil {
+			return nil, errors.Join(err, s.release())
+		}
 	}
 	s.start()
 	return s, nil
@@ -154,7 +159,8 @@ func (s *Stack) open() error {
 	if err != nil {
 		return err
 	}
-	s.dev = dev
+	s.dev, s.link, s.mode = dev, linkState{s.cfg.Interface, dev.mtu, dev.mac}, s.cfg.Mode
+	s.all = s.cfg.Queues == nil
 	if len(s.cfg.VLANs) < 2 { // devices differ in how deep they look
 		s.steer.rss = dev.rss
 	} else if dev.rss != nil {
@@ -162,6 +168,9 @@ func (s *Stack) open() error {
 	}
 	if s.kernel, err = krnet.Open(dev.index); err != nil {
 		return fmt.Errorf("xdpd: %w", err)
+	}
+	if s.asking, err = rings.OpenChannels(); err != nil {
+		return err
 	}
 	if s.cfg.Queues == nil {
 		for q := range dev.queues {
@@ -183,6 +192,11 @@ func (s *Stack) open() error {
 	chunk, packet, err := s.cfg.chunkFor(dev.driver, dev.mtu)
 	if err != nil {
 		return err
+	}
+	if s.cfg.Grant != "" {
+		if s.grant, err = dialGrant(s.cfg.Grant); err != nil {
+			return err
+		}
 	}
 	if most := zeroCopyMTU(dev.driver, chunk); s.cfg.Mode != Copy && packet == 1 && dev.mtu > most {
 		why := fmt.Sprintf("zero copy of %s receives packets of an MTU up to %d into frames of %d bytes; interface %s has MTU %d",
@@ -258,13 +272,8 @@ func (s *Stack) hostConfig() (sockets.Config, error) {
 
 // openQueue makes the socket, the stack and the reactor of one queue.
 func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
-	opts := rings.SocketOptions{
-		Interface: s.cfg.Interface, Ifindex: s.dev.index, Queue: q, Mode: s.cfg.Mode, SG: hostCfg.PacketFrames > 1,
-		Checksum: !s.cfg.NoTXChecksum,
-	}
-	if i > 0 {
-		opts.Shared = s.queues[0].sock
-	}
+	opts := s.socketOptions(i, q, s.cfg.Mode)
+	opts.SG = hostCfg.PacketFrames > 1
 	sock, err := rings.OpenSocket(s.region, opts)
 	if err != nil {
 		return err
@@ -288,6 +297,20 @@ func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
 	return err
 }
 
+// socketOptions are those of queue number i. The first registers the packet memory.
+func (s *Stack) socketOptions(i, q int, mode Mode) rings.SocketOptions {
+	opts := rings.SocketOptions{
+		Interface: s.iface(), Ifindex: s.dev.index, Queue: q, Mode: mode, Checksum: !s.cfg.NoTXChecksum,
+	}
+	if i > 0 {
+		opts.Shared = s.queues[0].sock
+	}
+	if s.grant != nil {
+		opts.Make = func(sendBytes int) (int, error) { return s.grant.socket(s.cfg.Interface, q, sendBytes) }
+	}
+	return opts
+}
+
 // attach loads the steering program and gives it the sockets: from here on frames arrive.
 func (s *Stack) attach() error {
 	cfg := xdpprog.Config{
@@ -307,8 +330,7 @@ func (s *Stack) attach() error {
 	}
 	// A dead engine's program may be in the way, or behind or before ours. If it cannot be taken out, that may matter.
 	_, left := restoreDispatch(s.cfg.JournalDir)
-	var err error
-	if s.program, err = xdpprog.Load(cfg); err != nil {
+	if err := s.load(cfg); err != nil {
 		return errors.Join(err, left)
 	}
 	for _, q := range s.queues {
@@ -316,6 +338,23 @@ func (s *Stack) attach() error {
 			return err
 		}
 	}
+	return nil
+}
+
+// load has the program attached, by ourselves or by the helper.
+func (s *Stack) load(cfg xdpprog.Config) error {
+	if s.grant != nil {
+		if err := s.grant.attach(cfg); err != nil {
+			return err
+		}
+		s.program = s.grant
+		return nil
+	}
+	p, err := xdpprog.Load(cfg)
+	if err != nil {
+		return err // not a nil *Program in s.program
+	}
+	s.program = p
 	return nil
 }
 
@@ -345,5 +384,14 @@ func (s *Stack) start() {
 	if s.napi.sock != nil {
 		s.running.Go(func() { s.learnNAPI(ctx) })
 	}
+	if s.grant != nil {
+		s.running.Go(func() {
+			<-s.grant.gone // at the latest when we close it
+			if s.grant.lost != nil {
+				s.fail(s.grant.lost)
+			}
+		})
+	}
 	s.watch(ctx)
+	s.running.Go(func() { s.attend(ctx) })
 }

@@ -15,7 +15,6 @@ import (
 	"xdpd/rings"
 	"xdpd/sockets"
 	"xdpd/umem"
-	"xdpd/xdpprog"
 )
 
 // Stack is an engine running on an interface. Its methods are safe from any goroutine.
@@ -26,28 +25,42 @@ type Stack struct {
 	state   krnet.State // share mode: the kernel's addresses, routes and neighbours at the start
 	region  *umem.Region
 	ledger  *umem.Ledger
-	program *xdpprog.Program
+	grant   *grantee // nil without Config.Grant
+	program steerer
 	queues  []*queue
 	steer   steering
 	group   *reactor.Group
 	napi    napiLearner
 	// notZeroCopy is why the sockets are not zero copy although they could have been.
 	notZeroCopy string
+	asking      *rings.Channels
+	all         bool           // all queues are served that there were
 	joined      *journal.Entry // the steering program is in a dispatcher
 	running     sync.WaitGroup
 	cancel      context.CancelFunc
 
+	reopening sync.Mutex // SetMode's
+
 	mu     sync.Mutex
 	ports  map[portKey]int // share mode: sockets and connections that need a port open
+	link   linkState       // of the interface, by now
+	mode   Mode            // of the sockets, as it was asked for last
 	err    error
 	closed bool
 	done   chan struct{}
 }
 
+// linkState is what may change about an interface.
+type linkState struct {
+	name string
+	mtu  int
+	mac  proto.MAC
+}
+
 // queue is one receive queue with all that belongs to it.
 type queue struct {
 	id      int
-	sock    *rings.Socket
+	sock    *rings.Socket // guarded by the reactor's lock
 	pool    *umem.Pool
 	host    *sockets.Host
 	reactor *reactor.Reactor
@@ -165,8 +178,14 @@ func (s *Stack) release() error {
 	}
 	s.running.Wait()
 	errs = append(errs, s.napi.close())
+	if s.asking != nil {
+		errs = append(errs, s.asking.Close())
+	}
 	if s.kernel != nil {
 		errs = append(errs, s.kernel.Close())
+	}
+	if s.grant != nil && s.program == nil { // where it is the program, it is closed already
+		errs = append(errs, s.grant.Close())
 	}
 	for _, q := range s.queues {
 		if q.reactor != nil {

@@ -21,16 +21,19 @@ type Stats struct {
 	ZeroCopy    bool
 	NotZeroCopy string // why it is not, where it was wanted
 	SG          bool   // packets may consist of several frames: one does not hold an MTU
-	HugePages   bool
-	ChunkSize   int
-	MTU         int
-	Loops       int // goroutines that run the reactors (Stack.Resize)
-	Ports       int // share mode: ports that are steered to the engine
-	NAPI        NAPIStats
-	RSS         RSSStats
-	Checksums   ChecksumStats
-	Verdicts    []xdpprog.Counter
-	Queues      []QueueStats
+	// NeedWakeup: the kernel says when it must be told of frames; TXBudget is how many a system call sends, in copy mode.
+	NeedWakeup bool
+	TXBudget   int
+	HugePages  bool
+	ChunkSize  int
+	MTU        int
+	Loops      int // goroutines that run the reactors (Stack.Resize)
+	Ports      int // share mode: ports that are steered to the engine
+	NAPI       NAPIStats
+	RSS        RSSStats
+	Checksums  ChecksumStats
+	Verdicts   []xdpprog.Counter
+	Queues     []QueueStats
 }
 
 // QueueStats is one queue's part of the ledger.
@@ -67,18 +70,23 @@ type FrameStats struct {
 // Stats takes the counters of all queues.
 func (s *Stack) Stats() (Stats, error) {
 	st := Stats{
-		Interface: s.cfg.Interface, Driver: s.dev.driver, Native: s.program.Native(), ZeroCopy: s.queues[0].sock.ZeroCopy(),
-		SG: s.queues[0].sock.SG(), HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(), MTU: s.dev.mtu,
+		Interface: s.iface(), Driver: s.dev.driver, Native: s.program.Native(),
+		HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(),
 		Loops: s.group.Loops(), RSS: RSSStats{s.steer.rss != nil, s.dev.hash}, NAPI: s.napiStats(),
-		Checksums: checksumStats(s.queues[0].sock.NoChecksum()),
 	}
 	s.mu.Lock()
 	st.Ports = len(s.ports)
 	s.mu.Unlock()
 	st.NotZeroCopy = s.notZeroCopy
-	if err := s.queues[0].sock.Refused(); err != nil {
-		st.NotZeroCopy = err.Error()
+	if h, _, ok := s.queues[0].reactor.Enter(); ok {
+		sock := s.queues[0].sock
+		st.ZeroCopy, st.SG, st.NeedWakeup, st.TXBudget = sock.ZeroCopy(), sock.SG(), sock.NeedWakeup(), sock.TXBudget()
+		st.Checksums, st.MTU = checksumStats(sock.NoChecksum()), h.MTU()
+		if err := sock.Refused(); err != nil {
+			st.NotZeroCopy = err.Error()
+		}
 	}
+	s.queues[0].reactor.Leave()
 	if err := s.program.NativeRefused(); err != nil {
 		st.Refused = err.Error()
 	}

@@ -47,12 +47,10 @@ const (
 // Arrangement says who runs the NAPI of the interface's queues.
 type Arrangement = reactor.Arrangement
 
-// The arrangements; the default is SoftirqNAPI. AutoNAPI changes between the other two, to whichever moves more packets at the
-// present load: on a machine with a CPU for each reactor it serves clients of kernel sockets faster. Where others want those
-// CPUs too, packets wait as long as the reactor does.
+// The arrangements. AutoNAPI changes between the other two, to whichever moves more packets at the present load.
 const (
-	SoftirqNAPI = reactor.SoftirqNAPI
 	AutoNAPI    = reactor.AutoNAPI
+	SoftirqNAPI = reactor.SoftirqNAPI
 	DriveNAPI   = reactor.DriveNAPI
 )
 
@@ -110,6 +108,15 @@ type Config struct {
 	Congestion string // "cubic" (default) or "reno"
 	NoECN      bool   // neither ask for ECN nor accept it (RFC 3168)
 
+	// Grant is the socket of a Granter (xdpd grant), which opens sockets and steers frames in place of a caller that has no
+	// privilege: only packet memory beyond RLIMIT_MEMLOCK still takes CAP_IPC_LOCK. When the Granter ends, so does the engine.
+	Grant string
+
+	// Opened is called when all that takes privilege is done, before the first frame is looked at: the place to give it up. Its
+	// error is Open's. Afterwards the engine needs no privilege (AutoNAPI is SoftirqNAPI then), but for DriveNAPI; a Share that
+	// cannot ask the kernel for a neighbour any more sends the neighbour an empty datagram to port 9 (discard).
+	Opened func() error
+
 	Ledger bool // check the owner of every frame at every step: for tests, slow
 }
 
@@ -130,12 +137,16 @@ func (c *Config) defaults() error {
 		return fmt.Errorf("xdpd: chunk size %d; the kernel takes 2048 or 4096", c.ChunkSize)
 	case c.Queues != nil && len(c.Queues) == 0:
 		return errors.New("xdpd: an empty list of queues; nil means all of them")
+	case c.Grant != "" && c.Dispatch == AlwaysDispatch:
+		return errors.New("xdpd: Grant does not go with AlwaysDispatch: a Granter's program is alone on its interface")
+	case c.Grant != "" && c.NAPI == DriveNAPI:
+		return errors.New("xdpd: Grant does not go with DriveNAPI, which takes CAP_NET_ADMIN")
 	case c.Dispatch > NeverDispatch:
 		return fmt.Errorf("xdpd: dispatch %d; there are AutoDispatch, AlwaysDispatch and NeverDispatch", c.Dispatch)
 	case c.Priority < 0:
 		return fmt.Errorf("xdpd: priority %d; they begin with 1", c.Priority)
 	case c.NAPI > DriveNAPI:
-		return fmt.Errorf("xdpd: NAPI arrangement %d; there are SoftirqNAPI, AutoNAPI and DriveNAPI", c.NAPI)
+		return fmt.Errorf("xdpd: NAPI arrangement %d; there are AutoNAPI, SoftirqNAPI and DriveNAPI", c.NAPI)
 	case c.Reactors < 0 || len(c.Queues) > 0 && c.Reactors > len(c.Queues):
 		return fmt.Errorf("xdpd: %d reactors for %d queues: there can be 1 to %d", c.Reactors, len(c.Queues), len(c.Queues))
 	}
@@ -160,6 +171,10 @@ func (c *Config) defaults() error {
 		if !reachable {
 			return fmt.Errorf("xdpd: gateway %v lies in no subnet of the addresses given", g)
 		}
+	}
+	// What is changed on the device while the engine runs takes privilege: without it auto leaves all as it is.
+	if c.NAPI == AutoNAPI && (c.Grant != "" || c.Opened != nil) {
+		c.NAPI = SoftirqNAPI
 	}
 	if c.JournalDir == "" {
 		c.JournalDir = DefaultJournalDir

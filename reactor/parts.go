@@ -21,7 +21,7 @@ func (r *Reactor) receivePart(d rings.Desc, now int64) {
 		r.counters.RxMore++
 		r.counters.RxFrames-- // which the batch counts
 	}
-	if f, ok := r.frame(d.Addr); !ok {
+	if f, ok := r.frame(d.Addr, umem.Fill); !ok {
 		p.bad = true
 	} else {
 		r.pool.Move(f, umem.Fill, umem.RX)

@@ -90,9 +90,14 @@ type Reactor struct {
 	drive    *rings.NAPI   // napi, while the loop runs it: the loop's
 	polls    atomic.Uint64 // rounds of it
 	arr      arranger
+	crowded  uint64 // packets that waited for a turn, a batch or more of them
+	ranAt    int64  // when the loop last ran: the loop's
+	missed   int64  // ns in long stretches that it did not run, sleeps aside: the loop's
 
+	with      []umem.Owner // by frame: Fill or TX while the device has it, of this reactor
 	inFill    int
 	inTX      int // given to the device and not completed
+	renew     *exchange
 	parts     parts
 	downUntil int64
 	woke      bool // a goroutine was made runnable in this turn
@@ -136,7 +141,7 @@ func New(cfg Config) (*Reactor, error) {
 	}
 	r := &Reactor{
 		cfg: cfg, port: cfg.Port, pool: cfg.Pool, host: cfg.Host, wake: wake, now: cfg.Clock,
-		tagged: make(map[uint16]*Ring),
+		tagged: make(map[uint16]*Ring), with: make([]umem.Owner, cfg.Pool.Region().Frames()),
 	}
 	if cfg.WantNAPI == nil {
 		cfg.NAPI = SoftirqNAPI
@@ -166,6 +171,10 @@ func (r *Reactor) finish() {
 	r.relax()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.renew != nil {
+		r.renew.done <- ErrStopped
+		r.renew = nil
+	}
 	for s, sink := range r.sinks.All() {
 		sink.Ready(s, sockets.Err|sockets.Hup|sockets.In|sockets.Out)
 	}

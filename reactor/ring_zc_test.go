@@ -205,6 +205,9 @@ func TestRingEchoZC(t *testing.T) {
 	if counters.SentZC != 52 || counters.CopiedZC != 0 {
 		t.Errorf("%d frames sent as they lay and %d bytes copied, want 52 and 0", counters.SentZC, counters.CopiedZC)
 	}
+	if copied := n.host.Counters().Copied; copied != [sockets.NCopies]uint64{} {
+		t.Errorf("the Host copied %v bytes", copied)
+	}
 	n.allFree()
 	n.idle()
 }
@@ -265,7 +268,24 @@ func TestRingSendZCCopied(t *testing.T) {
 	if counters := n.q.Counters(); counters.SentZC != 0 || counters.CopiedZC != 2*(2048-umem.Headroom) {
 		t.Errorf("%+v", counters)
 	}
+	if copied := n.host.Counters().Copied[sockets.CopySend]; copied != 2*(2048-umem.Headroom) {
+		t.Errorf("the Host counts %d bytes copied", copied)
+	}
 	n.allFree()
+	n.idle()
+}
+
+// TestRingCopies: SEND and RECV cost a copy each, which the Host counts by the byte.
+func TestRingCopies(t *testing.T) {
+	n := newRingNet(t, RingConfig{})
+	far := n.dialed(0)
+	n.res(opMem(rings.OpSend, 1, 0, bufAt, 1000), 1000)
+	n.write(far, fill(make([]byte, 700), 1))
+	n.res(opMem(rings.OpRecv, 2, 0, bufAt, 1000), 700)
+	copied := n.host.Counters().Copied
+	if copied[sockets.CopySend] != 1000 || copied[sockets.CopyRecv] != 700 {
+		t.Errorf("%v bytes copied, want 700 to a reader and 1000 from a writer", copied)
+	}
 	n.idle()
 }
 

@@ -13,12 +13,12 @@ type Counters struct {
 	Turns          uint64
 	RxFrames       uint64 // packets
 	RxMore         uint64 // frames behind the first of a packet
-	RxBadDesc      uint64 // descriptors that point nowhere: dropped, their frame cannot be known
+	RxBadDesc      uint64 // descriptors that name no frame which the device had, or not within it: dropped
 	RxBadChain     uint64 // packets of several frames dropped because one of them was bad, or there were too many
 	TxFrames       uint64 // packets
 	TxMore         uint64 // frames behind the first of a packet
 	Completions    uint64
-	BadCompletions uint64 // addresses that are no frame of ours
+	BadCompletions uint64 // addresses of no frame that the device had to send
 	FillStarved    uint64 // turns that found no free frame for the fill ring
 	TxRingFull     uint64 // turns that ended with frames for which the TX ring had no slot
 	Kicks          uint64 // system calls to make the device send
@@ -29,6 +29,7 @@ type Counters struct {
 	Polls          uint64 // rounds of the queue's NAPI that the loop ran (Config.NAPI)
 	Drives         uint64 // times that it took the NAPI from the kernel
 	DriveFailed    uint64 // times that it could not, and will not try again
+	Exchanges      uint64 // ports that took another's place (Exchange)
 	Stalls         uint64 // turns that the watchdog found to take too long (GroupConfig.Stalled)
 }
 
@@ -53,6 +54,7 @@ func (c *Counters) Add(o *Counters) {
 	c.Polls += o.Polls
 	c.Drives += o.Drives
 	c.DriveFailed += o.DriveFailed
+	c.Exchanges += o.Exchanges
 	c.Stalls += o.Stalls
 }
 
@@ -72,8 +74,10 @@ func (r *Reactor) Counters() Counters {
 // without the lock: that system call is most of a turn, since the frames cross to the peer in it, and other goroutines
 // may read and write meanwhile.
 func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
-	if r.port.RX.Avail() < batch {
+	if n := r.port.RX.Avail(); n < batch {
 		r.poll()
+	} else {
+		r.crowded += uint64(n)
 	}
 	worked, kick, deadline, stop := r.locked()
 	if kick {
@@ -103,6 +107,11 @@ func (r *Reactor) locked() (worked, kick bool, deadline int64, stop bool) {
 	if worked = r.poked.Swap(false); worked {
 		r.hear(start)
 		r.handIn(start)
+		if r.renew != nil {
+			if r.exchange(); r.stopped {
+				return false, false, 0, true
+			}
+		}
 	}
 	worked = r.reap() || worked
 	r.refill()
@@ -176,7 +185,7 @@ func (r *Reactor) reap() bool {
 		}
 		any = true
 		for i := range n {
-			f, ok := r.frame(r.port.Comp.Read(idx + i))
+			f, ok := r.frame(r.port.Comp.Read(idx+i), umem.TX)
 			if !ok {
 				r.counters.BadCompletions++
 				continue
@@ -191,10 +200,15 @@ func (r *Reactor) reap() bool {
 	return any
 }
 
-// frame is the frame at addr, if it is one of this reactor's.
-func (r *Reactor) frame(addr uint64) (umem.Frame, bool) {
+// frame is the frame at addr, if the device has it as o (Fill or TX), and takes it from there. So a device that names a
+// frame twice, or one that it was not given, does no harm.
+func (r *Reactor) frame(addr uint64, o umem.Owner) (umem.Frame, bool) {
 	f, ok := r.pool.Region().FrameOf(addr)
-	return f, ok && r.pool.Owns(f)
+	if !ok || r.with[f] != o {
+		return f, false
+	}
+	r.with[f] = umem.Free
+	return f, true
 }
 
 // refill gives free frames to the device, in batches.
@@ -212,6 +226,7 @@ func (r *Reactor) refill() {
 		idx, _ := r.port.Fill.Reserve(uint32(n))
 		for i, f := range r.scratch[:n] {
 			*r.port.Fill.Slot(idx + uint32(i)) = r.pool.Region().Addr(f)
+			r.with[f] = umem.Fill
 		}
 		r.port.Fill.Submit(uint32(n))
 		r.inFill += n
@@ -252,7 +267,7 @@ func (r *Reactor) ahead(idx, n uint32) {
 	next := r.next[:0]
 	for i := range n {
 		d := r.port.RX.Read(idx + i)
-		if f, ok := r.frame(d.Addr); ok {
+		if f, ok := r.pool.Region().FrameOf(d.Addr); ok && r.with[f] == umem.Fill {
 			next = append(next, sockets.Piece{F: f, Off: uint16(d.Addr - r.pool.Region().Addr(f)), N: uint16(d.Len)})
 		}
 	}
@@ -265,7 +280,7 @@ func (r *Reactor) receiveOne(d rings.Desc, now int64) {
 		r.receivePart(d, now)
 		return
 	}
-	f, ok := r.frame(d.Addr)
+	f, ok := r.frame(d.Addr, umem.Fill)
 	if !ok {
 		r.counters.RxBadDesc++
 		return
@@ -332,6 +347,7 @@ func (r *Reactor) transmit(now int64) (worked, kick bool) {
 		}
 		for i := range n {
 			tx := r.host.PopTX()
+			r.with[tx.F] = umem.TX
 			d := r.port.TX.Slot(idx + i)
 			*d = rings.Desc{Addr: r.pool.Region().Addr(tx.F) + uint64(tx.Off()), Len: uint32(tx.N())}
 			if tx.LeavesSum() {

@@ -38,13 +38,59 @@ func QueueCount(name string, ifindex int) int {
 // ethtoolChannels is how many RX queues ETHTOOL_GCHANNELS tells of, 0 if the
 // driver does not say.
 func ethtoolChannels(name string) int {
+	return rxChannels(func(c []byte) error { return ethtool(name, c) })
+}
+
+func rxChannels(ask func([]byte) error) int {
 	// struct ethtool_channels: cmd, maxRX, maxTX, maxOther, maxCombined, rx, tx,
 	// other, combined
 	ch := command(9, unix.ETHTOOL_GCHANNELS)
-	if ethtool(name, ch) != nil {
+	if ask(ch) != nil {
 		return 0
 	}
 	return int(field(ch, 5) + field(ch, 8))
+}
+
+// Channels asks how many queues interfaces have by now, of which the kernel
+// tells nobody when it changes. It looks in the network namespace of the thread
+// that opened it, from any other.
+type Channels struct{ fd int }
+
+// OpenChannels makes the socket to ask by.
+func OpenChannels() (*Channels, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("rings: open a socket to ask for queues: %w", err)
+	}
+	return &Channels{fd}, nil
+}
+
+// RX gives the number of RX queues; 0 where the driver does not say, or there
+// is no such interface.
+func (c *Channels) RX(name string) int {
+	return rxChannels(func(b []byte) error { return ethtoolBy(c.fd, name, b) })
+}
+
+// Close closes the socket.
+func (c *Channels) Close() error { return unix.Close(c.fd) }
+
+// RingSizes are the device's own descriptor rings, in packets, of each queue.
+type RingSizes struct{ RX, MaxRX, TX, MaxTX int }
+
+// ReadRingSizes asks the driver (ETHTOOL_GRINGPARAM) for an interface of the
+// calling thread's namespace. Devices in software have none.
+func ReadRingSizes(name string) (RingSizes, error) {
+	return readRingSizes(func(c []byte) error { return ethtool(name, c) })
+}
+
+func readRingSizes(ask func([]byte) error) (RingSizes, error) {
+	// struct ethtool_ringparam: cmd, the maxima of rx, rx_mini, rx_jumbo and tx,
+	// then what they are
+	b := command(9, unix.ETHTOOL_GRINGPARAM)
+	if err := ask(b); err != nil {
+		return RingSizes{}, fmt.Errorf("the driver does not tell its ring sizes: %w", err)
+	}
+	return RingSizes{MaxRX: int(field(b, 1)), MaxTX: int(field(b, 4)), RX: int(field(b, 5)), TX: int(field(b, 8))}, nil
 }
 
 // command is a struct of n 32-bit fields whose first are given, and field reads

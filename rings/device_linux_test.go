@@ -210,3 +210,19 @@ func TestReadRSS(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestRingSizes(t *testing.T) {
+	got, err := readRingSizes(func(b []byte) error {
+		if len(b) != 36 || field(b, 0) != unix.ETHTOOL_GRINGPARAM {
+			t.Errorf("asked %v", b)
+		}
+		copy(b[4:], command(8, 4096, 1, 2, 2048, 512, 3, 4, 256))
+		return nil
+	})
+	if want := (RingSizes{RX: 512, MaxRX: 4096, TX: 256, MaxTX: 2048}); err != nil || got != want {
+		t.Errorf("%+v, %v; want %+v", got, err, want)
+	}
+	if _, err := readRingSizes(func([]byte) error { return unix.EOPNOTSUPP }); !errors.Is(err, unix.EOPNOTSUPP) {
+		t.Errorf("a driver that does not say: %v", err)
+	}
+}

@@ -32,7 +32,10 @@ func (o *SocketOptions) explain(op string, r *umem.Region, err error) error {
 	cure := ""
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		cure = "needs CAP_NET_RAW and CAP_NET_ADMIN: run as root, or setcap cap_net_raw,cap_net_admin,cap_bpf+ep on the program"
+		cure = "CAP_NET_ADMIN is needed"
+		if strings.HasPrefix(op, "open") {
+			cure = "CAP_NET_RAW is needed: run as root, or setcap cap_net_raw,cap_net_admin,cap_bpf+ep on the program"
+		}
 	case errors.Is(err, unix.EAFNOSUPPORT):
 		cure = "the kernel was built without CONFIG_XDP_SOCKETS"
 	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):

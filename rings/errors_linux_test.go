@@ -22,8 +22,8 @@ func TestExplain(t *testing.T) {
 		mode  Mode
 		words string
 	}{
-		{unix.EPERM, Best, "needs CAP_NET_RAW and CAP_NET_ADMIN: run as root, or setcap"},
-		{unix.EACCES, Best, "needs CAP_NET_RAW and CAP_NET_ADMIN"},
+		{unix.EPERM, Best, "CAP_NET_ADMIN is needed"},
+		{unix.EACCES, Best, "CAP_NET_ADMIN is needed"},
 		{unix.EAFNOSUPPORT, Best, "CONFIG_XDP_SOCKETS"},
 		{unix.EMFILE, Best, "raise ulimit -n"},
 		{unix.ENFILE, Best, "raise ulimit -n"},

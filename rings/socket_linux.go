@@ -42,14 +42,21 @@ type SocketOptions struct {
 	// A Shared socket was opened with it as well, or it does nothing.
 	Checksum bool
 
+	// Make, if not nil, gives the bare AF_XDP socket, for who has not the CAP_NET_RAW that socket(2) asks for. sendBytes is
+	// the send buffer that it should have already, as setting it takes CAP_NET_ADMIN. The socket becomes ours.
+	Make func(sendBytes int) (fd int, err error)
+
 	// BusyPollUS is SO_BUSY_POLL in microseconds and turns SO_PREFER_BUSY_POLL
 	// on; BusyPollBudget is SO_BUSY_POLL_BUDGET in packets. 0 leaves them off.
 	BusyPollUS, BusyPollBudget int
 }
 
-// maxTXBudget is how many descriptors one Kick may send in copy mode; the
-// kernel's default is 32 (XDP_MAX_TX_SKB_BUDGET, since Linux 6.17).
-const maxTXBudget = 256
+// maxTXBudget is how many descriptors one Kick may send in copy mode
+// (XDP_MAX_TX_SKB_BUDGET, since Linux 6.17), instead of the kernel's default.
+const (
+	maxTXBudget     = 256
+	defaultTXBudget = 32 // TX_BATCH_SIZE, net/xdp/xsk.c
+)
 
 // Socket is an AF_XDP socket with its four rings mapped. Its methods are for
 // one goroutine.
@@ -66,6 +73,7 @@ type Socket struct {
 	metadata   bool   // the region is registered with room for TX metadata
 	features   uint64 // of the driver: xskFeatures
 	noChecksum error  // why the device finishes none
+	txBudget   int
 }
 
 // OpenSocket opens an AF_XDP socket on a queue, registers r with it, maps its
@@ -79,9 +87,9 @@ func OpenSocket(r *umem.Region, o SocketOptions) (*Socket, error) {
 	if err := o.check(r); err != nil {
 		return nil, err
 	}
-	fd, err := unix.Socket(unix.AF_XDP, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	fd, err := o.makeSocket(r)
 	if err != nil {
-		return nil, o.explain("open an AF_XDP socket", r, err)
+		return nil, err
 	}
 	s := &Socket{fd: fd, opts: o, region: r, sg: o.SG, needWakeup: !o.NoNeedWakeup}
 	if o.Shared != nil {
@@ -93,6 +101,21 @@ func OpenSocket(r *umem.Region, o SocketOptions) (*Socket, error) {
 	}
 	return s, nil
 }
+
+func (o *SocketOptions) makeSocket(r *umem.Region) (fd int, err error) {
+	if o.Make != nil {
+		return o.Make(o.sendBytes(r))
+	}
+	if fd, err = unix.Socket(unix.AF_XDP, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
+		return -1, o.explain("open an AF_XDP socket", r, err)
+	}
+	return fd, nil
+}
+
+// sendBytes is the send buffer for a full TX ring. In copy mode a packet in flight is charged to the socket as any sent skb
+// (xsk_build_skb, sock_alloc_send_skb): the default 208 KiB is 90 full frames, after which Kick gets EAGAIN until the receiver
+// frees some.
+func (o *SocketOptions) sendBytes(r *umem.Region) int { return o.TXSize * r.ChunkSize() * 2 }
 
 func (o *SocketOptions) check(r *umem.Region) error {
 	if r == nil || r.Frames() == 0 {
@@ -215,20 +238,17 @@ func (s *Socket) mapRing(err *error, pgoff int64, off unix.XDPRingOffset, n, ent
 
 func (s *Socket) setOptions() error {
 	o := &s.opts
-	if budget := min(maxTXBudget, o.TXSize); budget > 32 {
+	s.txBudget = defaultTXBudget
+	if budget := min(maxTXBudget, o.TXSize); budget > defaultTXBudget {
 		err := unix.SetsockoptInt(s.fd, unix.SOL_XDP, unix.XDP_MAX_TX_SKB_BUDGET, budget)
-		if err != nil && !errors.Is(err, unix.ENOPROTOOPT) { // before Linux 6.17: 32 a call
+		if err == nil {
+			s.txBudget = budget
+		} else if !errors.Is(err, unix.ENOPROTOOPT) { // before Linux 6.17
 			return o.explain("set the TX budget", s.region, err)
 		}
 	}
-	// In copy mode a packet in flight is charged to the socket as any sent skb (xsk_build_skb, sock_alloc_send_skb): the
-	// default 208 KiB is 90 full frames, after which Kick gets EAGAIN until the receiver frees some.
-	room := o.TXSize * s.region.ChunkSize() * 2
-	if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, room); err != nil {
-		// Without CAP_NET_ADMIN as much as net.core.wmem_max allows.
-		if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, room); err != nil {
-			return o.explain("set the send buffer", s.region, err)
-		}
+	if err := s.setSendBuffer(); err != nil {
+		return o.explain("set the send buffer", s.region, err)
 	}
 	if o.BusyPollUS <= 0 {
 		return nil
@@ -244,6 +264,18 @@ func (s *Socket) setOptions() error {
 		}
 	}
 	return nil
+}
+
+func (s *Socket) setSendBuffer() error {
+	want := s.opts.sendBytes(s.region)
+	if unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, want) == nil {
+		return nil
+	}
+	// Without CAP_NET_ADMIN as much as net.core.wmem_max allows, unless who made the socket gave it more.
+	if has, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF); err != nil || has >= want {
+		return err
+	}
+	return unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, want)
 }
 
 // bind takes the queue. Best asks for zero copy by name and then for copy:
@@ -304,6 +336,9 @@ func (s *Socket) SG() bool { return s.sg }
 // NeedWakeup says whether the rings' NeedWakeup is meaningful. Without it TX
 // always asks for a kick and fill never.
 func (s *Socket) NeedWakeup() bool { return s.needWakeup }
+
+// TXBudget is how many descriptors one Kick sends in copy mode.
+func (s *Socket) TXBudget() int { return s.txBudget }
 
 // Queue is the queue the socket is bound to.
 func (s *Socket) Queue() int { return s.opts.Queue }

@@ -396,7 +396,7 @@ func TestSocketWithoutCapabilities(t *testing.T) {
 		errno      error
 		words      string
 	}{
-		{unix.CAP_NET_RAW, 4, unix.EPERM, "open an AF_XDP socket on interface v0 queue 0: needs CAP_NET_RAW"},
+		{unix.CAP_NET_RAW, 4, unix.EPERM, "open an AF_XDP socket on interface v0 queue 0: CAP_NET_RAW is needed"},
 		{unix.CAP_IPC_LOCK, 4 << 10, unix.ENOBUFS, "8192 KiB of frames and the rings; the limit is 4096 KiB: raise RLIMIT_MEMLOCK"},
 	} {
 		r, err := umem.New(umem.Options{Frames: c.frames, ChunkSize: 2048})

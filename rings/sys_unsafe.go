@@ -65,6 +65,16 @@ func isZeroCopy(fd int) (bool, error) {
 // namespace. command is the command's struct (include/uapi/linux/ethtool.h),
 // the number first; the kernel's answer is in it afterwards.
 func ethtool(name string, command []byte) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return ethtoolBy(fd, name, command)
+}
+
+// ethtoolBy is the same in the namespace of a socket.
+func ethtoolBy(fd int, name string, command []byte) error {
 	// struct ifreq: the name, and a union of which this is the pointer
 	var ifr struct {
 		name [unix.IFNAMSIZ]byte
@@ -74,11 +84,6 @@ func ethtool(name string, command []byte) error {
 	if copy(ifr.name[:unix.IFNAMSIZ-1], name) != len(name) {
 		return unix.ENODEV
 	}
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
 	// The kernel writes through a pointer that the garbage collector sees only
 	// as part of ifr.
 	var pin runtime.Pinner

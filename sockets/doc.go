@@ -8,4 +8,6 @@
 //
 // Every frame that enters leaves by exactly one door: freed with a counted Drop reason, held in a socket's queue, or
 // sent. What comes from the network never causes an error or a panic, only a count.
+//
+// Bridge and Router are machines of the same kind over several ports: they send frames on instead of keeping them.
 package sockets

@@ -49,6 +49,18 @@ const (
 	TxNoFrame
 	TxQueueFull
 	TxNoRoute
+	BridgeSource   // a multicast address, or none, as a frame's source
+	BridgeReserved // to a group that bridges do not pass on (IEEE 802.1Q table 8-1)
+	BridgeSamePort // the station that it is for is where it came from
+	FwdLocal       // for an address of the router itself: the kernel's
+	FwdMulticast
+	FwdLinkLocal // from or to 169.254.0.0/16 (RFC 3927 2.7)
+	FwdBroadcast // directed to all of an attached network (RFC 2644)
+	FwdTTL       // answered with time exceeded
+	FwdRefused   // a route says that it is not to be sent on
+	FwdNoPort    // the route leads out of an interface that is not forwarded to
+	FwdPortDown
+	FwdTooBig // for the MTU, and must not be fragmented
 	NDrops
 )
 
@@ -59,7 +71,12 @@ var dropNames = [...]string{
 	"icmp_ignored", "icmp_broadcast", "icmp_rate_limit", "udp_no_socket", "udp_queue_full", "tcp_no_socket",
 	"tcp_backlog_full", "tcp_out_of_window", "tcp_out_of_order", "tcp_duplicate", "tcp_paws", "tcp_no_ack",
 	"tcp_bad_flag", "tcp_closed", "handover_full", "handover_no_frame", "handover_early", "rx_mem_limit", "tx_no_frame", "tx_queue_full", "tx_no_route",
+	"bridge_source", "bridge_reserved", "bridge_same_port", "fwd_local", "fwd_multicast", "fwd_link_local", "fwd_broadcast",
+	"fwd_ttl", "fwd_refused", "fwd_no_port", "fwd_port_down", "fwd_too_big",
 }
+
+// NHostDrops is how many reasons a Host has; those behind them are a Bridge's and a Router's.
+const NHostDrops = BridgeSource
 
 // String is the reason's name in the drop ledger, for example "ip_checksum".
 func (d Drop) String() string {
@@ -129,10 +146,35 @@ var statNames = [...]string{
 // String is the counter's name.
 func (s Stat) String() string { return statNames[s] }
 
+// Copy says why bytes of packets were copied from one place in memory to another. A frame that is lent, given away or
+// forwarded costs none.
+type Copy uint8
+
+// Reasons for copies.
+const (
+	CopyRecv     Copy = iota // to the memory of a reader
+	CopySend                 // from the memory of a writer
+	CopyGather               // small TCP segments put together in one frame
+	CopySplit                // a segment cut for a smaller window or path
+	CopyFragment             // a packet cut for an MTU
+	CopyQuote                // the beginning of a packet in an ICMP error about it
+	CopyFlood                // a frame for several ports of a bridge
+	NCopies
+)
+
+// NHostCopies is how many reasons a Host has.
+const NHostCopies = CopyFlood
+
+var copyNames = [NCopies]string{"recv", "send", "gather", "split", "fragment", "quote", "flood"}
+
+// String is the reason's name.
+func (c Copy) String() string { return copyNames[c] }
+
 // Counters is the Host's part of the ledger.
 type Counters struct {
-	Stats [NStats]uint64
-	Drops [NDrops]uint64
+	Stats  [NStats]uint64
+	Drops  [NDrops]uint64
+	Copied [NCopies]uint64 // bytes
 }
 
 // Add sums two hosts' counters.
@@ -142,5 +184,8 @@ func (c *Counters) Add(o *Counters) {
 	}
 	for i := range c.Drops {
 		c.Drops[i] += o.Drops[i]
+	}
+	for i := range c.Copied {
+		c.Copied[i] += o.Copied[i]
 	}
 }

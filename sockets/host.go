@@ -217,6 +217,15 @@ func (h *Host) Counters() *Counters { return &h.counters }
 // MTU is the largest IP packet that is sent.
 func (h *Host) MTU() int { return h.cfg.MTU }
 
+// SetLink follows the device: its address, and its MTU as far as frames hold it. Connections whose segments are too large
+// now make smaller ones, and stay with them; new ones have what the MTU allows. now says when, for Tick.
+func (h *Host) SetLink(mac proto.MAC, mtu int, now int64) {
+	h.now = now
+	h.cfg.MAC = mac
+	h.cfg.MTU = max(68, min(mtu, MaxMTU(h.pool.Region().ChunkSize(), h.cfg.PacketFrames)))
+	h.tcp.each(func(i uint32, c *tcb) { h.tcpFit(i, c) })
+}
+
 // Directory is that of the Host's group; nil: it is alone.
 func (h *Host) Directory() *Directory { return h.cfg.Directory }
 

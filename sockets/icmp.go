@@ -68,6 +68,7 @@ func (h *Host) icmpError(p *packet, typ, code uint8) {
 	msg := h.pool.Chunk(f)[umem.Headroom:]
 	n := proto.PutICMP(msg, typ, code, 0)
 	n += copy(msg[n:], quote[:min(len(quote), icmpQuote, h.cfg.MTU-28)])
+	h.counters.Copied[CopyQuote] += uint64(n - proto.ICMPHeaderLen)
 	proto.SetICMPChecksum(msg[:n])
 	h.pool.Buf(f).Len = uint16(n)
 	h.count(TxICMP)

@@ -44,11 +44,13 @@ func (h *Host) gatherRead(g *gather, dst []byte) {
 	for len(dst) > 0 {
 		if len(g.b) > 0 {
 			n := copy(dst, g.b)
+			h.counters.Copied[CopySend] += uint64(n)
 			dst, g.b = dst[n:], g.b[n:]
 			continue
 		}
 		data := h.pool.Data(g.chain)[g.skip:]
 		n := copy(dst, data)
+		h.counters.Copied[CopyFragment] += uint64(n)
 		dst = dst[n:]
 		g.skip += n
 		if n == len(data) {

@@ -14,6 +14,9 @@ import (
 // sum, too, but not who listens with XDP.
 const leaveFrom = 1000
 
+// SetLeaveSums changes Config.LeaveSums. What is on its way out must not be sent by a device that finishes no sums.
+func (h *Host) SetLeaveSums(on bool) { h.cfg.LeaveSums = on }
+
 // leavesSum reports whether the checksum of a packet with n bytes of transport message is left to the device.
 func (h *Host) leavesSum(n int) bool { return h.cfg.LeaveSums && n >= leaveFrom }
 

@@ -88,3 +88,6 @@ func (h *Host) sourceFor(a proto.Addr) proto.Addr {
 	}
 	return h.cfg.Addrs[0].Addr
 }
+
+// Contains reports whether a lies in the prefix.
+func (p Prefix) Contains(a proto.Addr) bool { return (a^p.Addr)&mask(p.Bits) == 0 }

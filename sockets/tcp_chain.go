@@ -134,12 +134,14 @@ func (h *Host) sendFill(c *tcb, f umem.Frame) {
 	for size := h.pieceAt(c, b); int(b.Len) < size && b.Next != umem.None; {
 		n := h.pool.Buf(b.Next)
 		k := copy(h.pool.Chunk(f)[int(b.Off)+int(b.Len):int(b.Off)+size], h.pool.Data(b.Next))
+		h.counters.Copied[CopyGather] += uint64(k)
 		b.Len += uint16(k)
 		n.Len -= uint16(k)
 		n.Seq += uint32(k)
 		if n.Len > 0 { // what is left goes to its front, so that there is room for a whole segment behind it
 			chunk := h.pool.Chunk(b.Next)
-			copy(chunk[n.Off:], chunk[int(n.Off)+k:int(n.Off)+k+int(n.Len)])
+			k = copy(chunk[n.Off:], chunk[int(n.Off)+k:int(n.Off)+k+int(n.Len)])
+			h.counters.Copied[CopyGather] += uint64(k)
 			return
 		}
 		b.Flags |= n.Flags & bufFIN

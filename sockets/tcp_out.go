@@ -87,6 +87,7 @@ func (h *Host) sendQueue(c *tcb, p []byte) int {
 		p = p[n:]
 		total += n
 	}
+	h.counters.Copied[CopySend] += uint64(total)
 	c.sndBytes += uint32(total)
 	return total
 }
@@ -380,6 +381,7 @@ func (h *Host) sendSplit(c *tcb, f umem.Frame, k int) bool {
 	}
 	from, to := h.pool.Buf(f), h.pool.Buf(g)
 	to.Len = uint16(copy(h.pool.Chunk(g)[umem.Headroom:], h.pool.Data(f)[k:]))
+	h.counters.Copied[CopySplit] += uint64(to.Len)
 	to.Flags = from.Flags &^ (bufQueued | bufTell)
 	to.Aux, to.Seq, to.Next = from.Aux, from.Seq+uint32(k), from.Next
 	from.Len, from.Next = uint16(k), g

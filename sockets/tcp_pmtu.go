@@ -98,6 +98,25 @@ func (h *Host) tcpTooBig(i uint32, c *tcb, mtu, size int) bool {
 	return true
 }
 
+// tcpFit has a connection's segments fit the device.
+func (h *Host) tcpFit(i uint32, c *tcb) {
+	limit := h.cfg.MTU - 40
+	if c.tsOK {
+		limit -= 12
+	}
+	if int(c.mssMax) <= limit {
+		return
+	}
+	c.mssMax = uint16(limit)
+	switch {
+	case int(c.mss) <= limit:
+	case c.sndHead == umem.None:
+		c.mss = c.mssMax
+	default:
+		h.shrink(i, c, c.mssMax)
+	}
+}
+
 // plateau is the next lower MTU that occurs in practice (RFC 1191 section 7).
 func plateau(size int) int {
 	for _, p := range [...]int{32000, 17914, 8166, 4352, 2002, 1492, 1006} {

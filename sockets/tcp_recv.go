@@ -180,6 +180,7 @@ func (h *Host) rcvCopied(c *tcb, f umem.Frame) bool {
 	if end+len(data) > h.pool.Region().ChunkSize() {
 		return len(data) == 0
 	}
+	h.counters.Copied[CopyGather] += uint64(len(data))
 	tail.Len += uint16(copy(h.pool.Chunk(c.rcvTail)[end:], data))
 	return true
 }
@@ -214,6 +215,7 @@ func (h *Host) rcvCopy(c *tcb, dst []byte) int {
 			h.release(f)
 		}
 	}
+	h.counters.Copied[CopyRecv] += uint64(n)
 	c.rcvBytes -= uint32(n)
 	return n
 }

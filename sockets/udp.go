@@ -339,6 +339,7 @@ func (h *Host) UDPRecv(s Handle, dst []byte) (d Datagram, err Errno) {
 	for f := u.head; f != umem.None && d.N < len(dst); f = h.pool.Buf(f).Next {
 		d.N += copy(dst[d.N:], h.pool.Data(f))
 	}
+	h.counters.Copied[CopyRecv] += uint64(d.N)
 	h.udpPop(u)
 	return d, 0
 }

@@ -88,6 +88,7 @@ func (h *Host) udpOutput(payload []byte, k flowKey, hop proto.Addr) Errno {
 	if f == umem.None {
 		return EAGAIN
 	}
+	h.counters.Copied[CopySend] += uint64(len(payload))
 	b := h.pool.Buf(f)
 	b.Off += 8
 	b.Len = uint16(copy(h.pool.Chunk(f)[b.Off:], payload))
@@ -100,6 +101,7 @@ func (h *Host) udpOutputChain(payload []byte, k flowKey, hop proto.Addr) Errno {
 	if h.txFree() < h.messageFrames(len(payload)+8) {
 		return EAGAIN
 	}
+	h.counters.Copied[CopySend] += uint64(len(payload))
 	f := h.allocPacket(len(payload))
 	for c := f; c != umem.None; c = h.pool.Buf(c).Next {
 		payload = payload[copy(h.pool.Data(c), payload):]

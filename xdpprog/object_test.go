@@ -19,6 +19,7 @@ var objects = []struct {
 	programs []string
 }{
 	{"steer", loadSteer, []string{steerProgSteer}},
+	{"forward", loadForward, []string{forwardProgForward}},
 	{"source", loadSource, []string{sourceProgSource, sourceProgSourceXmit, sourceProgSourceErr}},
 	{"sink", loadSink, []string{sinkProgSink, sinkProgDrop}},
 	{"dispatcher", loadDispatcher, []string{dispatcherProgXdpDispatcher}},
@@ -52,7 +53,7 @@ func TestObjectSizes(t *testing.T) {
 // This needs no compiler, and catches an edit after which nobody ran go generate.
 func TestObjectIsOfThisSource(t *testing.T) {
 	files := map[string][]string{}
-	for _, name := range []string{"stamp.h", "steer.c", "source.c", "sink.c", "dispatcher.c"} {
+	for _, name := range []string{"stamp.h", "steer.c", "forward.c", "source.c", "sink.c", "dispatcher.c"} {
 		source, err := os.ReadFile("bpf/" + name)
 		if err != nil {
 			t.Fatal(err)

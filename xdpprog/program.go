@@ -12,6 +12,8 @@
 // A frame that is ours goes to the AF_XDP socket of the queue it came in on; without one the kernel gets it, counted.
 // Frames may carry up to two VLAN tags; the tags do not matter to the choice. Needs Linux 5.18.
 //
+// Forward (bpf/forward.c) is the program of a bridge's or router's interface.
+//
 // For measuring there is also traffic of the kernel's own making: Source (bpf/source.c) writes frames and sends them out of
 // a device, Sink (bpf/sink.c) takes them, or their echoes, and keeps account; Drop takes everything.
 package xdpprog
@@ -265,6 +267,22 @@ func (p *Program) checkQueue(queue int) error {
 		return fmt.Errorf("xdpprog: %s has queues 0 to %d, not %d", p.iface, p.queues-1, queue)
 	}
 	return nil
+}
+
+// Attached reports whether the program is still attached. Who may (CAP_NET_ADMIN) can detach it behind our back (bpftool
+// link detach); nobody is told.
+func (p *Program) Attached() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.link == nil { // closed, or in a dispatcher (Unloaded)
+		return true
+	}
+	info, err := p.link.Info()
+	if err != nil { // it says nothing
+		return true
+	}
+	xdp := info.XDP()
+	return xdp == nil || xdp.Ifindex != 0
 }
 
 // Close detaches the program and frees it. The second call does nothing.

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
 
 	"xdpd/internal/netlab"
@@ -40,7 +41,7 @@ func newLab(t testing.TB, o netlab.Options) *netlab.Lab {
 
 // A test that needs a process with fewer rights starts this binary again, with childEnv saying what to do there.
 const (
-	childEnv      = "XDPD_TEST_CHILD"   // "doctor [IFACE]", "demo", "control PATH", "stats PATH", "find DIR"
+	childEnv      = "XDPD_TEST_CHILD"   // "run FLAGS", "grant FLAGS", "try OPERATION", "doctor [IFACE]", "demo", "control PATH", "stats PATH", "find DIR"
 	childWithout  = "XDPD_TEST_WITHOUT" // a capability to lose first, by number
 	childMemlock  = "XDPD_TEST_MEMLOCK" // RLIMIT_MEMLOCK to have, in bytes
 	nobody        = 65534               // a user without rights
@@ -63,8 +64,16 @@ func child(do []string) error {
 		return loseRights()
 	}
 	switch do[0] {
+	case "run", "grant":
+		k, err := kong.Must(&cli).Parse(do)
+		if err != nil {
+			return err
+		}
+		return k.Run()
 	case "doctor":
 		return (&doctorCmd{Interface: strings.Join(do[1:], "")}).Run()
+	case "try":
+		return tryOperation(strings.Join(do[1:], " "))
 	case "demo":
 		return (&demoCmd{Seconds: 1}).Run()
 	case "control":

@@ -48,6 +48,8 @@ type fileConfig struct {
 	Congest   string         `toml:"congestion"`
 	NoECN     bool           `toml:"no_ecn"`
 	Ledger    bool           `toml:"ledger"`
+	From      string         `toml:"from"`
+	User      *identity      `toml:"user"`
 	Control   string         `toml:"control"`
 	Face      string         `toml:"face"`
 
@@ -93,7 +95,7 @@ var dispatches = map[string]xdpd.Dispatch{
 }
 
 var arrangements = map[string]xdpd.Arrangement{
-	"": xdpd.SoftirqNAPI, "auto": xdpd.AutoNAPI, "softirq": xdpd.SoftirqNAPI, "drive": xdpd.DriveNAPI,
+	"": xdpd.AutoNAPI, "auto": xdpd.AutoNAPI, "softirq": xdpd.SoftirqNAPI, "drive": xdpd.DriveNAPI,
 }
 
 // loadConfig reads a TOML file. What it does not know is an error: a misspelt key must not be a silent default. Errors
@@ -191,10 +193,19 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 	}
 	napi, ok := arrangements[f.NAPI]
 	if !ok {
-		return xdpd.Config{}, fmt.Errorf("napi is %q; there are softirq, auto and drive", f.NAPI)
+		return xdpd.Config{}, fmt.Errorf("napi is %q; there are auto, softirq and drive", f.NAPI)
 	}
 	if f.Checksum != "" && f.Checksum != "auto" && f.Checksum != "off" {
 		return xdpd.Config{}, fmt.Errorf("tx_checksum is %q; there are auto and off", f.Checksum)
+	}
+	if f.User != nil {
+		if dispatch == xdpd.AlwaysDispatch {
+			return xdpd.Config{}, errors.New("user does not go with dispatch always: to leave a dispatcher takes privilege at the end")
+		}
+		dispatch = xdpd.NeverDispatch
+	}
+	if f.User != nil && napi == xdpd.DriveNAPI {
+		return xdpd.Config{}, errors.New("user does not go with napi drive: the settings of the device that it changes take CAP_NET_ADMIN while the engine runs")
 	}
 	spread, err := f.spreads()
 	if err != nil {
@@ -229,11 +240,14 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 		Queues: f.Queues, Mode: mode, Attach: attach, Frames: f.Frames, ChunkSize: f.ChunkSize, HugePages: f.HugePages,
 		MaxSpin: time.Duration(f.MaxSpin), CPUs: f.CPUs, RcvBuf: f.RcvBuf, RcvMax: f.RcvMax, SndBuf: f.SndBuf, Ledger: f.Ledger,
 		Congestion: f.Congest, NoECN: f.NoECN, Reactors: f.Reactors, Spread: spread,
-		Dispatch: dispatch, Priority: f.Priority, NAPI: napi, JournalDir: f.Journal, NoTXChecksum: f.Checksum == "off",
+		Dispatch: dispatch, Priority: f.Priority, NAPI: napi, JournalDir: f.Journal, NoTXChecksum: f.Checksum == "off", Grant: f.From,
 	}, nil
 }
 
 // controlPath is where the engine listens for xdpd stats.
 func (f fileConfig) controlPath() string {
+	if f.User != nil {
+		return cmp.Or(f.Control, f.User.controlPath(f.Interface))
+	}
 	return cmp.Or(f.Control, defaultControlPath(f.Interface))
 }

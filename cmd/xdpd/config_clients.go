@@ -85,12 +85,19 @@ const clientsDir = "/run/xdpd-clients"
 
 func defaultClientsPath(iface string) string { return filepath.Join(clientsDir, iface) }
 
+func (f *fileConfig) clientsPath() string {
+	if f.User != nil && f.User.uid != os.Getuid() {
+		return cmp.Or(f.ClientSocket, filepath.Join(clientsDir+"-"+f.User.name, f.Interface))
+	}
+	return cmp.Or(f.ClientSocket, defaultClientsPath(f.Interface))
+}
+
 // serveClients serves applications in processes of their own, if the config names any.
 func serveClients(ctx context.Context, st *xdpd.Stack, f *fileConfig) (*xdpd.ClientServer, error) {
 	if len(f.Clients) == 0 {
 		return nil, nil
 	}
-	path := cmp.Or(f.ClientSocket, defaultClientsPath(f.Interface))
+	path := f.clientsPath()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("socket for clients: %w", err)
 	}

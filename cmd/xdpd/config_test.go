@@ -33,7 +33,7 @@ func TestExampleConfig(t *testing.T) {
 	}
 	want := fileConfig{
 		Interface: "eth1", Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")},
-		Gateway: netip.MustParseAddr("10.0.0.1"), Mode: "best", Attach: "best", Dispatch: "auto", NAPI: "softirq", Checksum: "auto",
+		Gateway: netip.MustParseAddr("10.0.0.1"), Mode: "best", Attach: "best", Dispatch: "auto", NAPI: "auto", Checksum: "auto",
 		MaxSpin: duration(50 * time.Microsecond), Frames: 16384, RcvBuf: 1 << 20, RcvMax: 3 << 20, SndBuf: 4 << 20, Congest: "cubic",
 		Services: []serviceSpec{{Name: "echo", Port: 7, TCP: true, UDP: true, Face: "poller"}, {Name: "discard", Port: 9000, TCP: true}},
 	}
@@ -87,7 +87,7 @@ func TestExampleConfigIsWhole(t *testing.T) {
 		Interface: "eth1", NetNS: "lab", Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")},
 		Gateway: netip.MustParseAddr("10.0.0.1"), VLANs: []uint16{100}, Queues: []int{0, 1}, CPUs: []int{2, 3},
 		Frames: 16384, ChunkSize: 2048, MaxSpin: 50 * time.Microsecond, RcvBuf: 1 << 20, RcvMax: 3 << 20,
-		SndBuf: 4 << 20, Congestion: "cubic", Reactors: 1, Priority: 50, JournalDir: "/run/xdpd",
+		SndBuf: 4 << 20, Congestion: "cubic", Reactors: 1, Priority: 50, JournalDir: "/run/xdpd", Grant: "/run/xdpd.grant",
 	}
 	if cfg.Spread == nil || got.Accept != "main" || got.Spread != "least-conns" {
 		t.Errorf("connections are accepted by %q and spread by %q", got.Accept, got.Spread)
@@ -134,6 +134,7 @@ congestion = "reno"
 no_ecn = true
 ledger = true
 control = "/c"
+from = "/g"
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -142,7 +143,7 @@ control = "/c"
 	if err != nil {
 		t.Fatal(err)
 	}
-	got.Stalled = stallLog(io.Discard) // as runEngine does
+	got.Stalled, got.Opened = stallLog(io.Discard), identity{}.assume // as runEngine does
 	v := reflect.ValueOf(got)
 	for i := range v.NumField() {
 		if v.Field(i).IsZero() {

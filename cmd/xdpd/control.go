@@ -22,17 +22,19 @@ import (
 	"xdpd"
 )
 
-// controlDir is where running engines are found. Only root may look into it.
+// controlDir is where running engines are found, and controlDir-USER where those of xdpd run --user USER. Only root and that
+// user may look into it.
 const controlDir = "/run/xdpd"
 
 func defaultControlPath(iface string) string { return filepath.Join(controlDir, iface+".sock") }
 
 // serveControl answers on a unix socket at path until ctx ends or close is called: HTTP with JSON, so that curl
 // --unix-socket can ask as well. GET /stats is a statsView; POST /drain?backend=ADDRESS:PORT is xdpd drain, with &undo=1 its
-// --undo; POST /reactors?n=N is xdpd reactors N; GET /clients and POST /clients/evict?id=N are xdpd clients. The socket is its owner's alone (mode 0600; a folder that is made for it 0700). The socket of a process that died
-// is replaced; that of a live one is an error.
+// --undo; POST /reactors?n=N is xdpd reactors N; POST /mode?m=MODE is xdpd mode MODE; GET /clients and POST
+// /clients/evict?id=N are xdpd clients. The socket is its owner's alone (mode 0600; a folder that is made for it 0700). The
+// socket of a process that died is replaced; that of a live one is an error.
 func serveControl(ctx context.Context, path string, st *xdpd.Stack, svc *services, apps *xdpd.ClientServer) (close func(), err error) {
-	return serveAnswers(ctx, path, answers{st.Stats, svc.views, svc.drainBackend, st.Resize, apps})
+	return serveAnswers(ctx, path, answers{st.Stats, svc.views, svc.drainBackend, st.Resize, st.SetMode, apps})
 }
 
 // answers is what the control socket tells and does.
@@ -41,6 +43,7 @@ type answers struct {
 	services func() []serviceView
 	drain    func(backend string, on bool) error
 	resize   func(n int) error
+	setMode  func(xdpd.Mode) error
 	clients  *xdpd.ClientServer // nil: it serves none
 }
 
@@ -68,6 +71,16 @@ func serveAnswers(ctx context.Context, path string, a answers) (func(), error) {
 	mux.HandleFunc("POST /drain", func(w http.ResponseWriter, r *http.Request) {
 		if err := a.drain(r.FormValue("backend"), r.FormValue("undo") == ""); err != nil {
 			http.Error(w, err.Error(), http.StatusNotFound)
+		}
+	})
+	mux.HandleFunc("POST /mode", func(w http.ResponseWriter, r *http.Request) {
+		m, ok := modes[r.FormValue("m")]
+		err := errors.New("there are best, copy and zerocopy: POST /mode?m=copy")
+		if ok {
+			err = a.setMode(m)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
 		}
 	})
 	mux.HandleFunc("POST /reactors", func(w http.ResponseWriter, r *http.Request) {
@@ -244,17 +257,28 @@ func controlOf(path, iface string) (string, error) {
 	case path != "":
 		return path, nil
 	case iface != "":
-		return defaultControlPath(iface), nil
+		path = defaultControlPath(iface)
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			if others, _ := filepath.Glob(controlDir + "-*/" + iface + ".sock"); len(others) == 1 {
+				return others[0], nil
+			}
+		}
+		return path, nil
 	}
 	return findControl(controlDir)
 }
 
-// findControl finds the socket in dir when only one engine runs.
+// findControl finds the socket in dir, or in a dir-USER, when only one engine runs.
 func findControl(dir string) (string, error) {
 	found, err := filepath.Glob(filepath.Join(dir, "*.sock"))
 	if err != nil {
 		return "", err
 	}
+	others, err := filepath.Glob(filepath.Join(dir+"-*", "*.sock"))
+	if err != nil {
+		return "", err
+	}
+	found = append(found, others...)
 	if len(found) == 1 {
 		return found[0], nil
 	}

@@ -28,7 +28,7 @@ func noStats() (xdpd.Stats, error) { return xdpd.Stats{}, nil }
 // serveStats is a control socket of an engine without services.
 func serveStats(ctx context.Context, path string, stats func() (xdpd.Stats, error)) (func(), error) {
 	none := func() []serviceView { return nil }
-	return serveAnswers(ctx, path, answers{stats, none, (&services{}).drainBackend, noResize, nil})
+	return serveAnswers(ctx, path, answers{stats, none, (&services{}).drainBackend, noResize, nil, nil})
 }
 
 // serveFabricated runs a control socket in front of the fabricated engine until the test ends.

@@ -41,12 +41,17 @@ func checkDevice(where, name string, tell func(finding)) {
 	}
 	d, err := findTrialDevice(name)
 	if err != nil {
-		say(finding{Name: "interface", Status: blocking, Text: plain(err), Cure: "name one that ip link shows"})
+		cure := "name one that ip link shows"
+		if errors.Is(err, errNoEthernet) {
+			cure = "an engine needs a real device, veth, tap or bridge; for programs of this machine a veth pair: ip link add xd0 type veth peer name xd1"
+		}
+		say(finding{Name: "interface", Status: blocking, Text: plain(err), Cure: cure})
 		return
 	}
 	say(d.checkInterface())
 	say(d.checkMTU())
 	say(d.checkRSS())
+	say(d.checkPlace())
 	if d.queues > 1 {
 		say(d.checkMemory())
 	}
@@ -64,6 +69,8 @@ func checkDevice(where, name string, tell func(finding)) {
 	}
 }
 
+var errNoEthernet = errors.New("is no Ethernet device")
+
 func findTrialDevice(name string) (*trialDevice, error) {
 	link, err := netlink.LinkByName(name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
@@ -74,7 +81,7 @@ func findTrialDevice(name string) (*trialDevice, error) {
 	}
 	a := link.Attrs()
 	if len(a.HardwareAddr) != 6 || a.RawFlags&unix.IFF_LOOPBACK != 0 {
-		return nil, fmt.Errorf("interface %s is no Ethernet device", name)
+		return nil, fmt.Errorf("interface %s %w", name, errNoEthernet)
 	}
 	d := &trialDevice{name: name, index: a.Index, mtu: a.MTU, up: a.RawFlags&unix.IFF_UP != 0, driver: "unknown"}
 	d.mac, d.cable = proto.MAC(a.HardwareAddr), a.RawFlags&unix.IFF_LOWER_UP != 0
@@ -236,6 +243,9 @@ func (d *trialDevice) checkCopy() finding {
 	if err != nil {
 		f.Status, f.Text = blocking, plain(err)
 	}
+	if errors.Is(err, unix.EBUSY) {
+		f.Cure = "stop " + queueHolder(d.index, 0) + ", or serve other queues (--queues)"
+	}
 	return f
 }
 
@@ -315,7 +325,7 @@ func (d *trialDevice) checkBusyPoll() finding {
 
 // checkNAPI opens what an engine drives the NAPI with.
 func (d *trialDevice) checkNAPI() finding {
-	f := finding{Name: "driving the NAPI", Text: "--napi auto tries it under load, and keeps it where more packets go through"}
+	f := finding{Name: "driving the NAPI", Text: "an engine tries it under load, and keeps it where more packets go through"}
 	if d.driver != "veth" {
 		f.Status, f.Text, f.Cure = missing, "only veth is known to gain by it", "none is needed: the kernel runs it"
 		return f

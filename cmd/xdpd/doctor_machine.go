@@ -28,8 +28,8 @@ const (
 func checkMachine(tell func(finding)) {
 	caps, err := ownCaps()
 	for _, f := range []finding{
-		checkKernel(), checkNeededCaps(caps, err), checkFurtherCaps(caps, err), checkCPUs(), checkSocket(), checkMemory(caps),
-		checkTXBudget(), checkHugePages(), checkBPF(),
+		checkKernel(unix.Uname), checkNeededCaps(caps, err), checkFurtherCaps(caps, err), checkCPUs(), checkSocket(), checkMemory(caps),
+		checkTXBudget(), checkHugePages(), checkBPF(caps),
 	} {
 		f.Where = "this machine"
 		tell(f)
@@ -37,10 +37,10 @@ func checkMachine(tell func(finding)) {
 }
 
 // checkKernel: the steering program needs bpf_xdp_get_buff_len and the frags flag, which are of 5.18.
-func checkKernel() finding {
+func checkKernel(uname func(*unix.Utsname) error) finding {
 	f := finding{Name: "kernel", Status: blocking, Cure: "run Linux 5.18 or newer"}
 	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
+	if err := uname(&u); err != nil {
 		f.Text = plain(err)
 		return f
 	}
@@ -87,48 +87,67 @@ type capability struct {
 	use  string
 }
 
-// CAP_SYS_ADMIN includes CAP_BPF (include/linux/capability.h, bpf_capable).
+// Loading and attaching programs is CAP_SYS_ADMIN's as well (kernel/bpf/token.c, bpf_ns_capable).
 var (
-	neededCaps = []capability{
-		{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "to attach a program to an interface"},
+	programCaps = []capability{
+		{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "to load and attach a program for an interface"},
+		{unix.CAP_BPF, "CAP_BPF", "to load the program and its maps"},
+	}
+	socketCaps = []capability{
 		{unix.CAP_NET_RAW, "CAP_NET_RAW", "to open AF_XDP sockets"},
-		{unix.CAP_BPF, "CAP_BPF", "to load the program"},
 	}
 	furtherCaps = []capability{
 		{unix.CAP_IPC_LOCK, "CAP_IPC_LOCK", "for more packet memory than RLIMIT_MEMLOCK"},
+		{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "for send buffers above net.core.wmem_max and for driving the NAPI"},
 		{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "for --netns and xdpd demo"},
 	}
 )
 
+// capCure says how a process gets capabilities, which are listed as split does.
+func capCure(lack []string) string {
+	var names []string
+	for _, l := range lack {
+		name, _, _ := strings.Cut(l, " ")
+		names = append(names, strings.ToLower(name))
+	}
+	list := strings.Join(names, ",")
+	cure := fmt.Sprintf("setcap %s+ep ON THE xdpd BINARY, in a container --cap-add %s", list, strings.ToUpper(list))
+	if os.Geteuid() != 0 {
+		cure = "run as root, or: " + cure
+	}
+	return cure + "; or xdpd run --from, which needs none (docs/privileges.md)"
+}
+
 func checkNeededCaps(caps capSet, err error) finding {
 	f := finding{Name: "privileges", Status: blocking}
-	f.Cure = "run as root, or: setcap cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock+ep ON THE xdpd BINARY"
 	if err != nil {
-		f.Text = plain(err)
+		f.Text, f.Cure = plain(err), "mount /proc"
 		return f
 	}
 	who := fmt.Sprintf("user %d", os.Geteuid())
-	if caps.has(unix.CAP_SYS_ADMIN) {
-		caps |= 1 << unix.CAP_BPF
+	have, lack := split(caps, programCaps)
+	if caps.has(unix.CAP_SYS_ADMIN) && len(lack) > 0 {
+		have, lack = append(have, "CAP_SYS_ADMIN"), nil
 	}
-	have, lack := split(caps, neededCaps)
+	sock, noSock := split(caps, socketCaps)
+	have, lack = append(have, sock...), append(lack, noSock...)
 	if len(lack) > 0 {
-		f.Text = fmt.Sprintf("%s, without %s", who, strings.Join(lack, ", "))
+		f.Text, f.Cure = fmt.Sprintf("%s, without %s", who, strings.Join(lack, ", ")), capCure(lack)
 		return f
 	}
-	f.Status, f.Text, f.Cure = good, fmt.Sprintf("%s, with %s", who, strings.Join(have, ", ")), ""
+	f.Status, f.Text = good, fmt.Sprintf("%s, with %s", who, strings.Join(have, ", "))
 	return f
 }
 
 func checkFurtherCaps(caps capSet, err error) finding {
 	f := finding{Name: "more privileges", Status: missing}
 	if err != nil {
-		f.Text = plain(err)
+		f.Text, f.Cure = plain(err), "mount /proc"
 		return f
 	}
 	have, lack := split(caps, furtherCaps)
 	if len(lack) > 0 {
-		f.Text, f.Cure = "without "+strings.Join(lack, ", "), "run as root where that is needed"
+		f.Text, f.Cure = "without "+strings.Join(lack, ", "), "only where that is needed: "+capCure(lack)
 		return f
 	}
 	f.Status, f.Text = good, "with "+strings.Join(have, ", ")
@@ -167,7 +186,7 @@ func newRawSocket() (fd int, cure string, err error) {
 	case errors.Is(err, unix.EAFNOSUPPORT):
 		cure = "run a kernel with CONFIG_XDP_SOCKETS"
 	case errors.Is(err, unix.EPERM):
-		cure = "CAP_NET_RAW: run as root, or see privileges"
+		cure = "CAP_NET_RAW: see privileges"
 	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
 		cure = "more open files: ulimit -n"
 	}
@@ -322,7 +341,7 @@ func hugePages() (info hugePageInfo, err error) {
 
 // checkBPF loads small programs and a map of the kinds that the steering program needs. That one itself is loaded where
 // there is a device to attach it to.
-func checkBPF() finding {
+func checkBPF(caps capSet) finding {
 	f := finding{Name: "BPF", Status: blocking}
 	err := errors.Join(
 		features.HaveMapType(ebpf.XSKMap),
@@ -334,7 +353,12 @@ func checkBPF() finding {
 	case err == nil:
 		f.Status, f.Text = good, "the kernel loads XDP programs that redirect to AF_XDP sockets"
 	case errors.Is(err, unix.EPERM):
-		f.Text, f.Cure = "the kernel lets us load no XDP program", "CAP_BPF and CAP_NET_ADMIN: run as root, or see privileges"
+		f.Text = "the kernel lets us load no XDP program"
+		_, lack := split(caps, programCaps)
+		f.Cure = "a security module forbids it: ask it (dmesg, audit log)"
+		if len(lack) > 0 && !caps.has(unix.CAP_SYS_ADMIN) {
+			f.Cure = strings.Join(lack, ", ") + ": see privileges"
+		}
 	default:
 		f.Text, f.Cure = plain(err), "Linux 5.18 or newer with CONFIG_BPF_SYSCALL and CONFIG_XDP_SOCKETS"
 	}
@@ -347,5 +371,7 @@ func plain(err error) string {
 	for _, pkg := range []string{"rings: ", "xdpprog: ", "netlab: ", "umem: ", "xdpd: "} {
 		text = strings.ReplaceAll(text, pkg, "")
 	}
+	// The library's guess at EPERM of map creation, which has nothing to do with that limit since Linux 5.11.
+	text = strings.ReplaceAll(text, " (MEMLOCK may be too low, consider rlimit.RemoveMemlock)", "")
 	return strings.ReplaceAll(text, "\n", "; ")
 }

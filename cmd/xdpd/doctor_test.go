@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -177,7 +179,50 @@ func TestDoctorNamesWhatIsWrong(t *testing.T) {
 	t.Run("loopback", func(t *testing.T) {
 		inLab(t, netlab.Options{}, func(*netlab.Lab, netlink.Link) {
 			d, _ := examine(t, "lo")
-			d.want(t, "interface lo", "interface", "blocking", "no Ethernet device")
+			d.want(t, "interface lo", "interface", "blocking", "no Ethernet device", "ip link add xd0 type veth")
+		})
+	})
+	t.Run("no native XDP", func(t *testing.T) {
+		inLab(t, netlab.Options{}, func(*netlab.Lab, netlink.Link) {
+			attrs := netlink.NewLinkAttrs()
+			attrs.Name, attrs.Flags = "xbr0", net.FlagUp
+			if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+				t.Fatal(err)
+			}
+			d, err := examine(t, "xbr0")
+			if err != nil {
+				t.Error(err)
+			}
+			const bridge = "interface xbr0"
+			d.want(t, bridge, "native attach", "missing", "the driver has no native XDP", "generic attach works")
+			d.want(t, bridge, "generic attach", "ok")
+			d.want(t, bridge, "zero copy", "missing", "copy mode works")
+			d.want(t, bridge, "copy mode", "ok")
+		})
+	})
+	t.Run("vanished", func(t *testing.T) {
+		inLab(t, netlab.Options{}, func(_ *netlab.Lab, dev netlink.Link) {
+			d, err := findTrialDevice("xa0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d.region, err = umem.New(umem.Options{Frames: 64, ChunkSize: 2048}); err != nil {
+				t.Fatal(err)
+			}
+			defer d.region.Close()
+			if err := netlink.LinkDel(dev); err != nil {
+				t.Fatal(err)
+			}
+			if f := d.checkCopy(); f.Status != blocking || !strings.Contains(f.Text, "there is no interface with index") {
+				t.Errorf("copy mode on an interface that is gone: %+v", f)
+			}
+			var found []finding
+			d.checkAttach(func(f finding) finding { found = append(found, f); return f })
+			for _, f := range found {
+				if strings.Contains(f.Name, "attach") && (f.Status != blocking || !strings.Contains(f.Text, "no such device")) {
+					t.Errorf("attaching to an interface that is gone: %+v", f)
+				}
+			}
 		})
 	})
 	t.Run("down", func(t *testing.T) {
@@ -246,7 +291,8 @@ func TestDoctorNamesWhatIsWrong(t *testing.T) {
 				if err == nil {
 					t.Error("no error")
 				}
-				d.want(t, named, "copy mode", "blocking", "another AF_XDP socket has this queue")
+				d.want(t, named, "copy mode", "blocking", "another AF_XDP socket has this queue",
+					fmt.Sprintf("process %d (", os.Getpid()), "--queues")
 			})
 			if err != nil {
 				t.Error(err)
@@ -262,18 +308,75 @@ func TestDoctorWithoutPrivileges(t *testing.T) {
 	if status != 1 {
 		t.Errorf("the exit status is %d, want 1", status)
 	}
-	for _, want := range []string{
-		`!!  privileges +user 65534, without CAP_NET_ADMIN .*CAP_NET_RAW .*CAP_BPF`,
-		`cure: run as root, or: setcap cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock\+ep`,
+	says(t, out,
+		`!!  privileges +user 65534, without CAP_NET_ADMIN .*CAP_BPF .*CAP_NET_RAW`,
+		`cure: run as root, or: setcap cap_net_admin,cap_bpf,cap_net_raw\+ep .*--cap-add CAP_NET_ADMIN,.*xdpd run --from`,
 		`--  more privileges +without CAP_IPC_LOCK .*CAP_SYS_ADMIN`,
 		`!!  AF_XDP +no socket: operation not permitted\n +cure: CAP_NET_RAW`,
 		`!!  packet memory +not tried`,
-		`!!  BPF .*\n +cure: CAP_BPF and CAP_NET_ADMIN`,
+		`!!  BPF .*\n +cure: CAP_NET_ADMIN .*CAP_BPF`,
 		`--  namespaces .*needs root\n +cure: run xdpd doctor as root`,
 		`no engine can run here: 4 of`,
-	} {
+	)
+}
+
+func says(t *testing.T, out string, wants ...string) {
+	t.Helper()
+	for _, want := range wants {
 		if !regexp.MustCompile(want).MatchString(out) {
 			t.Errorf("there is no %q in\n%s", want, out)
+		}
+	}
+}
+
+// TestDoctorWithoutOnePrivilege takes one capability away at a time: that one is named, and what it is not needed for works.
+func TestDoctorWithoutOnePrivilege(t *testing.T) {
+	all := []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_BPF, unix.CAP_IPC_LOCK}
+	for _, c := range []struct {
+		name string
+		bit  uintptr
+		says []string
+	}{
+		{"CAP_NET_RAW", unix.CAP_NET_RAW, []string{
+			`!!  AF_XDP .*\n +cure: CAP_NET_RAW`, `ok  BPF`, `ok  native attach`, `!!  copy mode .*CAP_NET_RAW is needed`,
+		}},
+		{"CAP_BPF", unix.CAP_BPF, []string{
+			`ok  AF_XDP`, `!!  BPF .*\n +cure: CAP_BPF [^,]*: see privileges`, `!!  native attach .*CAP_BPF`, `ok  copy mode`,
+		}},
+		{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN, []string{
+			`ok  AF_XDP`, `!!  BPF .*\n +cure: CAP_NET_ADMIN [^,]*: see privileges`, `!!  native attach .*CAP_NET_ADMIN`, `ok  copy mode`,
+			`--  busy poll .*CAP_NET_ADMIN is needed`,
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inLab(t, netlab.Options{}, func(*netlab.Lab, netlink.Link) {
+				less := slices.DeleteFunc(slices.Clone(all), func(bit uintptr) bool { return bit == c.bit })
+				out, status := runChild(t, asNobody(childCommand(t, "doctor xa0"), less...))
+				if status != 1 {
+					t.Errorf("the exit status is %d, want 1", status)
+				}
+				says(t, out, append(c.says, `!!  privileges +user 65534, without `+c.name+` \([^,]*\)\n +cure: .*setcap `+strings.ToLower(c.name)+`\+ep`)...)
+			})
+		})
+	}
+	t.Run("CAP_SYS_ADMIN instead", func(t *testing.T) { // which loads programs as well
+		inLab(t, netlab.Options{}, func(*netlab.Lab, netlink.Link) {
+			cmd := asNobody(childCommand(t, "doctor xa0"), unix.CAP_NET_RAW, unix.CAP_IPC_LOCK, unix.CAP_SYS_ADMIN)
+			out, status := runChild(t, cmd)
+			if status != 0 {
+				t.Errorf("the exit status is %d, want 0", status)
+			}
+			says(t, out, `ok  privileges .*CAP_SYS_ADMIN, CAP_NET_RAW`, `ok  native attach`, `An engine can run here`)
+		})
+	})
+}
+
+// TestDoctorOnAnOldKernel asks the check alone: there is no other kernel to boot here.
+func TestDoctorOnAnOldKernel(t *testing.T) {
+	for release, want := range map[string]status{"5.17.9-old": blocking, "5.18.0": good} {
+		f := checkKernel(func(u *unix.Utsname) error { copy(u.Release[:], release); return nil })
+		if f.Status != want || (want == blocking) != (f.Cure == "run Linux 5.18 or newer") || !strings.Contains(f.Text, release) {
+			t.Errorf("Linux %s: %+v", release, f)
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 var cli struct {
 	Run      runCmd      `cmd:"" help:"Run the engine on an interface, with services."`
 	Demo     demoCmd     `cmd:"" help:"Make two namespaces, run the engine in one, drive it from the other."`
+	Forward  forwardCmd  `cmd:"" help:"Bridge or route between interfaces, without copying a payload."`
 	Pktgen   pktgenCmd   `cmd:"" help:"Send traffic, and account for every packet at the other end."`
 	Doctor   doctorCmd   `cmd:"" help:"Say what this kernel, driver, privilege and memory limit allow."`
 	Stats    statsCmd    `cmd:"" help:"Show the drop ledger of a running engine."`
@@ -23,7 +24,9 @@ var cli struct {
 	Clients  clientsCmd  `cmd:"" help:"List the applications that use a running engine, or throw one out."`
 	Load     loadCmd     `cmd:"" help:"Make load for a TCP or UDP server, from an engine or from kernel sockets, and measure."`
 	Drain    drainCmd    `cmd:"" help:"Give a backend of a running proxy no new flows."`
+	Grant    grantCmd    `cmd:"" help:"Open sockets and steer frames for engines that have no privilege."`
 	Restore  restoreCmd  `cmd:"" help:"Undo what engines that were killed changed on devices."`
+	Mode     modeCmd     `cmd:"" help:"Say or change how frames get to a running engine: copied or not."`
 	Reactors reactorsCmd `cmd:"" help:"Say or change how many reactors run the queues of a running engine."`
 }
 

@@ -29,13 +29,15 @@ type runCmd struct {
 	Attach    string         `enum:"best,native,generic," default:"" placeholder:"best|native|generic" help:"Where the steering program is attached."`
 	Dispatch  string         `enum:"auto,always,never," default:"" placeholder:"auto|always|never" help:"Whether other XDP programs may be on the interface as well; see above."`
 	Priority  int            `placeholder:"N" help:"Place of the engine's program among them: lower ones come first (default 50)."`
-	Napi      string         `enum:"softirq,auto,drive," default:"" placeholder:"softirq|auto|drive" help:"Who runs the NAPI of the queues; see above."`
+	Napi      string         `enum:"auto,softirq,drive," default:"" placeholder:"auto|softirq|drive" help:"Who runs the NAPI of the queues; see above."`
 	Checksum  string         `name:"tx-checksum" enum:"auto,off," default:"" placeholder:"auto|off" help:"Who sums what is sent; see above."`
 	Reactors  int            `placeholder:"N" help:"Goroutines that run the queues (default one for each queue); xdpd reactors changes it."`
 	Accept    string         `enum:"each,main,workers," default:"" placeholder:"each|main|workers" help:"Which reactor accepts TCP connections, and who serves them; see above."`
 	Spread    string         `enum:"round-robin,least-conns," default:"" placeholder:"round-robin|least-conns" help:"With --accept main: which reactor gets a connection."`
 	Cpu       []int          `placeholder:"N" help:"Pin the reactors to these CPUs, one for each."`
 	MaxSpin   time.Duration  `placeholder:"50us" help:"How long an idle reactor polls before it sleeps; negative: it never sleeps."`
+	From      string         `placeholder:"SOCKET" help:"Get sockets and steering from xdpd grant, which listens there: no privilege is needed."`
+	User      string         `placeholder:"NAME[:GROUP]" help:"Become this user and give up every capability before the first frame is looked at; see above."`
 	Control   string         `placeholder:"PATH" help:"Control socket for xdpd stats (default /run/xdpd/IFACE.sock)."`
 	Ledger    bool           `help:"Check the owner of every frame at every step (slow)."`
 	Every     time.Duration  `placeholder:"10s" help:"Print a progress line this often."`
@@ -65,14 +67,20 @@ Dispatch (other XDP programs on the interface, by libxdp's dispatcher; docs/disp
   never      have the interface alone, or fail
 
 NAPI (who runs the poll function of the device's queues):
-  softirq    the kernel: on veth, within the system call of who sends (default)
-  auto       whoever moves more packets at the present load, which is tried now and then: where each reactor has a CPU
+  auto       whoever moves more packets at the present load, which is tried where the reactor has time for it (default)
+  softirq    the kernel: on veth, within the system call of who sends
   drive      the reactor, whenever it is awake. Only on veth; xdpd restore undoes what a killed engine leaves of it
 
 TX checksum:
   auto       the device, where it does that for the kernel's packets (ethtool -K IFACE tx on) and takes TX metadata; else the
              engine. A veth passes them on unsummed, as it does the kernel's: right for a kernel at its other end (default)
   off        the engine: for a program with AF_XDP, XDP or raw sockets at the other end of a veth that wants whole checksums
+
+User:
+  --user NAME[:GROUP] is for an engine that is started by root. What takes privilege is done first: sockets, packet memory,
+  steering program. Then all threads become that user, with no capability left and none to be had again, and only then the
+  first frame is looked at. Files that http serves must be that user's to read. It does not go with --napi drive,
+  which changes settings of the device while the engine runs; auto is softirq then.
 
 Accepting:
   each       every queue's reactor accepts and serves the connections that its queue receives: the device spreads them
@@ -148,6 +156,15 @@ func (c *runCmd) merge() (fileConfig, error) {
 	if c.Control != "" {
 		f.Control = c.Control
 	}
+	if c.From != "" {
+		f.From = c.From
+	}
+	if c.User != "" {
+		f.User = &identity{}
+		if err := f.User.UnmarshalText([]byte(c.User)); err != nil {
+			return f, err
+		}
+	}
 	f.Share = f.Share || c.Share
 	f.Ledger = f.Ledger || c.Ledger
 	if len(c.Services) > 0 {
@@ -190,6 +207,19 @@ const drainTime = 3 * time.Second
 // runEngine runs until ctx ends or the engine fails.
 func runEngine(ctx context.Context, cfg xdpd.Config, file fileConfig, every time.Duration, out io.Writer) (err error) {
 	cfg.Stalled = stallLog(out)
+	if file.User != nil {
+		// Where they are depends on who we are, and that changes.
+		file.Control, file.ClientSocket = file.controlPath(), file.clientsPath()
+		if err := file.User.makeRoom(file.Control, 0o700); err != nil {
+			return err
+		}
+		if len(file.Clients) > 0 {
+			if err := file.User.makeRoom(file.ClientSocket, 0o755); err != nil {
+				return err
+			}
+		}
+		cfg.Opened = file.User.assume
+	}
 	st, err := xdpd.Open(cfg)
 	if err != nil {
 		return err
@@ -225,6 +255,9 @@ func runEngine(ctx context.Context, cfg xdpd.Config, file fileConfig, every time
 		fmt.Fprintln(out, "xdpd: no huge pages are free, normal ones are used: sysctl vm.nr_hugepages")
 	}
 	fmt.Fprintf(out, "xdpd: ready on %s\n", describe(&stats))
+	if err := notifyReady(); err != nil {
+		return fmt.Errorf("tell systemd: %w", err)
+	}
 	if err := progress(ctx, st, every, out); err != nil {
 		return err
 	}

@@ -62,7 +62,7 @@ func TestReactorsCommand(t *testing.T) {
 		loops = n
 		return nil
 	}
-	end, err := serveAnswers(t.Context(), path, answers{stats, func() []serviceView { return nil }, (&services{}).drainBackend, resize, nil})
+	end, err := serveAnswers(t.Context(), path, answers{stats, func() []serviceView { return nil }, (&services{}).drainBackend, resize, nil, nil})
 	if err != nil {
 		t.Fatal(err)
 	}

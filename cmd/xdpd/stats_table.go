@@ -57,7 +57,7 @@ var ledgerSections = []ledgerSection{
 			passed("stack.rx_frames"),
 			dropped("reactor.rx_bad_desc", "reactor.rx_bad_chain"),
 			notes("reactor.rx_more", "reactor.fill_starved", "reactor.wake_rx", "reactor.turns", "reactor.sleeps", "reactor.signals",
-				"reactor.stalls", "reactor.polls", "reactor.drives", "reactor.drive_failed"),
+				"reactor.stalls", "reactor.exchanges", "reactor.polls", "reactor.drives", "reactor.drive_failed"),
 		}},
 		{"ethernet", []part{
 			took("stack.rx_frames"),
@@ -122,6 +122,9 @@ var ledgerSections = []ledgerSection{
 			dropped("kernel.tx_invalid_descs"),
 			notes("kernel.tx_ring_empty_descs", "reactor.bad_completions"),
 		}},
+	}},
+	{"COPIED", []stage{
+		{"bytes", []part{each(part{"in all", false, []string{"copied.*"}})}},
 	}},
 }
 
@@ -238,21 +241,15 @@ const maxConnections = 20 // shown without all
 
 // writeTable shows a view to a person.
 func writeTable(w io.Writer, v *statsView, o tableOptions) error {
-	attach, copies := "generic XDP", "copy"
+	attach := "generic XDP"
 	if v.Native {
 		attach = "native XDP"
 	}
 	if v.Dispatched {
 		attach += " in a dispatcher"
 	}
-	if v.ZeroCopy {
-		copies = "zero copy"
-	}
-	if v.SG {
-		copies += ", multi-buffer"
-	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s (%s): %s, %s, MTU %d; process %d, up %s, commit %s\n", v.Interface, v.Driver, attach, copies, v.MTU,
+	fmt.Fprintf(&b, "%s (%s): %s, %s, MTU %d; process %d, up %s, commit %s\n", v.Interface, v.Driver, attach, v.copies(), v.MTU,
 		v.PID, time.Duration(v.UptimeSeconds*float64(time.Second)).Round(time.Second), v.Commit)
 	if v.NotZeroCopy != "" {
 		fmt.Fprintf(&b, "copy, because: %s\n", v.NotZeroCopy)

@@ -179,7 +179,8 @@ func TestStatsTableHasEverything(t *testing.T) {
 	n := numberAll(&q.Kernel, 1_000_000_007)
 	n = numberAll(&q.Reactor, n)
 	n = numberAll(&q.Host.Stats, n)
-	numberAll(&q.Host.Drops, n)
+	n = numberAll(&q.Host.Drops, n)
+	numberAll(&q.Host.Copied, n)
 	s.Queues = []xdpd.QueueStats{q}
 	v := throughJSON(t, s)
 	text := table(t, &v, tableOptions{})

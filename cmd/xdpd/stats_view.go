@@ -24,6 +24,8 @@ type statsView struct {
 	ZeroCopy      bool                   `json:"zero_copy"`
 	NotZeroCopy   string                 `json:"not_zero_copy,omitempty"` // why
 	SG            bool                   `json:"multi_buffer"`
+	NeedWakeup    bool                   `json:"need_wakeup"`
+	TXBudget      int                    `json:"tx_budget_frames"` // of a system call, in copy mode
 	HugePages     bool                   `json:"huge_pages"`
 	ChunkSize     int                    `json:"chunk_size_bytes"`
 	MTU           int                    `json:"mtu_bytes"`
@@ -87,6 +89,7 @@ type queueView struct {
 	Reactor map[string]uint64 `json:"reactor"`
 	Stack   map[string]uint64 `json:"stack"`
 	Drops   map[string]uint64 `json:"drops"`
+	Copied  map[string]uint64 `json:"copied_bytes"` // by the engine, and why
 	Drives  bool              `json:"drives_napi"`
 	Frames  framesView        `json:"frames"`
 	UDP     []udpView         `json:"udp_sockets"`
@@ -166,7 +169,8 @@ func newTCPView(t *sockets.TCPInfo) tcpView {
 
 func newStatsView(s *xdpd.Stats) statsView {
 	v := statsView{
-		Interface: s.Interface, Driver: s.Driver, Native: s.Native, Dispatched: s.Dispatched, ZeroCopy: s.ZeroCopy, NotZeroCopy: s.NotZeroCopy, SG: s.SG, HugePages: s.HugePages,
+		Interface: s.Interface, Driver: s.Driver, Native: s.Native, Dispatched: s.Dispatched,
+		ZeroCopy: s.ZeroCopy, NotZeroCopy: s.NotZeroCopy, SG: s.SG, HugePages: s.HugePages, NeedWakeup: s.NeedWakeup, TXBudget: s.TXBudget,
 		ChunkSize: s.ChunkSize, MTU: s.MTU, Loops: s.Loops, RSS: rssView(s.RSS), Verdicts: make(map[string]verdictView),
 		Checksums: checksumView(s.Checksums),
 		NAPI:      napiView{s.NAPI.Mode.String(), s.NAPI.ID, s.NAPI.What},
@@ -184,16 +188,19 @@ func newQueueView(q *xdpd.QueueStats) queueView {
 	f := q.Frames
 	v := queueView{
 		Queue: q.Queue, Kernel: fieldCounters(q.Kernel), Reactor: fieldCounters(q.Reactor),
-		Stack: make(map[string]uint64), Drops: make(map[string]uint64), Drives: q.Drives,
+		Stack: make(map[string]uint64), Drops: make(map[string]uint64), Drives: q.Drives, Copied: make(map[string]uint64),
 		Frames: framesView{f.Total, f.Free, f.Rx, f.RxLimit, f.Tx, f.TxLimit, f.Exhausted, maps.Clone(f.Owners)},
 	}
 	for i, n := range q.Host.Stats {
 		v.Stack[sockets.Stat(i).String()] = n
 	}
-	for i, n := range q.Host.Drops {
+	for i, n := range q.Host.Drops[:sockets.NHostDrops] {
 		if i > 0 { // 0 is proto.OK, which is no reason
 			v.Drops[sockets.Drop(i).String()] = n
 		}
+	}
+	for i, n := range q.Host.Copied[:sockets.NHostCopies] {
+		v.Copied[sockets.Copy(i).String()] = n
 	}
 	for _, u := range q.UDP {
 		v.UDP = append(v.UDP, udpView{addrText(u.Local), addrText(u.Remote), u.Datagrams, u.Bytes, u.Drops})
@@ -250,6 +257,7 @@ const (
 	kindReactor = "reactor."
 	kindStack   = "stack."
 	kindDrop    = "drop."
+	kindCopied  = "copied." // bytes
 )
 
 // knownCounters are the full names of this program's own counters, in the order of the ledger. Verdicts are not among
@@ -265,8 +273,11 @@ func knownCounters() (names []string) {
 	for i := range sockets.NStats {
 		names = append(names, kindStack+i.String())
 	}
-	for i := sockets.Drop(1); i < sockets.NDrops; i++ {
+	for i := sockets.Drop(1); i < sockets.NHostDrops; i++ {
 		names = append(names, kindDrop+i.String())
+	}
+	for i := range sockets.NHostCopies {
+		names = append(names, kindCopied+i.String())
 	}
 	return names
 }
@@ -279,7 +290,7 @@ func (v *statsView) counters() map[string]uint64 {
 	}
 	for _, q := range v.Queues {
 		for kind, m := range map[string]map[string]uint64{
-			kindKernel: q.Kernel, kindReactor: q.Reactor, kindStack: q.Stack, kindDrop: q.Drops,
+			kindKernel: q.Kernel, kindReactor: q.Reactor, kindStack: q.Stack, kindDrop: q.Drops, kindCopied: q.Copied,
 		} {
 			for name, n := range m {
 				sum[kind+name] += n

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
@@ -50,12 +51,13 @@ type Kernel struct {
 	ifindex  int
 	requests *netlink.Handle
 	news     *nl.NetlinkSocket
+	nudge    *os.File // a UDP socket bound to the interface
 	watched  atomic.Bool
 	ended    atomic.Bool // news is closed
 }
 
 // Open opens the line in the calling thread's network namespace (runtime.LockOSThread where that is not the process's
-// own). It needs no privilege; Resolve needs CAP_NET_ADMIN.
+// own). It needs no privilege.
 func Open(ifindex int) (*Kernel, error) {
 	requests, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -70,6 +72,10 @@ func Open(ifindex int) (*Kernel, error) {
 		return nil, fmt.Errorf("krnet: subscribe to changes of interface %d: %w", ifindex, err)
 	}
 	k := &Kernel{ifindex: ifindex, requests: requests, news: news}
+	if k.nudge, err = openNudge(ifindex); err != nil {
+		k.Close()
+		return nil, fmt.Errorf("krnet: open a UDP socket on interface %d: %w", ifindex, err)
+	}
 	if _, err := requests.LinkByIndex(ifindex); err != nil {
 		k.Close()
 		return nil, fmt.Errorf("krnet: interface %d: %w", ifindex, err)
@@ -82,6 +88,9 @@ func Open(ifindex int) (*Kernel, error) {
 func (k *Kernel) Close() error {
 	k.requests.Close()
 	k.endNews()
+	if k.nudge != nil {
+		return k.nudge.Close()
+	}
 	return nil
 }
 
@@ -180,6 +189,9 @@ func (k *Kernel) nextHops(r netlink.Route) []Route {
 
 // Resolve asks the kernel to resolve a neighbour now, as it would before it sends there: NTF_USE, neigh_add in
 // net/core/neighbour.c. What comes of it is told by a NeighChange event. A valid neighbour is confirmed if it is stale.
+//
+// Without CAP_NET_ADMIN the kernel does not take the request, and is given something to send instead: an empty UDP datagram for
+// the neighbour's port 9 (discard, RFC 863), which no router passes on.
 func (k *Kernel) Resolve(a netip.Addr) error {
 	if a = a.Unmap(); !a.Is4() {
 		return fmt.Errorf("krnet: resolve %q on interface %d: only IPv4 neighbours are resolved", a, k.ifindex)
@@ -187,14 +199,39 @@ func (k *Kernel) Resolve(a netip.Addr) error {
 	err := k.requests.NeighSet(&netlink.Neigh{
 		LinkIndex: k.ifindex, Family: netlink.FAMILY_V4, IP: a.AsSlice(), Flags: netlink.NTF_USE, State: netlink.NUD_NONE,
 	})
+	if errors.Is(err, unix.EPERM) {
+		err = k.send(a)
+	}
 	if err != nil {
-		cure := ""
-		if errors.Is(err, unix.EPERM) {
-			cure = " (CAP_NET_ADMIN is needed)"
-		}
-		return fmt.Errorf("krnet: resolve %s on interface %d: %w%s", a, k.ifindex, err, cure)
+		return fmt.Errorf("krnet: resolve %s on interface %d: %w", a, k.ifindex, err)
 	}
 	return nil
+}
+
+func openNudge(ifindex int) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "krnet")
+	for _, o := range []struct{ level, opt, value int }{
+		{unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, ifindex}, {unix.SOL_SOCKET, unix.SO_DONTROUTE, 1}, {unix.IPPROTO_IP, unix.IP_TTL, 1},
+	} {
+		if err := unix.SetsockoptInt(fd, o.level, o.opt, o.value); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+	}
+	return f, nil
+}
+
+func (k *Kernel) send(a netip.Addr) error {
+	conn, err := k.nudge.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	err = conn.Control(func(fd uintptr) { serr = unix.Sendto(int(fd), nil, 0, &unix.SockaddrInet4{Port: 9, Addr: a.As4()}) })
+	return errors.Join(err, serr)
 }
 
 func isUp(flags uint32) bool {

@@ -366,3 +366,30 @@ func TestEnd(t *testing.T) {
 		t.Error("no such interface: no error")
 	}
 }
+
+// TestResolveWithoutPrivilege has the kernel send something where it may not be asked.
+func TestResolveWithoutPrivilege(t *testing.T) {
+	l := newLab(t)
+	k := l.open()
+	events := l.watch(k)
+	await(events, func(c LinkChange) bool { return c.Up })
+	resolve := func(a netip.Addr) error {
+		_, err := elsewhere(func() (struct{}, error) {
+			runtime.LockOSThread() // for good: the thread ends with its goroutine
+			hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+			var none [2]unix.CapUserData
+			if err := unix.Capset(&hdr, &none[0]); err != nil {
+				return struct{}{}, err
+			}
+			if err := k.requests.NeighSet(&netlink.Neigh{LinkIndex: k.ifindex, IP: nobody.AsSlice()}); err == nil {
+				t.Error("the thread has not lost its privilege")
+			}
+			return struct{}{}, k.Resolve(a)
+		})
+		return err
+	}
+	must(t, resolve(peerAddr))
+	want := Neigh{Addr: peerAddr, MAC: macOf(l.peerDev.Attrs().HardwareAddr), Valid: true}
+	await(events, func(n NeighChange) bool { return n.Neigh == want && !n.Deleted })
+	must(t, resolve(peerAddr)) // a known one is no error
+}

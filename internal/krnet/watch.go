@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -29,12 +30,14 @@ type AddrChange struct{}
 
 // LinkChange tells the interface's state, as in State; it also comes when something else about the interface changed.
 // When Up turned false the kernel dropped routes and neighbours without further notice: take a Snapshot. Deleted: the
-// interface is gone from this namespace, for good.
+// interface is gone from this namespace, for good; Moved: it is in another one now.
 type LinkChange struct {
+	Name    string
 	Up      bool
 	MTU     int
 	MAC     [6]byte
 	Deleted bool
+	Moved   bool
 }
 
 // Resync tells that events were lost because they came faster than they were taken (ENOBUFS): take a Snapshot.
@@ -107,13 +110,21 @@ func (k *Kernel) decodeLink(m syscall.NetlinkMessage) Event {
 		return nil
 	}
 	if m.Header.Type == unix.RTM_DELLINK {
-		return LinkChange{Deleted: true}
+		return LinkChange{Deleted: true, Moved: movedAway(m.Data[unix.SizeofIfInfomsg:])}
 	}
 	l, err := netlink.LinkDeserialize(nil, m.Data)
 	if err != nil {
 		return Resync{}
 	}
-	return LinkChange{Up: isUp(info.Flags), MTU: l.Attrs().MTU, MAC: macOf(l.Attrs().HardwareAddr)}
+	return LinkChange{Name: l.Attrs().Name, Up: isUp(info.Flags), MTU: l.Attrs().MTU, MAC: macOf(l.Attrs().HardwareAddr)}
+}
+
+// movedAway looks for the namespace that a deleted link went to (net/core/dev.c, __dev_change_net_namespace).
+func movedAway(b []byte) bool {
+	attrs, err := nl.ParseRouteAttr(b)
+	return err == nil && slices.ContainsFunc(attrs, func(a syscall.NetlinkRouteAttr) bool {
+		return a.Attr.Type == unix.IFLA_NEW_NETNSID
+	})
 }
 
 func (k *Kernel) decodeNeigh(m syscall.NetlinkMessage) Event {

@@ -1,0 +1,222 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"xdpd/internal/netlab"
+	"xdpd/sockets"
+	"xdpd/xdpprog"
+)
+
+func TestBridge(t *testing.T) {
+	l := newLab(t, false, netlab.Options{TxOffload: true})
+	l.open(Config{})
+	l.ping(l.Engine, l.PeerAddr, "")
+	l.datagrams(upTo(1472, 31))
+	l.bulk(16 << 20)
+	l.noCopies()
+	st := l.stats()
+	if st.Stations != 2 {
+		t.Errorf("%d stations, want the two hosts", st.Stations)
+	}
+	if st.Ports[1].Counters.PartialSums == 0 {
+		t.Error("b leaves its checksums to the device, and none was finished")
+	}
+}
+
+func TestRoute(t *testing.T) {
+	l := newLab(t, true, netlab.Options{TxOffload: true})
+	l.open(Config{Router: true})
+	l.ping(l.Engine, l.PeerAddr, "")
+	l.datagrams(upTo(1472, 31))
+	l.datagrams([]int{1473, 4000, 65507}) // in fragments of the sender's
+	l.bulk(16 << 20)
+	l.noCopies()
+
+	out := l.ping(l.Engine, netip.MustParseAddr("10.77.0.254"), "") // the router itself: the kernel's
+	if strings.Contains(out, "100% packet loss") {
+		t.Error("the router's kernel does not answer")
+	}
+	out, err := l.run(l.Engine, "traceroute -n -q 1 10.78.0.1")
+	if err != nil || !strings.Contains(out, " 1  10.77.0.254") || !strings.Contains(out, " 2  10.78.0.1") {
+		t.Errorf("traceroute: %v\n%s", err, out)
+	}
+	if st := l.stats(); st.Ports[0].Counters.Drops[sockets.FwdTTL] == 0 || st.Ports[0].Counters.ICMPErrors == 0 {
+		t.Errorf("ports %+v", st.Ports)
+	}
+}
+
+func TestRouteMTU(t *testing.T) {
+	l := newLab(t, true, netlab.Options{})
+	l.ip(l.Middle, "link set mb mtu 1000")
+	l.ip(l.Peer, "link set xb0 mtu 1000")
+	l.open(Config{Router: true})
+	l.refused(l.Engine, "10.78.0.1", "-M do -s 1400", "mtu = 1000")
+	l.ip(l.Engine, "route flush cache")
+	l.datagrams([]int{100, 1200, 1472, 20000})
+	st := l.stats()
+	if c := st.Ports[0].Counters; c.Fragmented == 0 || c.Fragments < 2*c.Fragmented || c.Copied[sockets.CopyFragment] == 0 {
+		t.Errorf("%+v, copied %v", c.PortStats, c.Copied)
+	}
+	l.bulk(1 << 20) // finds the MTU out
+	l.ip(l.Middle, "link set mb mtu 1500")
+	l.ip(l.Peer, "link set xb0 mtu 1500")
+	for l.stats().Ports[1].Config.MTU != 1500 {
+		time.Sleep(time.Millisecond)
+	}
+	l.ip(l.Engine, "route flush cache")
+	l.ping(l.Engine, l.PeerAddr, "-M do -s 1472")
+}
+
+func TestRouteChanges(t *testing.T) {
+	l := newLab(t, true, netlab.Options{})
+	l.open(Config{Router: true})
+	const net1 = "192.0.2.0/24"
+	host := netip.MustParseAddr("192.0.2.1")
+	l.ip(l.Peer, "addr add 192.0.2.1/32 dev lo")
+	l.refused(l.Engine, host.String(), "", "Destination Net Unreachable")
+	l.ip(l.Middle, "route add "+net1+" via 10.78.0.1")
+	l.refused(l.Engine, host.String(), "", "1 received")
+	l.ip(l.Middle, "route replace unreachable 192.0.2.0/28")
+	l.refused(l.Engine, host.String(), "", "Destination Host Unreachable")
+	l.ip(l.Middle, "route replace prohibit 192.0.2.0/28")
+	l.refused(l.Engine, host.String(), "", "Packet filtered")
+	l.ip(l.Middle, "route del prohibit 192.0.2.0/28")
+	l.refused(l.Engine, host.String(), "", "1 received")
+	// An address that the machine gets is the kernel's at once.
+	l.ip(l.Middle, "addr add 192.0.2.1/32 dev lo")
+	before := l.stats().Ports[1].Counters.TxFrames
+	l.refused(l.Engine, host.String(), "", "1 received")
+	for l.stats().Ports[0].Verdicts[1].Packets == 0 { // pass_own
+		l.refused(l.Engine, host.String(), "", "1 received")
+	}
+	l.refused(l.Engine, host.String(), "", "1 received")
+	if after := l.stats().Ports[1].Counters.TxFrames; after > before+20 {
+		t.Errorf("%d packets left for an address of our own", after-before)
+	}
+}
+
+func TestRouteNeighbours(t *testing.T) {
+	l := newLab(t, true, netlab.Options{})
+	l.open(Config{Router: true})
+	l.refused(l.Engine, "10.78.0.99", "", "Destination Host Unreachable")
+	st := l.stats()
+	if c := st.Ports[1].Counters; c.Drops[sockets.NeighFailed] == 0 || c.Waited == 0 {
+		t.Errorf("%+v", c)
+	}
+	l.ip(l.Peer, "addr add 10.78.0.99/24 dev xb0")
+	l.refused(l.Engine, "10.78.0.99", "", "1 received")
+	// Another host takes the address over.
+	l.ip(l.Peer, "link set xb0 down")
+	l.ip(l.Peer, "link set xb0 address 02:00:00:00:00:99")
+	l.ip(l.Peer, "link set xb0 up")
+	l.ip(l.Peer, "route replace default via 10.78.0.254")
+	l.refused(l.Engine, "10.78.0.99", "", "1 received")
+}
+
+func TestRouteLinkDown(t *testing.T) {
+	l := newLab(t, true, netlab.Options{})
+	f := l.open(Config{Router: true})
+	l.ping(l.Engine, l.PeerAddr, "")
+	l.ip(l.Middle, "link set mb down")
+	l.refused(l.Engine, l.PeerAddr.String(), "", "Unreachable")
+	l.ip(l.Middle, "link set mb up")
+	l.refused(l.Engine, l.PeerAddr.String(), "", "1 received")
+	l.ip(l.Middle, "link del mb")
+	select {
+	case <-f.Done():
+	case <-time.After(patience):
+		t.Fatal("the forwarder goes on without its interface")
+	}
+	if err := f.Err(); !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), "mb") {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
+func TestStaticRoutes(t *testing.T) {
+	l := newLab(t, true, netlab.Options{})
+	l.ip(l.Peer, "addr add 192.0.2.1/32 dev lo")
+	l.ip(l.Middle, "route add unreachable 192.0.2.0/24")
+	l.open(Config{Router: true, Routes: []Route{{netip.MustParsePrefix("192.0.2.0/24"), l.PeerAddr}}})
+	l.ping(l.Engine, netip.MustParseAddr("192.0.2.1"), "")
+	l.ping(l.Engine, l.PeerAddr, "")
+}
+
+// TestEverySequenceNumber: what the generator in a's kernel sends arrives in b's exactly once, without a byte copied.
+func TestEverySequenceNumber(t *testing.T) {
+	for _, router := range []bool{false, true} {
+		name, ttlSum := "bridge", false
+		if router {
+			name, ttlSum = "router", true
+		}
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, router, netlab.Options{})
+			l.open(Config{Router: router})
+			l.ping(l.Engine, l.PeerAddr, "") // neighbours and stations are known
+			const count = 100_000
+			a, b := l.device(l.Engine, l.EngineDev), l.device(l.Peer, l.PeerDev)
+			dst := b.HardwareAddr
+			if router {
+				dst = l.device(l.Middle, netlab.MiddleDevs[0]).HardwareAddr
+			}
+			var source *xdpprog.Source
+			var sink *xdpprog.Sink
+			must(t, l.Peer.Do(func() (err error) {
+				sink, err = xdpprog.LoadSink(xdpprog.SinkConfig{
+					Interface: b.Name, Ifindex: b.Index, Seqs: count, Flows: 16, CheckSums: ttlSum,
+				})
+				return err
+			}))
+			defer sink.Close()
+			must(t, l.Engine.Do(func() (err error) {
+				source, err = xdpprog.LoadSource(xdpprog.SourceConfig{
+					Interface: a.Name, Ifindex: a.Index, SrcMAC: a.HardwareAddr, DstMAC: dst, Flows: 16, Rate: 20_000,
+					Src: xdpprog.Addrs{First: l.EngineAddr}, Dst: xdpprog.Addrs{First: l.PeerAddr},
+					SrcPort: xdpprog.Ports{First: 1024, Count: 16}, DstPort: xdpprog.Ports{First: 9},
+					Sizes: []int{64, 594, 1518},
+				})
+				return err
+			}))
+			defer source.Close()
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			defer cancel()
+			must(t, l.Engine.Do(func() error { return source.Run(ctx, count) }))
+			sent, err := source.Stats()
+			must(t, err)
+			var got xdpprog.SinkStats
+			for end := time.Now().Add(patience); time.Now().Before(end); {
+				got, err = sink.Stats()
+				must(t, err)
+				if got.Frames >= sent.Sent {
+					break
+				}
+			}
+			if got.Unique != sent.Sent || got.Duplicates != 0 || got.Late != 0 || got.BadSum != 0 || got.Outside != 0 {
+				t.Errorf("sent %+v\narrived %+v\nports %+v", sent, got, l.stats().Ports)
+			}
+			l.noCopies()
+			st := l.stats()
+			for _, p := range st.Ports {
+				for d, n := range p.Counters.Drops {
+					if n != 0 {
+						t.Errorf("%s dropped %d: %v", p.Interface, n, sockets.Drop(d))
+					}
+				}
+			}
+		})
+	}
+}
+
+func (l *lab) device(ns *netlab.NS, name string) (dev *net.Interface) {
+	l.t.Helper()
+	must(l.t, ns.Do(func() (err error) { dev, err = net.InterfaceByName(name); return err }))
+	return dev
+}

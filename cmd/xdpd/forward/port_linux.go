@@ -1,0 +1,153 @@
+package forward
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"xdpd/proto"
+	"xdpd/rings"
+	"xdpd/sockets"
+	"xdpd/umem"
+	"xdpd/xdpprog"
+)
+
+// port is an interface with what was opened on it.
+type port struct {
+	name    string
+	index   int
+	mtu     int // when it was opened
+	mac     proto.MAC
+	up      bool
+	queues  int
+	driver  string
+	sockets []*rings.Socket
+	owns    bool // its packet memory is registered for it alone, and not shared with another port's
+	program *xdpprog.Forward
+	promisc int // packet socket that keeps it promiscuous; 0: none
+}
+
+func findPort(name string) (*port, error) {
+	link, err := netlink.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, fmt.Errorf("forward: there is no interface %s in this network namespace: %w", name, unix.ENODEV)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("forward: interface %s: %w", name, err)
+	}
+	a := link.Attrs()
+	if len(a.HardwareAddr) != 6 || a.RawFlags&unix.IFF_LOOPBACK != 0 {
+		return nil, fmt.Errorf("forward: interface %s is no Ethernet device: name one, real or veth", name)
+	}
+	p := &port{
+		name: name, index: a.Index, mtu: a.MTU, mac: proto.MAC(a.HardwareAddr), queues: max(1, rings.QueueCount(name, a.Index)),
+		up: a.RawFlags&(unix.IFF_UP|unix.IFF_RUNNING) == unix.IFF_UP|unix.IFF_RUNNING,
+	}
+	if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
+		if info, err := unix.IoctlGetEthtoolDrvinfo(fd, name); err == nil {
+			p.driver = unix.ByteSliceToString(info.Driver[:])
+		}
+		unix.Close(fd)
+	}
+	return p, nil
+}
+
+// machinePort is the port as the machine sees it.
+func (p *port) machinePort() sockets.PortConfig {
+	// Their other end may be a kernel that believes in a checksum offload.
+	partial := slices.Contains([]string{"veth", "virtio_net", "tun", "bridge"}, p.driver)
+	return sockets.PortConfig{MAC: p.mac, MTU: p.mtu, Up: p.up, CompletePartial: partial}
+}
+
+// openSockets opens a socket on each queue. All are over the same memory. A registration of it (struct xdp_umem) is in zero
+// copy or in copy mode as a whole, and whoever shares it inherits that (xp_assign_dev_shared, net/xdp/xsk_buff_pool.c): so
+// there is one for each mode that occurs, and frames go from one to the other as they go from device to device.
+func (p *port) openSockets(r *umem.Region, mode rings.Mode, opened *[]*rings.Socket) error {
+	for q := range p.queues {
+		s, err := p.openSocket(r, q, mode, *opened)
+		if err != nil {
+			return err
+		}
+		p.sockets = append(p.sockets, s)
+		*opened = append(*opened, s)
+	}
+	return nil
+}
+
+func (p *port) openSocket(r *umem.Region, queue int, mode rings.Mode, opened []*rings.Socket) (*rings.Socket, error) {
+	modes := []rings.Mode{mode}
+	if mode == rings.Best {
+		modes = []rings.Mode{rings.ZeroCopy, rings.Copy}
+	}
+	var err error
+	for _, m := range modes {
+		o := rings.SocketOptions{Interface: p.name, Ifindex: p.index, Queue: queue, Mode: m, FillSize: fillSize}
+		for _, s := range opened {
+			if s.ZeroCopy() == (m == rings.ZeroCopy) {
+				o.Shared = s
+				break
+			}
+		}
+		var s *rings.Socket
+		if s, err = rings.OpenSocket(r, o); err == nil {
+			p.owns = p.owns || o.Shared == nil
+			return s, nil
+		}
+		// What drivers say to zero copy that they do not have, or not in this state (rings.SocketOptions).
+		if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOMEM) {
+			break
+		}
+	}
+	return nil, err
+}
+
+// attach loads the program and gives it the sockets: from here on frames arrive.
+func (p *port) attach(cfg *Config, locals *xdpprog.Locals) error {
+	var err error
+	if p.program, err = xdpprog.LoadForward(xdpprog.ForwardConfig{
+		Interface: p.name, Ifindex: p.index, MAC: p.mac, Queues: p.queues, Attach: cfg.Attach, Route: cfg.Router, Locals: locals,
+	}); err != nil {
+		return err
+	}
+	for q, s := range p.sockets {
+		if err := p.program.SetSocket(q, s.FD()); err != nil {
+			return err
+		}
+	}
+	if !cfg.Router {
+		return p.promiscuous()
+	}
+	return nil
+}
+
+// promiscuous has the device receive frames for other stations for as long as the packet socket is open: the kernel takes it
+// back with the process. The socket has no protocol and so hears nothing.
+func (p *port) promiscuous() error {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("forward: interface %s: open a packet socket (needs CAP_NET_RAW): %w", p.name, err)
+	}
+	p.promisc = fd
+	m := unix.PacketMreq{Ifindex: int32(p.index), Type: unix.PACKET_MR_PROMISC}
+	if err := unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &m); err != nil {
+		return fmt.Errorf("forward: interface %s: make it promiscuous: %w", p.name, err)
+	}
+	return nil
+}
+
+func (p *port) close() error {
+	var errs []error
+	if p.program != nil {
+		errs = append(errs, p.program.Close())
+	}
+	if p.promisc > 0 {
+		errs = append(errs, unix.Close(p.promisc))
+	}
+	for _, s := range slices.Backward(p.sockets) {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,80 @@
+package krnet
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"reflect"
+	"slices"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+func TestNamespace(t *testing.T) {
+	l := newLab(t)
+	n := value(OpenNamespace())(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	events := make(chan Event)
+	n.Watch(ctx, func(e Event) {
+		select {
+		case events <- e:
+		case <-ctx.Done():
+		}
+	})
+	defer func() { cancel(); n.Close() }()
+	index, gateway := l.dev.Attrs().Index, net.IP(peerAddr.AsSlice())
+	await(events, func(e LinkEvent) bool {
+		c, ok := e.Event.(LinkChange)
+		return ok && e.Index == index && c.Up
+	})
+	for _, r := range []netlink.Route{
+		{LinkIndex: index, Gw: gateway, Priority: 50},
+		{Dst: prefix("203.0.113.128/25"), Type: unix.RTN_BLACKHOLE},
+		{Dst: prefix("198.18.0.0/15"), MultiPath: []*netlink.NexthopInfo{
+			{LinkIndex: index, Gw: gateway, Hops: 1}, {LinkIndex: index, Gw: net.IP{10, 78, 0, 9}},
+		}},
+	} {
+		must(t, netlink.RouteAdd(&r))
+		await(events, anyOf[RouteChange])
+	}
+	mac := net.HardwareAddr{2, 0, 0, 0, 0, 0x66}
+	entry := netlink.Neigh{LinkIndex: index, IP: nobody.AsSlice(), HardwareAddr: mac, State: netlink.NUD_PERMANENT}
+	must(t, netlink.NeighSet(&entry))
+	await(events, func(e LinkEvent) bool {
+		c, ok := e.Event.(NeighChange)
+		return ok && e.Index == index && c.Neigh == Neigh{nobody, [6]byte(mac), true}
+	})
+	got := value(n.Snapshot())(t)
+	if link := got.Links[index]; link != (Link{"dev0", 1400, macOf(l.dev.Attrs().HardwareAddr), true}) {
+		t.Errorf("link %+v", link)
+	}
+	if !slices.Contains(got.Addrs, LinkAddr{index, ourPrefix}) {
+		t.Errorf("addresses %+v", got.Addrs)
+	}
+	if !slices.Contains(got.Neighs, LinkNeigh{index, Neigh{nobody, [6]byte(mac), true}}) {
+		t.Errorf("neighbours %+v", got.Neighs)
+	}
+	slices.SortFunc(got.Routes, func(a, b TableRoute) int { return a.Dst.Addr().Compare(b.Dst.Addr()) })
+	want := []TableRoute{
+		{netip.MustParsePrefix("0.0.0.0/0"), unix.RTN_UNICAST, 50, []NextHop{{index, peerAddr}}},
+		{netip.MustParsePrefix("10.78.0.0/24"), unix.RTN_UNICAST, 0, []NextHop{{index, netip.Addr{}}}},
+		{netip.MustParsePrefix("198.18.0.0/15"), unix.RTN_UNICAST, 0,
+			[]NextHop{{index, peerAddr}, {index, peerAddr}, {index, netip.MustParseAddr("10.78.0.9")}}},
+		{netip.MustParsePrefix("203.0.113.128/25"), unix.RTN_BLACKHOLE, 0, nil},
+	}
+	if !reflect.DeepEqual(got.Routes, want) {
+		t.Errorf("routes %+v\nwant   %+v", got.Routes, want)
+	}
+	must(t, n.Resolve(index, netip.MustParseAddr("10.78.0.5")))
+	await(events, func(e LinkEvent) bool { // it does not answer
+		c, ok := e.Event.(NeighChange)
+		return ok && c.Addr == netip.MustParseAddr("10.78.0.5") && !c.Valid
+	})
+	must(t, netlink.LinkDel(l.dev))
+	await(events, func(e LinkEvent) bool {
+		c, ok := e.Event.(LinkChange)
+		return ok && e.Index == index && c.Deleted
+	})
+}

@@ -1,0 +1,99 @@
+package xdpd
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"xdpd/rings"
+)
+
+// Mode is how frames get to the engine, as it was asked for last.
+func (s *Stack) Mode() Mode {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mode
+}
+
+// SetMode opens the queues' sockets anew in another mode, one queue after the other, while the engine runs. Connections, and
+// everything else that is open, stay; what arrives on a queue in that moment passes to the kernel or is lost, as on a wire.
+//
+// A mode that the driver refuses is an error, and the sockets are as before. If not even that can be had again, the engine
+// ends. The caller needs the privileges of Open; without them nothing is touched. For a moment the packet memory is
+// registered twice, which counts against RLIMIT_MEMLOCK.
+func (s *Stack) SetMode(m Mode) error {
+	s.reopening.Lock()
+	defer s.reopening.Unlock()
+	if m > ZeroCopy {
+		return fmt.Errorf("xdpd: mode %d; there are Best, Copy and ZeroCopy", m)
+	}
+	if s.grant == nil {
+		if err := inNamespace(s.cfg.NetNS, mayOpenSockets); err != nil {
+			return err
+		}
+	}
+	was := s.Mode()
+	refused, err := s.reopen(m, was)
+	if err == nil && refused != nil { // some queues have it already
+		_, err = s.reopen(was, was)
+	}
+	if err == nil && refused == nil {
+		s.mu.Lock()
+		s.mode = m
+		s.mu.Unlock()
+	}
+	return errors.Join(refused, err)
+}
+
+// mayOpenSockets finds out before a socket is closed that another can be opened.
+func mayOpenSockets() error {
+	fd, err := unix.Socket(unix.AF_XDP, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("xdpd: open another AF_XDP socket (needs CAP_NET_RAW): %w", err)
+	}
+	return unix.Close(fd)
+}
+
+// reopen opens the sockets of all queues anew. refused: one had to be opened as it was. err: not even so.
+func (s *Stack) reopen(m, was Mode) (refused, err error) {
+	for i, q := range s.queues {
+		err := q.reactor.Exchange(func(*rings.Port) (*rings.Port, error) {
+			var err error
+			if refused, err = s.reopenQueue(i, q, m, was); err != nil {
+				return nil, err
+			}
+			return q.sock.Port(), nil
+		})
+		if refused != nil || err != nil {
+			return refused, err
+		}
+	}
+	return nil, nil
+}
+
+// reopenQueue is called on the queue's reactor, which must wait for it.
+func (s *Stack) reopenQueue(i int, q *queue, m, was Mode) (refused, err error) {
+	if err := q.sock.Close(); err != nil {
+		return nil, err
+	}
+	sg := q.sock.SG()
+	err = inNamespace(s.cfg.NetNS, func() error {
+		opts := s.socketOptions(i, q.id, m)
+		opts.SG = sg
+		sock, err := rings.OpenSocket(s.region, opts)
+		if err != nil {
+			refused = err
+			opts.Mode, opts.Shared = was, nil
+			if sock, err = rings.OpenSocket(s.region, opts); err != nil {
+				return err
+			}
+		}
+		q.sock = sock
+		return nil
+	})
+	if err == nil {
+		err = s.program.SetSocket(q.id, q.sock.FD())
+	}
+	return refused, err
+}
