@@ -185,16 +185,9 @@ func (c *Config) defaults() error {
 	return nil
 }
 
-// zeroCopyMTU is the largest MTU that a driver receives into one frame of chunk bytes in zero copy. Some devices count their
-// buffers in KiB: what is left behind the headroom is rounded down, and a longer packet arrives in pieces that nobody joins
-// (drivers/net/ethernet/intel: igb_setup_srrctl, igc_configure_rx_ring, ixgbe_configure_srrctl).
+// zeroCopyMTU is the largest MTU that a driver receives into one frame of chunk bytes in zero copy.
 func zeroCopyMTU(driver string, chunk int) int {
-	room := chunk - umem.Headroom
-	switch driver {
-	case "igb", "igc", "ixgbe":
-		room &^= 1023
-	}
-	return sockets.MaxMTU(room+umem.Headroom, 1)
+	return sockets.MaxMTU(rings.ZeroCopyRoom(driver, chunk)+umem.Headroom, 1)
 }
 
 // chunkFor chooses the frame size for an MTU, and how many frames a packet may consist of: one if one can hold it.

@@ -81,7 +81,7 @@ type Socket struct {
 //
 // Errors name the operation, the interface, the queue and the cure, and wrap
 // the errno. A queue whose former socket the kernel is still letting go of is
-// waited for, up to a quarter of a second (net/xdp/xsk_buff_pool.c releases a
+// waited for, up to a second (net/xdp/xsk_buff_pool.c releases a
 // pool from a work queue). See net/xdp/xsk.c.
 func OpenSocket(r *umem.Region, o SocketOptions) (*Socket, error) {
 	if err := o.check(r); err != nil {
@@ -315,7 +315,7 @@ func (s *Socket) bindAs(flags uint16) error {
 		addr.SharedUmemFD = uint32(o.Shared.fd)
 	}
 	var err error
-	for wait := time.Millisecond; wait <= 128*time.Millisecond; wait *= 2 {
+	for wait := time.Millisecond; wait <= 512*time.Millisecond; wait *= 2 {
 		if err = unix.Bind(s.fd, &addr); !errors.Is(err, unix.EBUSY) {
 			return err
 		}

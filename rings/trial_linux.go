@@ -79,6 +79,18 @@ func AwaitCarrier(ifindex int, limit time.Duration) bool {
 	}
 }
 
+// ZeroCopyRoom is how long a packet a driver receives into one frame of chunk bytes in zero copy. Some devices count their buffers
+// in KiB: what is left behind the headroom is rounded down, and a longer packet arrives in pieces that nobody joins
+// (drivers/net/ethernet/intel: igb_setup_srrctl, igc_configure_rx_ring, ixgbe_configure_srrctl).
+func ZeroCopyRoom(driver string, chunk int) int {
+	room := chunk - umem.Headroom
+	switch driver {
+	case "igb", "igc", "ixgbe":
+		room &^= 1023
+	}
+	return room
+}
+
 // Refused is why the socket is not zero copy although Best wanted it, else nil.
 func (s *Socket) Refused() error { return s.refused }
 

@@ -47,6 +47,17 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+func TestZeroCopyRoom(t *testing.T) {
+	for _, c := range []struct {
+		driver      string
+		chunk, want int
+	}{{"virtio_net", 2048, 1792}, {"igb", 2048, 1024}, {"igc", 4096, 3072}, {"ice", 4096, 3840}} {
+		if got := rings.ZeroCopyRoom(c.driver, c.chunk); got != c.want {
+			t.Errorf("%s: %d of %d, want %d", c.driver, got, c.chunk, c.want)
+		}
+	}
+}
+
 // TestZeroCopyOnNIC runs where there are NICs (scripts/vmlab): a socket that is told to be zero copy is, and sends; one that
 // also busy-polls never does, and is found out. Where the driver refuses, that is said, and Best is copy.
 func TestZeroCopyOnNIC(t *testing.T) {

@@ -119,7 +119,7 @@ func (d *trialDevice) checkMTU() finding {
 	switch {
 	case d.mtu > 4096-before:
 		f.Text = fmt.Sprintf("%d: a packet takes several frames of 4096 bytes, which multi-buffer allows", d.mtu)
-	case d.mtu > 2048-before:
+	case d.mtu > 2048-before, d.mtu > rings.ZeroCopyRoom(d.driver, 2048)-before+umem.Headroom:
 		f.Text = fmt.Sprintf("%d: an engine takes frames of 4096 bytes, twice the packet memory", d.mtu)
 	}
 	return f
