@@ -47,12 +47,10 @@ const (
 // Arrangement says who runs the NAPI of the interface's queues.
 type Arrangement = reactor.Arrangement
 
-// The arrangements; the default is SoftirqNAPI. AutoNAPI changes between the other two, to whichever moves more packets at the
-// present load: on a machine with a CPU for each reactor it serves clients of kernel sockets faster. Where others want those
-// CPUs too, packets wait as long as the reactor does.
+// The arrangements. AutoNAPI changes between the other two, to whichever moves more packets at the present load.
 const (
-	SoftirqNAPI = reactor.SoftirqNAPI
 	AutoNAPI    = reactor.AutoNAPI
+	SoftirqNAPI = reactor.SoftirqNAPI
 	DriveNAPI   = reactor.DriveNAPI
 )
 
@@ -135,7 +133,7 @@ func (c *Config) defaults() error {
 	case c.Priority < 0:
 		return fmt.Errorf("xdpd: priority %d; they begin with 1", c.Priority)
 	case c.NAPI > DriveNAPI:
-		return fmt.Errorf("xdpd: NAPI arrangement %d; there are SoftirqNAPI, AutoNAPI and DriveNAPI", c.NAPI)
+		return fmt.Errorf("xdpd: NAPI arrangement %d; there are AutoNAPI, SoftirqNAPI and DriveNAPI", c.NAPI)
 	case c.Reactors < 0 || len(c.Queues) > 0 && c.Reactors > len(c.Queues):
 		return fmt.Errorf("xdpd: %d reactors for %d queues: there can be 1 to %d", c.Reactors, len(c.Queues), len(c.Queues))
 	}

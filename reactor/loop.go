@@ -96,6 +96,9 @@ func (l *loop) spin(since, deadline int64) bool {
 			}
 		}
 		now := l.reactors[0].now()
+		for _, r := range l.reactors {
+			r.alive(now)
+		}
 		if now >= deadline {
 			return true
 		}

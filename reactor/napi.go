@@ -21,7 +21,8 @@ func (r *Reactor) Drives() (now, can bool) { return r.drive != nil, r.napi != ni
 
 // arrange follows the arranger, at the end of a turn.
 func (r *Reactor) arrange(now int64) {
-	want := r.arr.turn(now, r.counters.RxFrames+r.counters.TxFrames)
+	r.alive(now)
+	want := r.arr.turn(now, progress{r.counters.RxFrames, r.counters.TxFrames, r.crowded, r.missed})
 	switch {
 	case want == (r.drive != nil):
 	case !want:
@@ -35,6 +36,14 @@ func (r *Reactor) arrange(now int64) {
 		r.drive = r.napi
 		r.counters.Drives++
 	}
+}
+
+// alive notes that the loop runs. For long stretches between two notes it did not, or did something else.
+func (r *Reactor) alive(now int64) {
+	if d := now - r.ranAt; d > awayNS {
+		r.missed += d
+	}
+	r.ranAt = now
 }
 
 // letGo gives the NAPI back to the kernel.

@@ -66,8 +66,10 @@ func (l *loop) sleep() {
 		return
 	}
 	l.poll(max(0, min(deadline-from, defaultSleep)))
-	slept := l.reactors[0].now() - from
+	now := l.reactors[0].now()
+	slept := now - from
 	for _, r := range l.reactors {
+		r.ranAt = now
 		r.rouse(true)
 	}
 	if slept < 2*l.maxSpin {

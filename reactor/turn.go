@@ -74,8 +74,10 @@ func (r *Reactor) Counters() Counters {
 // without the lock: that system call is most of a turn, since the frames cross to the peer in it, and other goroutines
 // may read and write meanwhile.
 func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
-	if r.port.RX.Avail() < batch {
+	if n := r.port.RX.Avail(); n < batch {
 		r.poll()
+	} else {
+		r.crowded += uint64(n)
 	}
 	worked, kick, deadline, stop := r.locked()
 	if kick {

@@ -43,8 +43,9 @@ var Driven = NAPISettings{DeferHardIRQs: 2, GROFlushTimeoutNS: uint64(DriveTimeo
 
 // Rounds of the poll function take as many packets as the kernel's own; any time above 0 makes recv do one.
 const (
-	pollBudget = 64
-	pollUS     = 20
+	pollBudget   = 64
+	givingBudget = 8192 // a millisecond, if all are there; veth queues 256
+	pollUS       = 20
 )
 
 // OpenNAPI makes the socket, in the network namespace of the calling thread. It needs CAP_NET_ADMIN and Linux 6.13.
@@ -123,6 +124,11 @@ func (n *NAPI) Poll() {
 	_, _, _ = unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(n.fd), 0, 0, unix.MSG_DONTWAIT, 0, 0)
 }
 
+// budget is how many packets a round takes.
+func (n *NAPI) budget(packets int) error {
+	return unix.SetsockoptInt(n.fd, unix.SOL_SOCKET, unix.SO_BUSY_POLL_BUDGET, packets)
+}
+
 // Drive takes the NAPI from the kernel, or gives it back: as it was, and with what came in meanwhile on its way. Settings
 // that somebody else changed stay as they are; then the NAPI is not taken. An error means that it is the kernel's.
 func (n *NAPI) Drive(on bool) error {
@@ -145,10 +151,14 @@ func (n *NAPI) Drive(on bool) error {
 	}
 	if !on {
 		// A round that finds less than its budget, and may complete, lets senders run the NAPI again (veth_poll:
-		// rx_notify_masked). The first ones may only count down what was deferred.
+		// rx_notify_masked). The first ones may only count down what was deferred. One that finds a full budget would have
+		// it run from now on in the softirq of this CPU (net/core/dev.c, __busy_poll_stop), which under a flood never ends
+		// and leaves nothing for the engine. So the budget is one in which any sender pauses once.
+		err = errors.Join(err, n.budget(givingBudget))
 		for range Driven.DeferHardIRQs + 2 {
 			n.Poll()
 		}
+		err = errors.Join(err, n.budget(pollBudget))
 	}
 	n.driving = on && err == nil
 	if err != nil {

@@ -93,7 +93,7 @@ var dispatches = map[string]xdpd.Dispatch{
 }
 
 var arrangements = map[string]xdpd.Arrangement{
-	"": xdpd.SoftirqNAPI, "auto": xdpd.AutoNAPI, "softirq": xdpd.SoftirqNAPI, "drive": xdpd.DriveNAPI,
+	"": xdpd.AutoNAPI, "auto": xdpd.AutoNAPI, "softirq": xdpd.SoftirqNAPI, "drive": xdpd.DriveNAPI,
 }
 
 // loadConfig reads a TOML file. What it does not know is an error: a misspelt key must not be a silent default. Errors
@@ -191,7 +191,7 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 	}
 	napi, ok := arrangements[f.NAPI]
 	if !ok {
-		return xdpd.Config{}, fmt.Errorf("napi is %q; there are softirq, auto and drive", f.NAPI)
+		return xdpd.Config{}, fmt.Errorf("napi is %q; there are auto, softirq and drive", f.NAPI)
 	}
 	if f.Checksum != "" && f.Checksum != "auto" && f.Checksum != "off" {
 		return xdpd.Config{}, fmt.Errorf("tx_checksum is %q; there are auto and off", f.Checksum)

@@ -316,7 +316,7 @@ func (d *trialDevice) checkBusyPoll() finding {
 
 // checkNAPI opens what an engine drives the NAPI with.
 func (d *trialDevice) checkNAPI() finding {
-	f := finding{Name: "driving the NAPI", Text: "--napi auto tries it under load, and keeps it where more packets go through"}
+	f := finding{Name: "driving the NAPI", Text: "an engine tries it under load, and keeps it where more packets go through"}
 	if d.driver != "veth" {
 		f.Status, f.Text, f.Cure = missing, "only veth is known to gain by it", "none is needed: the kernel runs it"
 		return f

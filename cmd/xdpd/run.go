@@ -29,7 +29,7 @@ type runCmd struct {
 	Attach    string         `enum:"best,native,generic," default:"" placeholder:"best|native|generic" help:"Where the steering program is attached."`
 	Dispatch  string         `enum:"auto,always,never," default:"" placeholder:"auto|always|never" help:"Whether other XDP programs may be on the interface as well; see above."`
 	Priority  int            `placeholder:"N" help:"Place of the engine's program among them: lower ones come first (default 50)."`
-	Napi      string         `enum:"softirq,auto,drive," default:"" placeholder:"softirq|auto|drive" help:"Who runs the NAPI of the queues; see above."`
+	Napi      string         `enum:"auto,softirq,drive," default:"" placeholder:"auto|softirq|drive" help:"Who runs the NAPI of the queues; see above."`
 	Checksum  string         `name:"tx-checksum" enum:"auto,off," default:"" placeholder:"auto|off" help:"Who sums what is sent; see above."`
 	Reactors  int            `placeholder:"N" help:"Goroutines that run the queues (default one for each queue); xdpd reactors changes it."`
 	Accept    string         `enum:"each,main,workers," default:"" placeholder:"each|main|workers" help:"Which reactor accepts TCP connections, and who serves them; see above."`
@@ -65,8 +65,8 @@ Dispatch (other XDP programs on the interface, by libxdp's dispatcher; docs/disp
   never      have the interface alone, or fail
 
 NAPI (who runs the poll function of the device's queues):
-  softirq    the kernel: on veth, within the system call of who sends (default)
-  auto       whoever moves more packets at the present load, which is tried now and then: where each reactor has a CPU
+  auto       whoever moves more packets at the present load, which is tried where the reactor has time for it (default)
+  softirq    the kernel: on veth, within the system call of who sends
   drive      the reactor, whenever it is awake. Only on veth; xdpd restore undoes what a killed engine leaves of it
 
 TX checksum:

@@ -194,7 +194,7 @@ func TestServeResize(t *testing.T) {
 					t.Error(err)
 				}
 				shape, napi, _ := strings.Cut(out.String(), "\n")
-				if n == "" && !strings.HasPrefix(napi, "NAPI (softirq): run by ") {
+				if n == "" && !strings.HasPrefix(napi, "NAPI (auto): run by ") {
 					t.Errorf("of the NAPI it says %q", napi)
 				}
 				return shape
