@@ -384,8 +384,7 @@ func (h *Host) sendSplit(c *tcb, f umem.Frame, k int) bool {
 	h.counters.Copied[CopySplit] += uint64(to.Len)
 	to.Flags = from.Flags &^ (bufQueued | bufTell)
 	to.Aux, to.Seq, to.Next = from.Aux, from.Seq+uint32(k), from.Next
-	from.Len, from.Next = uint16(k), g
-	from.Flags &^= bufFIN
+	from.Len, from.Next, from.Flags = uint16(k), g, from.Flags&^bufFIN
 	if x := h.activeOf(c); x != nil {
 		if to.Flags&bufSacked != 0 {
 			x.sackedFrames++

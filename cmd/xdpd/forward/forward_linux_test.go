@@ -1,7 +1,6 @@
 package forward
 
 import (
-	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -161,7 +160,7 @@ func TestEverySequenceNumber(t *testing.T) {
 			l := newLab(t, router, netlab.Options{})
 			l.open(Config{Router: router})
 			l.ping(l.Engine, l.PeerAddr, "") // neighbours and stations are known
-			const count = 100_000
+			const count = 50_000
 			a, b := l.device(l.Engine, l.EngineDev), l.device(l.Peer, l.PeerDev)
 			dst := b.HardwareAddr
 			if router {
@@ -186,21 +185,10 @@ func TestEverySequenceNumber(t *testing.T) {
 				return err
 			}))
 			defer source.Close()
-			ctx, cancel := context.WithTimeout(context.Background(), patience)
-			defer cancel()
-			must(t, l.Engine.Do(func() error { return source.Run(ctx, count) }))
-			sent, err := source.Stats()
-			must(t, err)
-			var got xdpprog.SinkStats
-			for end := time.Now().Add(patience); time.Now().Before(end); {
-				got, err = sink.Stats()
-				must(t, err)
-				if got.Frames >= sent.Sent {
-					break
-				}
-			}
+			sent, got := across(t, source, sink, count)
 			if got.Unique != sent.Sent || got.Duplicates != 0 || got.Late != 0 || got.BadSum != 0 || got.Outside != 0 {
-				t.Errorf("sent %+v\narrived %+v\nports %+v", sent, got, l.stats().Ports)
+				t.Errorf("sent %+v\narrived %d of %d frames, %d doubled, %d late, %d bad\nports %+v", sent, got.Unique, got.Frames,
+					got.Duplicates, got.Late, got.BadSum, l.stats().Ports)
 			}
 			l.noCopies()
 			st := l.stats()

@@ -18,6 +18,7 @@ import (
 
 	"xdpd/internal/netlab"
 	"xdpd/umem"
+	"xdpd/xdpprog"
 )
 
 // patience is how long a test waits for what must come. It decides nothing: it only turns a hang into a failure.
@@ -245,4 +246,29 @@ func upTo(n, step int) (list []int) {
 		list = append(list, i)
 	}
 	return append(list, n)
+}
+
+// across has the source send count frames, so many at a time as rings hold whoever gets a CPU when, and waits for them at
+// the sink.
+func across(t *testing.T, source *xdpprog.Source, sink *xdpprog.Sink, count uint64) (sent xdpprog.SourceStats, got xdpprog.SinkStats) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
+	defer cancel()
+	for at := uint64(0); at < count; at += 1000 {
+		err := source.Run(ctx, min(1000, count-at))
+		must(t, err)
+		sent, err = source.Stats()
+		must(t, err)
+		for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(100 * time.Microsecond) {
+			got, err = sink.Stats()
+			must(t, err)
+			if got.Frames >= sent.Sent {
+				break
+			}
+		}
+		if got.Frames < sent.Sent {
+			return sent, got
+		}
+	}
+	return sent, got
 }

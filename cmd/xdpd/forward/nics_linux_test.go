@@ -1,7 +1,6 @@
 package forward
 
 import (
-	"context"
 	"net"
 	"net/netip"
 	"os"
@@ -131,16 +130,7 @@ func acrossWires(t *testing.T, from, in, out, to string, router bool) {
 	})
 	must(t, err)
 	defer source.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	must(t, source.Run(ctx, count))
-	sent, err := source.Stats()
-	must(t, err)
-	var got xdpprog.SinkStats
-	for end := time.Now().Add(patience); time.Now().Before(end) && got.Frames < sent.Sent; {
-		got, err = sink.Stats()
-		must(t, err)
-	}
+	sent, got := across(t, source, sink, count)
 	st := l.stats()
 	if got.Unique != sent.Sent || sent.Sent == 0 || got.Duplicates+got.BadSum+got.Outside != 0 {
 		t.Errorf("sent %+v\narrived %d, doubled %d, bad %d\nports %+v", sent, got.Unique, got.Duplicates, got.BadSum, st.Ports)
