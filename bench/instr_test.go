@@ -52,9 +52,13 @@ func TestWaitLoops(t *testing.T) {
 // there from the RX ring. The counts repeat to a percent, if they are long: the runtime's own work comes with the
 // time that passes.
 func TestWaitInstructions(t *testing.T) {
-	const many, limit = 20_000, 0.03
+	const many = 20_000
 	exe := instrBench(t)
 	for _, r := range waitRows {
+		limit := 0.03
+		if r.loop == "event" {
+			limit = 0.15 // with thousands of sockets packets are read ahead: an eighth more instructions, for half of the time
+		}
 		var v [2]float64
 		for i, conns := range []int{waitFew, many} {
 			var err error

@@ -18,6 +18,7 @@ var start = time.Now()
 type eventFD struct {
 	fd     int
 	writes *atomic.Uint64
+	count  []byte // what drain reads into: of the one goroutine that waits
 }
 
 func newEventFD() (eventFD, error) {
@@ -25,21 +26,19 @@ func newEventFD() (eventFD, error) {
 	if err != nil {
 		return eventFD{}, fmt.Errorf("eventfd: %w", err)
 	}
-	return eventFD{fd: fd, writes: new(atomic.Uint64)}, nil
+	return eventFD{fd: fd, writes: new(atomic.Uint64), count: make([]byte, 8)}, nil
 }
 
 // signal makes the reactor's ppoll return. A counter that is full says the same as one more.
 func (e eventFD) signal() {
-	var one [8]byte
-	binary.NativeEndian.PutUint64(one[:], 1)
 	e.writes.Add(1)
-	_, _ = unix.Write(e.fd, one[:])
+	_, _ = unix.Write(e.fd, oneEvent)
 }
 
-func (e eventFD) drain() {
-	var b [8]byte
-	_, _ = unix.Read(e.fd, b[:])
-}
+// oneEvent is what is written: a local one would be allocated each time.
+var oneEvent = binary.NativeEndian.AppendUint64(nil, 1)
+
+func (e eventFD) drain() { _, _ = unix.Read(e.fd, e.count) }
 
 func (e eventFD) close() error { return unix.Close(e.fd) }
 
@@ -152,10 +151,15 @@ func (l *loop) deviceError() {
 	}
 	ts := unix.NsecToTimespec(downRetryNS)
 	_, _ = unix.Ppoll(l.fds, &ts, nil)
-	for i := 0; i < len(l.fds); i += 2 {
-		if l.fds[i].Revents != 0 {
-			(eventFD{fd: int(l.fds[i].Fd)}).drain()
+	fds := l.fds
+	for _, r := range l.reactors {
+		if r.over {
+			continue
 		}
+		if fds[0].Revents != 0 {
+			r.wake.drain()
+		}
+		fds = fds[2:]
 	}
 }
 

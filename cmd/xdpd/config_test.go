@@ -87,7 +87,8 @@ func TestExampleConfigIsWhole(t *testing.T) {
 		Interface: "eth1", NetNS: "lab", Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")},
 		Gateway: netip.MustParseAddr("10.0.0.1"), VLANs: []uint16{100}, Queues: []int{0, 1}, CPUs: []int{2, 3},
 		Frames: 16384, ChunkSize: 2048, MaxSpin: 50 * time.Microsecond, RcvBuf: 1 << 20, RcvMax: 3 << 20,
-		SndBuf: 4 << 20, Congestion: "cubic", Reactors: 1, Priority: 50, JournalDir: "/run/xdpd", Grant: "/run/xdpd.grant",
+		Dispatch: xdpd.NeverDispatch, // as user has it
+		SndBuf:   4 << 20, Congestion: "cubic", Reactors: 1, Priority: 50, JournalDir: "/run/xdpd", Grant: "/run/xdpd.grant",
 	}
 	if cfg.Spread == nil || got.Accept != "main" || got.Spread != "least-conns" {
 		t.Errorf("connections are accepted by %q and spread by %q", got.Accept, got.Spread)

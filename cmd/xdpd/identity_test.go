@@ -312,9 +312,9 @@ func TestIdentity(t *testing.T) {
 	if _, err := f.stackConfig(); err != nil {
 		t.Error(err)
 	}
-	f.NAPI = "auto"
+	f.NAPI = "drive"
 	if _, err := f.stackConfig(); err == nil {
-		t.Error("napi auto goes with user")
+		t.Error("napi drive goes with user")
 	}
 }
 
