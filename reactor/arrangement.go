@@ -39,7 +39,7 @@ type arranger struct {
 // progress is what a loop did so far.
 type progress struct {
 	in, out uint64 // packets
-	crowded uint64 // of those in, which waited for a turn, a batch or more of them
+	crowded uint64 // of those in, which waited for a turn, as many as it may take or more
 	missed  int64  // ns in stretches of more than awayNS in which the loop did not run, sleeps aside
 }
 

@@ -6,17 +6,17 @@ import (
 	"xdpd/sockets"
 )
 
-// napiRig is a reactor that may drive, on a ring of two batches. asked counts how often it wanted to.
+// napiRig is a reactor that may drive, on a ring of what two turns take. asked counts how often it wanted to.
 func napiRig(t *testing.T) (g *rig, asked *int) {
 	asked = new(int)
-	g = newRig(t, options{frames: 512, ring: 2 * batch, change: func(c *Config, _ *sockets.Config) {
+	g = newRig(t, options{frames: 8 * budget, ring: 2 * budget, change: func(c *Config, _ *sockets.Config) {
 		c.NAPI, c.WantNAPI = AutoNAPI, func() { *asked++ }
-		c.FillFrames = 2 * batch
+		c.FillFrames = 2 * budget
 	}})
 	return g, asked
 }
 
-// TestNAPIWanted: the reactor wants its NAPI under a load that leaves it time, and neither when batches wait for it nor when
+// TestNAPIWanted: the reactor wants its NAPI under a load that leaves it time, and neither when as much waits as a turn may take nor when
 // it is away now and then.
 func TestNAPIWanted(t *testing.T) {
 	const step, often = 50_000, windowNS / 50_000 // between turns, in ns; turns to a window
@@ -28,7 +28,8 @@ func TestNAPIWanted(t *testing.T) {
 	}{
 		{"a few frames in each turn", 5, 0, true},
 		{"less than a batch in each turn", 40, 0, true},
-		{"a batch in each turn", batch, 0, false},
+		{"a window of 64 datagrams in each turn", 64, 0, true},
+		{"what a turn may take in each turn", budget, 0, false},
 		{"away for a fifth of the time", 5, 5_000_000, false},
 		{"away for a moment", 5, awayNS, true},
 		{"hardly anything", 0, 0, false},

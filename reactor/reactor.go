@@ -90,7 +90,7 @@ type Reactor struct {
 	drive    *rings.NAPI   // napi, while the loop runs it: the loop's
 	polls    atomic.Uint64 // rounds of it
 	arr      arranger
-	crowded  uint64 // packets that waited for a turn, a batch or more of them
+	crowded  uint64 // packets that waited for a turn, as many as it may take or more
 	ranAt    int64  // when the loop last ran: the loop's
 	missed   int64  // ns in long stretches that it did not run, sleeps aside: the loop's
 

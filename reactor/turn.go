@@ -74,9 +74,11 @@ func (r *Reactor) Counters() Counters {
 // without the lock: that system call is most of a turn, since the frames cross to the peer in it, and other goroutines
 // may read and write meanwhile.
 func (r *Reactor) turn() (worked bool, deadline int64, stop bool) {
-	if n := r.port.RX.Avail(); n < batch {
+	n := r.port.RX.Avail()
+	if n < batch {
 		r.poll()
-	} else {
+	}
+	if n >= budget {
 		r.crowded += uint64(n)
 	}
 	worked, kick, deadline, stop := r.locked()
