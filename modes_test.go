@@ -246,7 +246,7 @@ func TestSwitchesUnderLoad(t *testing.T) {
 			eventually(t, "the MTU as it was", func() bool { return getStats(t, stack).MTU == 1500 })
 			l.more("our end has MTU 1500 again")
 		}, nil},
-		{"renamed", netlab.Options{}, func(t *testing.T, lab *netlab.Lab, _ *xdpd.Stack, l *load) {
+		{"renamed", netlab.Options{Veth: "a NIC of another name is not found again"}, func(t *testing.T, lab *netlab.Lab, _ *xdpd.Stack, l *load) {
 			onLink(t, lab.Engine, lab.EngineDev, func(l netlink.Link) error { return netlink.LinkSetName(l, "other") })
 			lab.EngineDev = "other"
 			l.more("another name")
