@@ -22,6 +22,7 @@ type Client struct {
 	mu     sync.Mutex
 	now    *session
 	closed bool
+	past   sync.WaitGroup // sessions whose daemon is gone, and whose last operations are not yet
 }
 
 // ErrDaemonGone is what operations on a Client's sockets return when the daemon has ended, or has thrown the client out.
@@ -58,6 +59,9 @@ func (c *Client) session(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
+	if old := c.now; old != nil {
+		c.past.Go(func() { _ = old.close() }) // its daemon has ended it already
+	}
 	c.now = newSession(q)
 	return c.now, nil
 }
@@ -70,7 +74,9 @@ func (c *Client) Close() error {
 		return nil
 	}
 	c.closed = true
-	return c.now.close()
+	err := c.now.close()
+	c.past.Wait()
+	return err
 }
 
 // session is a ring and the operations under way on it.
@@ -129,12 +135,12 @@ func (s *session) reap() {
 
 // close ends the session. Operations that wait end with net.ErrClosed or ErrDaemonGone.
 func (s *session) close() error {
-	// Once the connection is shut the engine lets go of the ring, and everybody who waits is woken; the memory may go when the last
-	// of them has left it.
-	err := s.q.conn.CloseRead()
+	// The end of reading is the ring's end for us: everybody who waits is woken, and the memory may go when the last of them has left
+	// it. Where the daemon has ended the connection before it is an error, and done already.
+	_ = s.q.conn.CloseRead()
 	s.reaped.Wait()
 	s.users.Wait()
-	return errors.Join(err, s.q.Close())
+	return s.q.Close()
 }
 
 // call is an operation of one goroutine: a number, and a chunk of memory.
@@ -210,18 +216,20 @@ func (o call) do(sqe *rings.SQE, stop ...<-chan struct{}) (res int, errno socket
 
 func (o call) wait(stop ...<-chan struct{}) (res int, errno sockets.Errno, err error) {
 	a, b := stopPair(stop)
+	stopped := true
 	select {
 	case <-o.ch:
+		stopped = false
 	case <-a:
-		o.cancel()
-		<-o.ch
 	case <-b:
+	}
+	if stopped {
 		o.cancel()
 		<-o.ch
 	}
 	r := o.s.ops[o.i].res.Load()
 	switch {
-	case o.s.gone.Load():
+	case o.s.gone.Load(), !stopped && sockets.Errno(-r) == sockets.ECANCELED: // by the daemon, which gives up the ring
 		return 0, 0, ErrDaemonGone
 	case r < 0:
 		return 0, sockets.Errno(-r), nil

@@ -11,8 +11,10 @@ import (
 	"os"
 	"os/exec"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -24,17 +26,16 @@ import (
 
 // rawClient is a client that does the handshake by hand, and has all of the memory in its hands.
 type rawClient struct {
-	conn       *net.UnixConn
-	mem        []byte
-	door, bell int
+	conn *net.UnixConn
+	mem  []byte
 }
 
 func (c *rawClient) close() {
 	c.conn.Close()
 	_ = unix.Munmap(c.mem)
-	_ = unix.Close(c.door)
-	_ = unix.Close(c.bell)
 }
+
+func (c *rawClient) word(at int) *uint32 { return (*uint32)(unsafe.Pointer(&c.mem[at])) }
 
 func dialDaemon(path string) (*net.UnixConn, error) {
 	return net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
@@ -60,10 +61,8 @@ func join(path string, h rings.ShareHello) (*rawClient, error) {
 	}
 	mem, err := unix.Mmap(fds[0], 0, int(w.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	_ = unix.Close(fds[0])
-	return &rawClient{conn, mem, fds[1], fds[2]}, err
+	return &rawClient{conn, mem}, err
 }
-
-var oneEvent = []byte{1, 0, 0, 0, 0, 0, 0, 0}
 
 // echoes has an honest client send and get back data over a connection to the kernel, round by round until stop, and checks every byte.
 func echoes(t *testing.T, c *xdpd.Client, lab *netlab.Lab, addr netip.Addr, stop <-chan struct{}) *sync.WaitGroup {
@@ -132,7 +131,9 @@ func TestClientGarbage(t *testing.T) {
 			case 2:
 				c.mem[8*rng.IntN(words)+rng.IntN(8)] = byte(rng.Uint32())
 			case 3:
-				_, _ = unix.Write(c.door, oneEvent)
+				if _, err := c.conn.Write([]byte("knock")); err != nil {
+					t.Fatalf("XDPD_SEED=%d: knock: %v", seed, err)
+				}
 			}
 		}
 		c.close()
@@ -140,6 +141,35 @@ func TestClientGarbage(t *testing.T) {
 	close(stop)
 	wg.Wait()
 	eventually(t, "the garbage's clients to be gone", func() bool { list, _ := s.Clients(); return len(list) == 1 })
+}
+
+// TestClientDeaf: a client that says it sleeps, and hears no knock, does not hold up the engine, however often it is to be woken.
+func TestClientDeaf(t *testing.T) {
+	lab, stack := engine(t, netlab.Options{})
+	s, path := daemon(t, stack, nil)
+	stop := make(chan struct{})
+	wg := echoes(t, client(t, path), lab, lab.EngineAddr, stop)
+	c, err := join(path, rings.ShareHello{SQEntries: 1, CQEntries: 1, Requests: 8, Sockets: 8})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	tail, flags, done, seen := c.word(256), c.word(768), c.word(640), c.word(512)
+	atomic.StoreUint32(flags, 1)
+	for n := uint32(1); n <= 5000; n++ { // NOPs, of which each completion is one that it waits for; a socket holds some hundred knocks
+		atomic.StoreUint32(c.word(772), n)
+		atomic.StoreUint32(tail, n)
+		if _, err := c.conn.Write([]byte{1}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "a completion", func() bool { return atomic.LoadUint32(done) == n })
+		atomic.StoreUint32(seen, n)
+	}
+	close(stop)
+	wg.Wait()
+	if list, _ := s.Clients(); len(list) != 2 {
+		t.Errorf("%d clients, want both", len(list))
+	}
 }
 
 // TestClientHandshakes: every way to get the handshake wrong. Nobody stays, nothing leaks, and others come in all the while.
@@ -207,10 +237,10 @@ func TestClientHandshakes(t *testing.T) {
 	if _, err := join(path, good); !errors.Is(err, unix.EUSERS) {
 		t.Errorf("a fourth client: %v", err)
 	}
-	if _, err := there[0].conn.Write([]byte("something")); err != nil { // nothing is to be said any more
+	if _, err := there[0].conn.Write(nil); err != nil { // not even a knock
 		t.Error(err)
 	}
-	eventually(t, "who talks to be out", func() bool { list, _ := s.Clients(); return len(list) == 2 })
+	eventually(t, "who says nothing to be out", func() bool { list, _ := s.Clients(); return len(list) == 2 })
 	for _, c := range there {
 		c.close()
 	}

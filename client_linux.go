@@ -2,11 +2,9 @@ package xdpd
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"strings"
 	"sync"
 
@@ -34,11 +32,10 @@ type RemoteRing struct {
 	Reactors int // how many the engine has
 	MTU      int
 
-	conn       *net.UnixConn
-	share      *rings.Share
-	door, bell *os.File
-	done       chan struct{}
-	pumps      sync.WaitGroup
+	conn     *net.UnixConn
+	share    *rings.Share
+	done     chan struct{}
+	watching sync.WaitGroup
 }
 
 const (
@@ -93,22 +90,17 @@ func joinRing(ctx context.Context, conn *net.UnixConn, cfg RemoteConfig) (*Remot
 		}
 		return nil, err
 	}
-	q := &RemoteRing{
-		Reactor: int(w.Reactor), Reactors: int(w.Reactors), MTU: int(w.MTU),
-		conn: conn, door: os.NewFile(uintptr(fds[1]), "door"), bell: os.NewFile(uintptr(fds[2]), "bell"), done: make(chan struct{}),
+	q := &RemoteRing{Reactor: int(w.Reactor), Reactors: int(w.Reactors), MTU: int(w.MTU), conn: conn, done: make(chan struct{})}
+	if q.share, err = rings.JoinShare(fds[0], &w); err != nil {
+		return nil, err
 	}
-	if q.share, err = rings.JoinShare(fds[0], &w); err == nil {
-		woken := make(chan struct{}, 1)
-		q.Data = q.share.Data
-		q.RingClient, err = reactor.JoinRing(q.share.Ring, q.knock, woken, q.done)
-		if err == nil {
-			q.pumps.Go(func() { q.listen(woken) })
-			q.pumps.Go(q.watch)
-			return q, nil
-		}
-		err = errors.Join(err, q.share.Close())
+	woken := make(chan struct{}, 1)
+	q.Data = q.share.Data
+	if q.RingClient, err = reactor.JoinRing(q.share.Ring, q.knock, woken, q.done); err != nil {
+		return nil, errors.Join(err, q.share.Close())
 	}
-	return nil, errors.Join(err, q.door.Close(), q.bell.Close())
+	q.watching.Go(func() { q.watch(woken) })
+	return q, nil
 }
 
 // refusedBy is what a daemon's answer says against the ring.
@@ -119,22 +111,21 @@ func refusedBy(w *rings.ShareWelcome, fds int) error {
 		return fmt.Errorf("it speaks version %d, this is version %d", w.Version, rings.ShareVersion)
 	case w.Errno != 0:
 		return fmt.Errorf("%s (%w)", reason, unix.Errno(w.Errno))
-	case fds != 3:
-		return fmt.Errorf("%d descriptors came with its answer, not 3", fds)
+	case fds != 1:
+		return fmt.Errorf("%d descriptors came with its answer, not 1", fds)
 	}
 	return nil
 }
 
-// knock wakes the engine. A counter that is full says the same as one more.
-func (q *RemoteRing) knock() {
-	_, _ = q.door.Write(binary.NativeEndian.AppendUint64(nil, 1))
-}
+// knock wakes the engine. A connection that has ended needs nobody awake.
+func (q *RemoteRing) knock() { _, _ = q.conn.Write(knock) }
 
-// listen turns the bell into tokens for who waits.
-func (q *RemoteRing) listen(woken chan<- struct{}) {
-	var b [8]byte
+// watch turns the engine's knocks into tokens for who waits, and ends the ring with the daemon.
+func (q *RemoteRing) watch(woken chan<- struct{}) {
+	var b [1]byte
 	for {
-		if _, err := q.bell.Read(b[:]); err != nil {
+		if n, err := q.conn.Read(b[:]); n == 0 || err != nil {
+			close(q.done)
 			return
 		}
 		select {
@@ -144,19 +135,13 @@ func (q *RemoteRing) listen(woken chan<- struct{}) {
 	}
 }
 
-// watch ends the ring with the daemon.
-func (q *RemoteRing) watch() {
-	_, _ = q.conn.Read(make([]byte, 1))
-	close(q.done)
-}
-
 // Done is closed when the daemon is gone, or has thrown us out, or after Close.
 func (q *RemoteRing) Done() <-chan struct{} { return q.done }
 
 // Close gives the ring back: its sockets are closed, and who waits hears ErrRingClosed. Nobody may use the ring, nor Data, during
 // it and after it: the memory is gone.
 func (q *RemoteRing) Close() error {
-	err := errors.Join(q.conn.Close(), q.bell.Close())
-	q.pumps.Wait()
-	return errors.Join(err, q.door.Close(), q.share.Close())
+	err := q.conn.Close()
+	q.watching.Wait()
+	return errors.Join(err, q.share.Close())
 }

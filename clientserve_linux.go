@@ -22,8 +22,8 @@ const (
 	// maxWaiting bounds a user's processes that are connected and have no ring yet: who connects and says nothing costs a descriptor
 	// for a second, and keeps nobody out but himself.
 	maxWaiting = 32
-	// knockRest is how long the door of a client that knocks stays shut after it was answered: a flood of knocks costs the engine
-	// a look every so often, and who really sleeps through submits at most that much later.
+	// knockRest is how long a client that knocks is not heard after it was answered: a flood of knocks costs the engine a look
+	// every so often, and who really has submitted to one that sleeps waits that much longer at most.
 	knockRest = 20 * time.Microsecond
 )
 
@@ -64,9 +64,7 @@ type client struct {
 	share *rings.Share
 	ring  *reactor.Ring
 	r     *reactor.Reactor
-	door  int // knock's descriptor: File.Fd would make it block
-	knock *os.File
-	bell  int
+	bell  int // another descriptor of the connection, for the reactor
 }
 
 // ServeClients serves applications in processes of their own at l, a listener of type unixpacket, until Close. A process is admitted by the first policy that names
@@ -185,15 +183,10 @@ func (s *ClientServer) serve(conn *net.UnixConn, cred *unix.Ucred) {
 		_ = rings.SendShare(conn, &w) // it went away, or does not listen
 		return
 	}
-	var knocking sync.WaitGroup
-	knocking.Go(c.answer)
-	// Nothing more is said here: the connection ends when its process does, however that came. Who says something is out as well.
-	_, _ = conn.Read(make([]byte, 1))
+	c.answer()
 	s.mu.Lock()
 	delete(s.clients, c.view.ID)
 	s.mu.Unlock()
-	_ = c.knock.Close()
-	knocking.Wait()
 	c.close()
 }
 
@@ -232,7 +225,7 @@ func (s *ClientServer) welcome(conn *net.UnixConn, cred *unix.Ucred) (c *client,
 	stats, err := s.st.Stats()
 	if err == nil {
 		w.Reactor, w.Reactors, w.MTU = uint32(c.view.Reactor), uint32(len(s.st.Reactors())), uint32(stats.MTU)
-		err = rings.SendShare(conn, &w, c.share.FD(), c.door, c.bell)
+		err = rings.SendShare(conn, &w, c.share.FD())
 	}
 	if err == nil {
 		err = conn.SetDeadline(time.Time{})
@@ -241,7 +234,6 @@ func (s *ClientServer) welcome(conn *net.UnixConn, cred *unix.Ucred) (c *client,
 		s.mu.Lock()
 		delete(s.clients, c.view.ID)
 		s.mu.Unlock()
-		_ = c.knock.Close()
 		c.close()
 		return nil, err
 	}
@@ -289,22 +281,17 @@ func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *Client
 			c.close()
 		}
 	}()
-	if c.bell, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		return nil, fmt.Errorf("eventfd: %w", err)
+	if c.bell, err = dupConn(conn); err != nil {
+		return nil, err
 	}
-	if c.door, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		return nil, fmt.Errorf("eventfd: %w", err)
-	}
-	c.knock = os.NewFile(uintptr(c.door), "door")
 	reactors := s.st.Reactors()
 	number := int(h.Reactor % uint32(len(reactors)))
 	c.r = reactors[number]
 	cfg := RingConfig{Reactor: number, RingConfig: reactor.RingConfig{
 		SQEntries: h.SQEntries, CQEntries: h.CQEntries, Requests: int(h.Requests), Sockets: int(h.Sockets), Fixed: int(h.Fixed),
-		Area: share.Ring, Data: share.Data, Bell: c.bell, Guard: p, CPU: p.CPU,
+		Area: share.Ring, Data: share.Data, Bell: c.wake, Guard: p, CPU: p.CPU,
 	}}
 	if c.ring, err = s.st.Ring(cfg); err != nil {
-		_ = c.knock.Close()
 		return nil, err
 	}
 	s.next++
@@ -316,7 +303,7 @@ func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *Client
 	return c, nil
 }
 
-// close gives back what a client had. Its door is closed, and nobody answers it any more.
+// close gives back what a client had.
 func (c *client) close() {
 	if c.ring != nil {
 		c.ring.Close()
@@ -327,17 +314,35 @@ func (c *client) close() {
 	}
 }
 
-// answer has the reactor look at the ring when the application, which saw it asleep, knocks.
+// answer has the reactor look at the ring when the application, which saw it asleep, knocks; until the connection ends, as it does
+// with the process, however that came.
 func (c *client) answer() {
-	var b [8]byte
+	var b [1]byte
 	for {
-		if _, err := c.knock.Read(b[:]); err != nil {
+		if n, err := c.conn.Read(b[:]); n == 0 || err != nil {
 			return
 		}
 		c.r.Enter()
 		c.r.Leave()
 		time.Sleep(knockRest)
 	}
+}
+
+// wake knocks at an application that sleeps. One that has not heard as many knocks as the socket holds is awake, or past help.
+func (c *client) wake() { _ = unix.Send(c.bell, knock, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL) }
+
+var knock = []byte{1}
+
+// dupConn gives another descriptor of a connection.
+func dupConn(conn *net.UnixConn) (fd int, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	if e := raw.Control(func(of uintptr) { fd, err = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) }); e != nil {
+		return -1, e
+	}
+	return fd, err
 }
 
 func peerCred(conn *net.UnixConn) (cred *unix.Ucred, err error) {

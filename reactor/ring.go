@@ -22,7 +22,7 @@ type RingConfig struct {
 	Messages  int    // that may wait behind a full CQ (default 64)
 	Data      []byte // the registered memory: addresses in SQEs are offsets in it
 	Area      []byte // for the rings, as rings.RingLayout has it (default: memory of this process)
-	Bell      int    // an eventfd that is written when an application that sleeps is to wake up (default none)
+	Bell      func() // wakes an application that sleeps in another process; called with the lock, it must not block (default none)
 
 	Lends     int      // frames that the application may hold for zero copy (default none)
 	LendTable uint64   // where in Data the table of them lies: Lends entries of rings.LentSize bytes
@@ -98,7 +98,7 @@ type Ring struct {
 	waiter   chan struct{}
 	done     chan struct{}
 	eventFD  eventFD // fd 0: nobody asked for one
-	bell     eventFD // fd 0: the application is in this process
+	bell     func()  // nil: the application is in this process
 	handler  func(rings.CQE)
 	named    *string // the handler
 	client   *RingClient
@@ -145,7 +145,7 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 		waiter: make(chan struct{}, 1), done: make(chan struct{}),
 		socks:   newSockTable(cfg.Sockets, cfg.Fixed),
 		backlog: newBacklog(2*(cfg.Requests+1) + 1 + cfg.Messages + cfg.Lends), // a notification for each frame
-		lends:   lends, areas: cfg.Areas, ports: cfg.Ports, bell: eventFD{fd: cfg.Bell, writes: new(atomic.Uint64)},
+		lends:   lends, areas: cfg.Areas, ports: cfg.Ports, bell: cfg.Bell,
 		guard: cfg.Guard, pace: pace{percent: int64(cfg.CPU)},
 	}
 	q.timers.kind, q.counts.kind = byDeadline, byCount
@@ -296,8 +296,8 @@ func (q *Ring) publish() (woke bool) {
 			woke = true
 		default:
 		}
-		if q.bell.fd != 0 {
-			q.bell.signal()
+		if q.bell != nil {
+			q.bell()
 		}
 	}
 	if q.eventFD.fd != 0 && event && q.end.Seen(q.signaled) {

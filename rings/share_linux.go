@@ -11,8 +11,11 @@ import (
 )
 
 // An application in a process of its own uses an engine's rings through memory that both map, as it uses the kernel through
-// io_uring. It asks for them over a unix socket of type SOCK_SEQPACKET: one message each way, then the connection only says that
-// both still live. docs/clients.md is the contract.
+// io_uring. It asks for them over a unix socket of type SOCK_SEQPACKET: one message each way. After that a message of any length is
+// a knock, which wakes the other side, and the connection's end says that it is gone. docs/clients.md is the contract.
+//
+// There are no eventfds: who has a descriptor of one can make it block (O_NONBLOCK belongs to the open file, which both sides would
+// share) and fill it, and the engine's next write would not return.
 
 // ShareMagic and ShareVersion begin both messages.
 const (
@@ -38,11 +41,11 @@ type ShareHello struct {
 	Data           uint64 // bytes of memory for addresses and data
 }
 
-// ShareWelcome is the answer: 304 bytes, and unless Errno says otherwise with three descriptors: the memory, the door, the bell.
+// ShareWelcome is the answer: 304 bytes, and unless Errno says otherwise with the memory's descriptor.
 //
 // The memory is a memfd of Size bytes that can neither grow nor shrink: the rings (RingLayout) at 0, the application's own
-// memory at Data. The door is an eventfd; the application writes 1 to it when it submitted and the SQ's flags say SQNeedWakeup.
-// The bell is an eventfd that the engine writes when the CQ's flags say CQNeedWakeup and the wanted tail was reached.
+// memory at Data. The application knocks when it submitted and the SQ's flags say SQNeedWakeup; the engine does when the CQ's
+// flags say CQNeedWakeup and the wanted tail was reached.
 type ShareWelcome struct {
 	Magic, Version uint32
 	Errno          uint32 // 0, or why not
@@ -151,7 +154,7 @@ func SendShare(c *net.UnixConn, m any, fds ...int) error {
 	return err
 }
 
-// RecvShare receives a message of the handshake into m, and the descriptors that came with it, which are the caller's; at most three.
+// RecvShare receives a message of the handshake into m, and the descriptors that came with it, which are the caller's; at most three are taken.
 func RecvShare(c *net.UnixConn, m any) (fds []int, err error) {
 	b, oob := make([]byte, binary.Size(m)+1), make([]byte, unix.CmsgSpace(3*4))
 	n, on, _, _, err := c.ReadMsgUnix(b, oob)

@@ -57,7 +57,7 @@ struct xdpd {
 	uint32_t mtu, sq_entries, cq_entries, sq_tail, cq_head, submitted;
 	struct xdpd_sqe *sqes;
 	struct xdpd_cqe *cqes;
-	int conn, door, bell;
+	int conn;
 	char reason[256]; /* why xdpd_open failed, in words; may be empty */
 };
 
@@ -74,11 +74,7 @@ static inline void xdpd_close(struct xdpd *x)
 		munmap(x->mem, x->size);
 	if (x->conn >= 0)
 		close(x->conn);
-	if (x->door >= 0)
-		close(x->door);
-	if (x->bell >= 0)
-		close(x->bell);
-	x->mem = NULL, x->conn = x->door = x->bell = -1;
+	x->mem = NULL, x->conn = -1;
 }
 
 /* xdpd_open asks the daemon at path for rings of entries (a power of two) and data bytes of memory. 0, or -1 with errno. */
@@ -87,14 +83,14 @@ static inline int xdpd_open(struct xdpd *x, const char *path, uint32_t entries, 
 	struct { uint32_t magic, version, sq, cq, requests, sockets, fixed, reactor; uint64_t data; } hello =
 		{ 0x68737264, 1, entries, 2 * entries, 0, 0, 0, 0, data };
 	struct { uint32_t magic, version, err, reactor; uint64_t size, data, len; uint32_t mtu, reactors; char reason[256]; } welcome;
-	union { struct cmsghdr h; char space[CMSG_SPACE(3 * sizeof(int))]; } control;
+	union { struct cmsghdr h; char space[CMSG_SPACE(sizeof(int))]; } control;
 	struct sockaddr_un a = { .sun_family = AF_UNIX };
 	struct iovec io = { &welcome, sizeof welcome };
 	struct msghdr m = { .msg_iov = &io, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control };
-	int fds[3] = { -1, -1, -1 }, err = 0;
+	int fd = -1, err = 0;
 
 	memset(x, 0, sizeof *x);
-	x->conn = x->door = x->bell = -1;
+	x->conn = -1;
 	if (strlen(path) >= sizeof a.sun_path) {
 		errno = ENAMETOOLONG;
 		return -1;
@@ -109,24 +105,23 @@ static inline int xdpd_open(struct xdpd *x, const char *path, uint32_t entries, 
 	}
 	ssize_t n = recvmsg(x->conn, &m, MSG_CMSG_CLOEXEC);
 	for (struct cmsghdr *c = n < 0 ? NULL : CMSG_FIRSTHDR(&m); c; c = CMSG_NXTHDR(&m, c))
-		if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS && c->cmsg_len == CMSG_LEN(sizeof fds))
-			memcpy(fds, CMSG_DATA(c), sizeof fds);
-	x->door = fds[1], x->bell = fds[2];
+		if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS && c->cmsg_len == CMSG_LEN(sizeof fd))
+			memcpy(&fd, CMSG_DATA(c), sizeof fd);
 	if (n != (ssize_t)sizeof welcome || welcome.magic != hello.magic || welcome.version != hello.version) {
 		err = n < 0 ? errno : EPROTO;
 	} else if (welcome.err) {
 		err = (int)welcome.err;
 		memcpy(x->reason, welcome.reason, sizeof x->reason - 1);
-	} else if (fds[0] < 0) {
+	} else if (fd < 0) {
 		err = EPROTO;
 	} else {
 		x->size = welcome.size, x->data_len = welcome.len, x->mtu = welcome.mtu;
-		x->mem = mmap(NULL, x->size, PROT_READ | PROT_WRITE, MAP_SHARED, fds[0], 0);
+		x->mem = mmap(NULL, x->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 		if (x->mem == MAP_FAILED)
 			err = errno, x->mem = NULL;
 	}
-	if (fds[0] >= 0)
-		close(fds[0]);
+	if (fd >= 0)
+		close(fd);
 	if (err)
 		goto out;
 	uint32_t head[8];
@@ -159,9 +154,8 @@ static inline void xdpd_submit(struct xdpd *x)
 		atomic_store(xdpd_word(x, XDPD_SQ_TAIL), x->sq_tail); /* ordered before the load: the engine looks again after it said that it sleeps */
 	x->submitted = x->sq_tail;
 	if (atomic_load(xdpd_word(x, XDPD_SQ_FLAGS)) & 1) {
-		uint64_t one = 1;
-		if (write(x->door, &one, sizeof one) < 0)
-			return; /* full: it is knocked at */
+		if (send(x->conn, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+			return; /* full of knocks, or gone: xdpd_wait tells */
 	}
 }
 
@@ -185,11 +179,10 @@ static inline int xdpd_wait(struct xdpd *x, int ms)
 	atomic_store(xdpd_word(x, XDPD_CQ_WANT), x->cq_head + 1);
 	atomic_fetch_or(xdpd_word(x, XDPD_CQ_FLAGS), 1);
 	if (x->cq_head == atomic_load(xdpd_word(x, XDPD_CQ_TAIL))) {
-		struct pollfd p[2] = { { x->bell, POLLIN, 0 }, { x->conn, POLLIN, 0 } };
-		uint64_t n;
-		gone = poll(p, 2, ms) > 0 && p[1].revents;
-		if (!(p[0].revents & POLLIN) || read(x->bell, &n, sizeof n) < 0)
-			n = 0; /* nobody rang: the time is over, or a signal came */
+		struct pollfd p = { x->conn, POLLIN, 0 };
+		char knock;
+		if (poll(&p, 1, ms) > 0) /* else the time is over, or a signal came */
+			gone = recv(x->conn, &knock, 1, MSG_DONTWAIT) == 0 || p.revents & (POLLERR | POLLHUP);
 	}
 	atomic_fetch_and(xdpd_word(x, XDPD_CQ_FLAGS), ~1u);
 	if (gone)
