@@ -21,17 +21,20 @@ type RemoteConfig struct {
 	Sockets, Fixed       uint32 // numbers (default what the daemon allows), slots of the fixed table
 	Reactor              uint32 // whose ring it is: taken modulo how many there are
 	Data                 uint64 // bytes of memory for addresses and data (default 8 MiB)
+	ZeroCopy             bool   // takes the engine's packet memory, if the daemon trusts this process: RemoteRing.Lends
 }
 
 // RemoteRing is a ring of an engine in another process, an xdpd that serves clients. Its operations are those of docs/ring.md,
-// without the lending of frames; addresses in them are offsets in Data.
+// the lending of frames only with Lends; addresses in them are offsets in Data.
 type RemoteRing struct {
 	*reactor.RingClient
 	Data     []byte
 	Reactor  int
 	Reactors int // how many the engine has
 	MTU      int
+	Lends    int // frames that may be lent to this process at a time; 0: none. The table of them lies at the end of Data
 
+	packets  []byte // all that is mapped of the packet memory
 	conn     *net.UnixConn
 	share    *rings.Share
 	done     chan struct{}
@@ -73,6 +76,9 @@ func joinRing(ctx context.Context, conn *net.UnixConn, cfg RemoteConfig) (*Remot
 		Magic: rings.ShareMagic, Version: rings.ShareVersion, SQEntries: cfg.SQEntries, CQEntries: cfg.CQEntries,
 		Requests: cfg.Requests, Sockets: cfg.Sockets, Fixed: cfg.Fixed, Reactor: cfg.Reactor, Data: cfg.Data,
 	}
+	if cfg.ZeroCopy {
+		h.Version = rings.ShareVersionFrames
+	}
 	if err := rings.SendShare(conn, &h); err != nil {
 		return nil, err
 	}
@@ -99,15 +105,41 @@ func joinRing(ctx context.Context, conn *net.UnixConn, cfg RemoteConfig) (*Remot
 	if q.RingClient, err = reactor.JoinRing(q.share.Ring, q.knock, woken, q.done); err != nil {
 		return nil, errors.Join(err, q.share.Close())
 	}
+	if cfg.ZeroCopy {
+		if err = q.takeFrames(); err != nil {
+			return nil, errors.Join(err, q.share.Close())
+		}
+	}
 	q.watching.Go(func() { q.watch(woken) })
 	return q, nil
+}
+
+// takeFrames receives the packet memory, if there is any for us.
+func (q *RemoteRing) takeFrames() error {
+	var f rings.ShareFrames
+	fds, err := rings.RecvShare(q.conn, &f)
+	switch {
+	case err != nil:
+	case len(fds) > 1 || (len(fds) == 1) != (f.Lends > 0) || f.Table > uint64(len(q.Data)) || uint64(f.Lends)*rings.LentSize > uint64(len(q.Data))-f.Table:
+		err = rings.ErrRingArea
+	case f.Lends > 0:
+		var packets []byte
+		if packets, q.packets, err = rings.MapFrames(fds[0], &f); err == nil {
+			q.Lends = int(f.Lends)
+			q.RingClient.Lends(q.Data[f.Table:][:f.Lends*rings.LentSize], packets)
+		}
+	}
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
+	return err
 }
 
 // refusedBy is what a daemon's answer says against the ring.
 func refusedBy(w *rings.ShareWelcome, fds int) error {
 	reason, _, _ := strings.Cut(string(w.Reason[:]), "\x00")
 	switch {
-	case w.Magic != rings.ShareMagic || w.Version != rings.ShareVersion:
+	case w.Magic != rings.ShareMagic || w.Version != rings.ShareVersion: // the welcome has one version for both hellos
 		return fmt.Errorf("it speaks version %d, this is version %d", w.Version, rings.ShareVersion)
 	case w.Errno != 0:
 		return fmt.Errorf("%s (%w)", reason, unix.Errno(w.Errno))
@@ -143,5 +175,9 @@ func (q *RemoteRing) Done() <-chan struct{} { return q.done }
 func (q *RemoteRing) Close() error {
 	err := q.conn.Close()
 	q.watching.Wait()
+	if q.packets != nil {
+		err = errors.Join(err, unix.Munmap(q.packets))
+		q.packets = nil
+	}
 	return errors.Join(err, q.share.Close())
 }

@@ -29,6 +29,10 @@ type ClientPolicy struct {
 	Frames   int    // percent of the reactor's packet memory that one client's sockets may hold, each way (default 25)
 
 	Rates reactor.Rates // of one client; 0: no limit
+
+	// Lends is for who is trusted as the engine itself is: a client that asks for zero copy is given all of the packet memory, in which it can read
+	// and change what anybody sends and receives, and may have as many frames of it at a time. Default none.
+	Lends int
 }
 
 // PortRange is a range of ports of one transport, or of both.
@@ -45,6 +49,7 @@ const (
 	clientCPU      = 50
 	clientFrames   = 25
 	clientEntries  = 1 << 15
+	maxLends       = 1 << 16
 )
 
 func (p *ClientPolicy) withDefaults() ClientPolicy {
@@ -66,6 +71,8 @@ func (p *ClientPolicy) Check() error {
 		return fmt.Errorf("clients %q: %d percent of the time; 1 to 100 can be", p.Name, p.CPU)
 	case p.Frames < 0 || p.Frames > 100:
 		return fmt.Errorf("clients %q: %d percent of the frames; 1 to 100 can be", p.Name, p.Frames)
+	case p.Lends < 0 || p.Lends > maxLends:
+		return fmt.Errorf("clients %q: %d lent frames; up to %d can be", p.Name, p.Lends, maxLends)
 	case min(p.Rates.Connects, p.Rates.Packets, p.Rates.Bytes) < 0 || max(p.Rates.Connects, p.Rates.Packets, p.Rates.Bytes) > reactor.MaxRate:
 		return fmt.Errorf("clients %q: rates go from 1 to %d a second", p.Name, int64(reactor.MaxRate))
 	}

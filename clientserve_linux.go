@@ -53,6 +53,7 @@ type ClientView struct {
 	HeldBack uint64             `json:"held_back"` // connections and data to send that had to wait because of the policy's rates
 	Knocks   uint64             `json:"knocks"`    // wake-ups of the engine
 	Limits   ClientLimits       `json:"limits"`
+	Lends    int                `json:"lends"` // frames that may be lent to it: not 0, and it has all of the packet memory
 }
 
 // ClientLimits is what a client may have: what it asked for, and what its policy says.
@@ -235,6 +236,9 @@ func (s *ClientServer) welcome(conn *net.UnixConn, cred *unix.Ucred) (c *client,
 		w.Reactor, w.Reactors, w.MTU = uint32(c.view.Reactor), uint32(len(s.st.Reactors())), uint32(stats.MTU)
 		err = rings.SendShare(conn, &w, c.share.FD())
 	}
+	if err == nil && h.Version == rings.ShareVersionFrames {
+		err = s.sendFrames(conn, c)
+	}
 	if err == nil {
 		err = conn.SetDeadline(time.Time{})
 	}
@@ -248,9 +252,19 @@ func (s *ClientServer) welcome(conn *net.UnixConn, cred *unix.Ucred) (c *client,
 	return c, nil
 }
 
+// sendFrames gives a client the packet memory, if its policy says so.
+func (s *ClientServer) sendFrames(conn *net.UnixConn, c *client) error {
+	f := rings.ShareFrames{Magic: rings.ShareMagic, Lends: uint32(c.view.Lends)}
+	if c.view.Lends == 0 {
+		return rings.SendShare(conn, &f)
+	}
+	f.Table, f.Size = uint64(len(c.share.Data)-c.view.Lends*rings.LentSize), uint64(len(s.st.region.Mem()))
+	return rings.SendShare(conn, &f, s.st.region.FD())
+}
+
 func (p *ClientPolicy) allows(h *rings.ShareHello) error {
 	switch {
-	case h.Magic != rings.ShareMagic || h.Version != rings.ShareVersion:
+	case h.Magic != rings.ShareMagic || h.Version != rings.ShareVersion && h.Version != rings.ShareVersionFrames:
 		return refusal(unix.EPROTO, "a client of version %d; this is version %d", h.Version, rings.ShareVersion)
 	case h.SQEntries > clientEntries || h.CQEntries > clientEntries:
 		return refusal(unix.EINVAL, "rings of %d and %d entries; at most %d can be", h.SQEntries, h.CQEntries, clientEntries)
@@ -258,10 +272,20 @@ func (p *ClientPolicy) allows(h *rings.ShareHello) error {
 		return refusal(unix.ENOMEM, "%d bytes of memory; %s may have %d", h.Data, p.Name, p.Memory)
 	case int64(h.Sockets)+int64(h.Fixed) > int64(p.Sockets):
 		return refusal(unix.EMFILE, "%d sockets; %s may have %d", int64(h.Sockets)+int64(h.Fixed), p.Name, p.Sockets)
+	case p.lends(h)*rings.LentSize > int(min(h.Data, rings.MaxShareData)):
+		return refusal(unix.EINVAL, "%d bytes of memory hold no table of %d lent frames", h.Data, p.Lends)
 	case int64(h.Requests) > int64(p.Requests):
 		return refusal(unix.EAGAIN, "%d requests; %s may have %d", h.Requests, p.Name, p.Requests)
 	}
 	return nil
+}
+
+// lends is how many frames a client is to have.
+func (p *ClientPolicy) lends(h *rings.ShareHello) int {
+	if h.Version != rings.ShareVersionFrames {
+		return 0
+	}
+	return p.Lends
 }
 
 func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *ClientPolicy, h *rings.ShareHello) (c *client, err error) {
@@ -299,13 +323,16 @@ func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *Client
 		SQEntries: h.SQEntries, CQEntries: h.CQEntries, Requests: int(h.Requests), Sockets: int(h.Sockets), Fixed: int(h.Fixed),
 		Area: share.Ring, Data: share.Data, Bell: c.wake, Guard: p, CPU: p.CPU, Frames: p.Frames, Rates: p.Rates,
 	}}
+	if n := p.lends(h); n > 0 {
+		cfg.Lends, cfg.LendTable = n, uint64(len(share.Data)-n*rings.LentSize)
+	}
 	if c.ring, err = s.st.Ring(cfg); err != nil {
 		return nil, err
 	}
 	s.next++
 	c.view = ClientView{
 		ID: s.next, PID: cred.Pid, UID: cred.Uid, GID: cred.Gid, Policy: p.Name, Reactor: number,
-		Memory: share.Welcome().Size, Since: time.Now(),
+		Memory: share.Welcome().Size, Since: time.Now(), Lends: p.lends(h),
 		Limits: ClientLimits{Sockets: int(h.Sockets + h.Fixed), Requests: int(h.Requests), CPU: p.CPU, Rates: p.Rates},
 	}
 	s.clients[c.view.ID] = c

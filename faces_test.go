@@ -189,8 +189,8 @@ func testEchoFace(t *testing.T, lab *netlab.Lab, seed uint64) {
 	}
 }
 
-// TestFacesClient is TestFaces for programs that differ in one line, by which they are clients of a daemon. The ring's is not among them: it
-// sends the frames that it receives, and to other processes none are lent.
+// TestFacesClient is TestFaces for programs that differ in one line, by which they are clients of a daemon. The ring's is not among them: a
+// daemon's are opened otherwise, and TestRingEcho has one.
 func TestFacesClient(t *testing.T) {
 	if netlab.NICs() != nil {
 		t.Skip(t.Name(), ": ", netlab.ErrNICs, ": the guest has no Go to compile the programs with")

@@ -71,8 +71,14 @@ func ringAsk(t testing.TB, c *reactor.RingClient, s rings.SQE) int32 {
 // serveRingEcho has one socket of each protocol listen on port; a goroutine serves them until the ring ends.
 func serveRingEcho(t testing.TB, stack *xdpd.Stack, port uint16) {
 	t.Helper()
-	e := &ringEcho{sending: make(map[int32]int), ended: make(map[int32]bool)}
-	e.c, e.data = ringOf(t, stack, 0)
+	c, data := ringOf(t, stack, 0)
+	serveEchoOn(t, c, data, port)
+}
+
+// serveEchoOn does it on any ring with ringData bytes of data and ringLends frames to lend.
+func serveEchoOn(t testing.TB, c *reactor.RingClient, data []byte, port uint16) {
+	t.Helper()
+	e := &ringEcho{c: c, data: data, sending: make(map[int32]int), ended: make(map[int32]bool)}
 	rings.PutSockAddr(e.data, netip.AddrPortFrom(netip.IPv4Unspecified(), port))
 	for _, s := range []rings.SQE{
 		{Opcode: rings.OpSocket, FD: 2, Off: 1}, {Opcode: rings.OpBind, FD: 0, Off: 16}, {Opcode: rings.OpListen, FD: 0, Len: 128},
@@ -171,16 +177,21 @@ func (e *ringEcho) maybeClose(fd int32) {
 
 // TestRingEcho: kernel clients against a ring that sends the frames that it receives.
 func TestRingEcho(t *testing.T) {
-	for _, share := range []bool{false, true} {
-		t.Run(map[bool]string{false: "own", true: "share"}[share], func(t *testing.T) {
+	for _, kind := range []string{"own", "share", "client"} {
+		t.Run(kind, func(t *testing.T) {
 			var lab *netlab.Lab
 			var stack *xdpd.Stack
-			if share {
+			if kind == "share" {
 				lab, stack = shared(t)
 			} else {
 				lab, stack = engine(t, netlab.Options{})
 			}
-			serveRingEcho(t, stack, 7)
+			if kind == "client" {
+				q := trustedRing(t, stack)
+				serveEchoOn(t, q.RingClient, q.Data, 7)
+			} else {
+				serveRingEcho(t, stack, 7)
+			}
 			to := netip.AddrPortFrom(lab.EngineAddr, 7)
 			c, err := kernelTCP(t, lab.Peer, to)
 			if err != nil {
@@ -189,10 +200,23 @@ func TestRingEcho(t *testing.T) {
 			if err := echoBulk(c, 4<<20, rand.Uint64()); err != nil {
 				t.Error(err)
 			}
+			copied := func() (n uint64) {
+				for _, q := range getStats(t, stack).Queues {
+					n += q.Host.Copied[sockets.CopyRecv] + q.Host.Copied[sockets.CopySend]
+				}
+				return n
+			}
+			before := copied()
+			if before > 4<<20/20 { // some segments come together in a frame, and do not fit into one that leaves
+				t.Errorf("of 4 MiB there and back %d bytes were copied to or from the application", before)
+			}
 			for i := range 100 {
 				if got := answer(t, lab, 7, string(rune('a'+i%26))); got != string(rune('a'+i%26)) {
 					t.Fatalf("datagram %d came back as %q", i, got)
 				}
+			}
+			if n := copied(); n != before {
+				t.Errorf("of datagrams %d bytes were copied to or from the application", n-before)
 			}
 		})
 	}

@@ -16,6 +16,8 @@ type RingClient struct {
 	waiter <-chan struct{} // a token: the engine saw that the application sleeps, and woke it
 	done   <-chan struct{} // closed with the ring
 	timer  *time.Timer     // of Wait
+
+	lends, packets []byte // the table of lent frames, and the memory in which they are
 }
 
 func newRingClient(q *Ring, app *rings.RingApp) *RingClient {
@@ -23,11 +25,13 @@ func newRingClient(q *Ring, app *rings.RingApp) *RingClient {
 		q.r.Enter()
 		q.r.Leave()
 	}
-	return &RingClient{q: q, app: app, door: door, waiter: q.waiter, done: q.done}
+	return &RingClient{
+		q: q, app: app, door: door, waiter: q.waiter, done: q.done, lends: q.lends.table, packets: q.r.pool.Region().Mem(),
+	}
 }
 
 // JoinRing gives the application's end of a ring that another process's engine made in area. door wakes the engine when it
-// sleeps; woken gets a token when it wakes us (RingConfig.Bell); done is closed when it is gone. Serve, EventFD and Lent are for
+// sleeps; woken gets a token when it wakes us (RingConfig.Bell); done is closed when it is gone. Serve and EventFD are for
 // rings of this process.
 func JoinRing(area []byte, door func(), woken, done <-chan struct{}) (*RingClient, error) {
 	app, _, err := rings.App(area)
@@ -36,6 +40,9 @@ func JoinRing(area []byte, door func(), woken, done <-chan struct{}) (*RingClien
 	}
 	return &RingClient{app: app, door: door, waiter: woken, done: done}, nil
 }
+
+// Lends tells an application in another process where the table of lent frames is, and the engine's packet memory, which it was given.
+func (c *RingClient) Lends(table, packets []byte) { c.lends, c.packets = table, packets }
 
 // SQE gives the next free SQE, all zero, to be filled in; nil when the SQ is full. It is submitted by Submit.
 func (c *RingClient) SQE() *rings.SQE {

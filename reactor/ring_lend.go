@@ -74,8 +74,8 @@ func (q *Ring) lend(f umem.Frame, src netip.AddrPort, next uint32) (id uint16) {
 
 // Lent is what the table says of frame number id, and its bytes: those that a completion of RECV_ZC or FRAME_GET lent.
 func (c *RingClient) Lent(id uint16) (rings.Lent, []byte) {
-	l := rings.ParseLent(c.q.lends.table[int(id)*rings.LentSize:])
-	return l, c.q.r.pool.Region().Mem()[l.Addr:][:l.Len]
+	l := rings.ParseLent(c.lends[int(id)*rings.LentSize:])
+	return l, c.packets[l.Addr:][:l.Len]
 }
 
 // unlend makes an entry free.

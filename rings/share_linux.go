@@ -23,6 +23,10 @@ const (
 	ShareVersion = 1
 )
 
+// ShareVersionFrames is the version in the hello of an application that also takes frames of the packet memory. It is answered as others are, and
+// then with a ShareFrames.
+const ShareVersionFrames = 2
+
 // Limits of what may be asked for.
 const (
 	MaxShareData   = 1 << 30
@@ -57,6 +61,15 @@ type ShareWelcome struct {
 	Reactors       uint32 // how many there are
 
 	Reason [maxShareReason]uint8 // Errno in words, ended by 0
+}
+
+// ShareFrames follows the welcome of an application that takes frames: 24 bytes, and unless Lends is 0 with the packet memory's
+// descriptor, of a memfd that cannot shrink. Lent frames lie in it where their entries in the table say (Lent).
+type ShareFrames struct {
+	Magic uint32
+	Lends uint32 // frames that the application may have at a time; 0: its policy gives it none
+	Table uint64 // where in the application's memory the table of them lies
+	Size  uint64 // bytes of packet memory
 }
 
 // Share is memory for a ring and its application.
@@ -142,6 +155,21 @@ func (s *Share) Close() (err error) {
 		s.mem, s.Ring, s.Data = nil, nil, nil
 	}
 	return errors.Join(err, unix.Close(s.fd))
+}
+
+// MapFrames maps the packet memory of fd as f says; it does not keep the descriptor. The caller unmaps all of whole.
+func MapFrames(fd int, f *ShareFrames) (packets, whole []byte, err error) {
+	var st unix.Stat_t
+	if err = unix.Fstat(fd, &st); err == nil && (st.Size < 0 || uint64(st.Size) < f.Size) {
+		err = ErrRingArea
+	}
+	if err == nil {
+		whole, err = unix.Mmap(fd, 0, int(st.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("rings: the engine's packet memory: %w", err)
+	}
+	return whole[:f.Size:f.Size], whole, nil
 }
 
 // SendShare sends a message of the handshake, m, with descriptors.

@@ -27,6 +27,7 @@ func TestShareContract(t *testing.T) {
 	}
 	want := map[string]map[string][2]int{
 		"hello": fields(reflect.TypeFor[ShareHello]()), "welcome": fields(reflect.TypeFor[ShareWelcome]()),
+		"frames": fields(reflect.TypeFor[ShareFrames]()),
 		"word": {
 			"magic": {0, 8}, "version": {8, 4}, "SQ entries": {12, 4}, "CQ entries": {16, 4}, "SQEs": {20, 4}, "CQEs": {24, 4}, "size": {28, 4},
 			"SQ head": {offSQHead, 4}, "SQ tail": {offSQTail, 4}, "SQ flags": {offSQFlags, 4}, "CQ head": {offCQHead, 4}, "CQ tail": {offCQTail, 4},

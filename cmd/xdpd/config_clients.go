@@ -30,12 +30,13 @@ type clientTable struct {
 	Connects int64          `toml:"connects"`
 	Packets  int64          `toml:"packets"`
 	Bytes    int64          `toml:"bytes"`
+	Lends    int            `toml:"lends"`
 }
 
 func (t *clientTable) policy() (p xdpd.ClientPolicy, err error) {
 	p = xdpd.ClientPolicy{
 		Name: t.Name, Reach: t.Reach, Clients: t.Clients, Memory: t.Memory, Sockets: t.Sockets, Requests: t.Requests, CPU: t.CPU,
-		Frames: t.Frames, Rates: reactor.Rates{Connects: t.Connects, Packets: t.Packets, Bytes: t.Bytes},
+		Lends: t.Lends, Frames: t.Frames, Rates: reactor.Rates{Connects: t.Connects, Packets: t.Packets, Bytes: t.Bytes},
 	}
 	for _, name := range t.Users {
 		id, err := lookupID(name, func() (string, error) {

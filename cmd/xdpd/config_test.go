@@ -76,7 +76,7 @@ func TestExampleConfigIsWhole(t *testing.T) {
 		Name: "web", Users: []uint32{0}, Groups: []uint32{33}, Reach: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
 		Bind:    []xdpd.PortRange{{Protocol: proto.ProtoTCP, First: 8000, Last: 8999}, {First: 53, Last: 53}},
 		Clients: 64, Memory: 64 << 20, Sockets: 1024, Requests: 4096, CPU: 50, Frames: 25,
-		Rates: reactor.Rates{Connects: 1000, Packets: 500_000, Bytes: 1 << 30},
+		Lends: 256, Rates: reactor.Rates{Connects: 1000, Packets: 500_000, Bytes: 1 << 30},
 	}}
 	if !reflect.DeepEqual(got.Clients, policies) || got.ClientSocket != defaultClientsPath("eth1") {
 		t.Errorf("clients are read as %+v at %s", got.Clients, got.ClientSocket)

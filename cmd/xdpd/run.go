@@ -245,6 +245,11 @@ func runEngine(ctx context.Context, cfg xdpd.Config, file fileConfig, every time
 	if err != nil {
 		return err
 	}
+	for _, p := range file.Clients {
+		if p.Lends > 0 {
+			fmt.Fprintf(out, "xdpd: clients of %q that ask for zero copy can read and change all packet memory (lends)\n", p.Name)
+		}
+	}
 	if stats.Refused != "" {
 		fmt.Fprintf(out, "xdpd: generic XDP, which is slower, because: %s\n", stats.Refused)
 	}

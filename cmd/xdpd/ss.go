@@ -105,7 +105,14 @@ func (c *ssCmd) show(ctx context.Context, path string, out io.Writer) error {
 		enc.SetIndent("", "  ")
 		return enc.Encode(list)
 	}
-	return c.write(out, list, view.ChunkSize)
+	if err := c.write(out, list, view.ChunkSize); err != nil {
+		return err
+	}
+	clients, err := askClients(ctx, path)
+	if line := trustedClients(clients.Clients); err == nil && line != "" {
+		_, err = fmt.Fprintln(out, line)
+	}
+	return err
 }
 
 // choose takes the sockets that the flags ask for, UDP's first, as ss does.
