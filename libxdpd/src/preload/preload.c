@@ -53,11 +53,12 @@ static void read_rules(const char *s)
 	}
 }
 
-/* A ring is for a program that has sockets: who only starts others, as a shell does, asks the daemon for nothing. */
+/* A ring is for a program that has sockets or an epoll set: who only starts others, as a shell does, asks the daemon for nothing. */
 static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER;
 static bool started;
 
-static int start(void)
+/* preload_start begins once. say: the caller fails if it does not, and what the program tells of its errno tells nobody why. */
+int preload_start(bool say)
 {
 	static bool said;
 	const char *path = getenv("XDPD_SOCKET");
@@ -67,7 +68,7 @@ static int start(void)
 	if (!started) {
 		r = xdpd_start(path ? path : "");
 		started = r == 0;
-		if (r < 0 && !said) { /* what the program will say of its errno tells nobody why */
+		if (r < 0 && say && !said) {
 			int err = errno;
 			fprintf(stderr, "xdpd: the daemon at %s: %s%s%s\n", path ? path : "(XDPD_SOCKET is not set)", strerror(err),
 			        *xdpd_reason() ? ": " : "", xdpd_reason());
@@ -99,7 +100,7 @@ bool preload_may(int fd)
 }
 
 /* preload_move makes the kernel's socket fd the engine's. 0, or -1 with errno. */
-int preload_move(int fd) { return start() < 0 ? -1 : xdpd_adopt(fd); }
+int preload_move(int fd) { return preload_start(true) < 0 ? -1 : xdpd_adopt(fd); }
 
 /* preload_move_to does so if to is the engine's and nothing is decided yet. -1: it should have moved, and could not. */
 int preload_move_to(int fd, const struct sockaddr *to, socklen_t len)

@@ -67,7 +67,8 @@
 	X(int, epoll_ctl, (int ep, int op, int fd, struct epoll_event *e), (ep, op, fd, e)) \
 	X(int, epoll_wait, (int ep, struct epoll_event *e, int max, int ms), (ep, e, max, ms)) \
 	X(int, epoll_pwait, (int ep, struct epoll_event *e, int max, int ms, const sigset_t *s), (ep, e, max, ms, s)) \
-	X(pid_t, fork, (void), ())
+	X(pid_t, fork, (void), ()) \
+	X(long, syscall, (long n, long a, long b, long c, long d, long e, long g), (n, a, b, c, d, e, g))
 
 /* LIBC(read)(fd, p, n) is libc's read. The linker gives it these names. */
 #define LIBC(name) __wrap_##name
@@ -78,6 +79,7 @@ PRELOAD_CALLS(X)
 /* Descriptors above are never looked at one by one. */
 enum { PRELOAD_FDS = 1 << 20 };
 
+int preload_start(bool say);
 bool preload_may(int fd);
 bool preload_ours(const struct sockaddr *a, socklen_t len, bool local);
 int preload_move(int fd);

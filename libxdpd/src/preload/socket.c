@@ -2,6 +2,7 @@
 #include "preload.h"
 
 #include <string.h>
+#include <sys/syscall.h>
 
 /* <sys/socket.h> declares parameters of these types where one calls. */
 #define ADDR(a) ((a).__sockaddr__)
@@ -157,4 +158,29 @@ EXPORT ssize_t __recvfrom_chk(int fd, void *restrict p, size_t n, size_t room, i
 	if (n > room)
 		__chk_fail();
 	return recvfrom(fd, p, n, flags, from, len);
+}
+
+/* Some libraries make by syscall(2) what their libc may be too old to have: libuv sends its datagrams so. */
+#define P(type, v) ((type)(uintptr_t)(v))
+
+EXPORT long syscall(long n, ...)
+{
+	va_list list;
+	va_start(list, n);
+	long a = va_arg(list, long), b = va_arg(list, long), c = va_arg(list, long), d = va_arg(list, long), e = va_arg(list, long), f = va_arg(list, long);
+	va_end(list);
+
+	switch (n) {
+	case SYS_sendmmsg:
+		return sendmmsg((int)a, P(struct mmsghdr *, b), (unsigned)c, (int)d);
+	case SYS_recvmmsg:
+		return recvmmsg((int)a, P(struct mmsghdr *, b), (unsigned)c, (int)d, P(struct timespec *, e));
+	case SYS_sendmsg:
+		return sendmsg((int)a, P(const struct msghdr *, b), (int)c);
+	case SYS_recvmsg:
+		return recvmsg((int)a, P(struct msghdr *, b), (int)c);
+	case SYS_accept4:
+		return accept4((int)a, P(struct sockaddr *, b), P(socklen_t *, c), (int)d);
+	}
+	return LIBC(syscall)(n, a, b, c, d, e, f);
 }

@@ -12,8 +12,24 @@ EXPORT int pselect(int n, fd_set *restrict r, fd_set *restrict w, fd_set *restri
 	return xdpd_pselect(n, r, w, x, t, s);
 }
 
-EXPORT int epoll_create(int n) { return xdpd_epoll_create(n); }
-EXPORT int epoll_create1(int flags) { return xdpd_epoll_create1(flags); }
+/* The library must be there before the set, which may get sockets of both kinds. */
+EXPORT int epoll_create1(int flags)
+{
+	int err = errno;
+
+	(void)preload_start(false);
+	errno = err;
+	return xdpd_epoll_create1(flags);
+}
+
+EXPORT int epoll_create(int n)
+{
+	if (n > 0)
+		return epoll_create1(0);
+	errno = EINVAL;
+	return -1;
+}
+
 EXPORT int epoll_ctl(int ep, int op, int fd, struct epoll_event *e) { return xdpd_epoll_ctl(ep, op, fd, e); }
 EXPORT int epoll_wait(int ep, struct epoll_event *e, int max, int ms) { return xdpd_epoll_wait(ep, e, max, ms); }
 
