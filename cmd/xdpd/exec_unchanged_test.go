@@ -200,7 +200,7 @@ func TestExecUnchanged(t *testing.T) {
 	t.Run("socat with a child for each connection", func(t *testing.T) {
 		l := *l
 		l.t = t
-		cmd := l.command(t.Context(), "socat", "TCP4-LISTEN:8080,fork", "PIPE")
+		cmd := l.command(t.Context(), "socat", "TCP4-LISTEN:8080,fork", "EXEC:cat")
 		var said bytes.Buffer
 		cmd.Stderr = &said
 		if err := l.lab.Engine.Start(cmd); err != nil {
