@@ -97,7 +97,7 @@ struct slot {
 	uint8_t process, state;
 	int32_t res;
 	uint32_t gen, file; /* file 0: none */
-	uint8_t data[64]; /* what the call's SQE points to */
+	uint8_t data[192]; /* what the call's SQE points to */
 };
 
 struct process {

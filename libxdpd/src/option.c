@@ -148,6 +148,16 @@ static int get(struct slot *slot, struct file *f, int level, int name, void *val
 		f->hint = 0;
 		if (v <= 0) /* it may have come otherwise meanwhile */
 			v = f->error, f->error = 0;
+	} else if (level == IPPROTO_TCP && name == TCP_INFO && !f->udp) {
+		struct xdpd_sqe s = { .len = IPPROTO_TCP, .op_flags = TCP_INFO, .addr = offset(slot->data), .off = *len < sizeof slot->data ? *len : sizeof slot->data };
+		if ((v = call(slot, f, f->ring, XDPD_GET_SOCK_OPT, s)) < 0)
+			return v;
+		*len = (socklen_t)v;
+		memcpy(value, slot->data, *len);
+		return 0;
+	} else if (level == IPPROTO_TCP && name == TCP_MAXSEG && !f->udp) {
+		if ((v = call(slot, f, f->ring, XDPD_GET_SOCK_OPT, (struct xdpd_sqe){ .len = IPPROTO_TCP, .op_flags = TCP_MAXSEG })) < 0)
+			return v;
 	} else if (level == SOL_SOCKET && name == SO_TYPE) {
 		v = f->udp ? SOCK_DGRAM : SOCK_STREAM;
 	} else if (level == SOL_SOCKET && name == SO_DOMAIN) {
