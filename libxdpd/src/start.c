@@ -319,8 +319,10 @@ void xdpd_stop(void)
 	end();
 }
 
-__attribute__((destructor)) static void at_exit(void)
+void xdpd_finish(void)
 {
 	if (S)
 		finish();
 }
+
+__attribute__((destructor)) static void at_exit(void) { xdpd_finish(); }

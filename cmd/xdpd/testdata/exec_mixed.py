@@ -135,6 +135,13 @@ def forks():
     assert exactly(s, 4) == b"left"
     assert u.recv(100) == b"from the child"
     echoes(s, b"parent")
+    held = socket.create_connection(ECHO)  # by the child alone
+    child = os.fork()
+    if child == 0:
+        held.sendall(b"unread" * 10000)
+        os._exit(0)
+    held.close()
+    os.waitpid(child, 0)
     child = os.fork()
     if child == 0:
         signal.pause()
