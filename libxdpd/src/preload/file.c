@@ -3,7 +3,6 @@
 
 #include <stdlib.h>
 #include <sys/resource.h>
-#include <sys/syscall.h>
 
 EXPORT int close(int fd)
 {
@@ -160,16 +159,3 @@ EXPORT FILE *fdopen(int fd, const char *mode)
 		f->_fileno = fd; /* fileno(3) tells it */
 	return f;
 }
-
-/* A child of vfork shares its parent's memory and so the table of descriptors, but closes its own. */
-EXPORT pid_t vfork(void) { return LIBC(fork)(); }
-
-/* What was written goes out, and peers hear of the end at once: without this they do when another process notices. */
-EXPORT void _exit(int status)
-{
-	xdpd_finish();
-	for (;;)
-		(void)LIBC(syscall)(SYS_exit_group, status, 0, 0, 0, 0, 0);
-}
-
-EXPORT void _Exit(int status) { _exit(status); }
