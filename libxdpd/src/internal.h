@@ -94,7 +94,8 @@ enum slot_state { RUNS, SPINS, SLEEPS, WOKEN, OWED }; /* OWED: woken out of its 
 /* A slot is a thread that waits. */
 struct slot {
 	bool used, done, skip; /* done: its call's completion came; skip: the relay was not for it */
-	uint8_t process, state;
+	uint8_t process;
+	_Atomic uint8_t state; /* its thread looks at it without the lock while it spins */
 	int32_t res;
 	uint32_t gen, file; /* file 0: none */
 	uint8_t data[192]; /* what the call's SQE points to */
