@@ -302,6 +302,10 @@ static void finish(void)
 		if (s)
 			slot_put(s);
 	}
+	/* Its place is free now, and not when it is dead: who is forked next may get it before. */
+	struct flock l = { .l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = me, .l_len = 1 };
+	if (ring.memfd >= 0)
+		k_fcntl(ring.memfd, F_SETLK, (long)&l);
 	S->processes[me].used = false;
 	leave();
 }

@@ -57,7 +57,14 @@ EXPORT int bind(int fd, __CONST_SOCKADDR_ARG addr, socklen_t len)
 		if (!not_engines(fd, in) && preload_move(fd) < 0)
 			return -1;
 	}
-	return xdpd_is(fd) ? xdpd_bind(fd, ADDR(addr), len) : LIBC(bind)(fd, ADDR(addr), len);
+	if (!xdpd_is(fd))
+		return LIBC(bind)(fd, ADDR(addr), len);
+	/* The sockets of a program that ended are closed when the daemon has noticed: whoever starts it anew need not know. */
+	static const struct timespec moment = { 0, 5000000 };
+	int r, tries = 0;
+	while ((r = xdpd_bind(fd, ADDR(addr), len)) < 0 && errno == EADDRINUSE && tries++ < 20)
+		nanosleep(&moment, NULL);
+	return r;
 }
 
 EXPORT int connect(int fd, __CONST_SOCKADDR_ARG addr, socklen_t len)
