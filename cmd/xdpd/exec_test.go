@@ -246,6 +246,15 @@ func TestExecLibrary(t *testing.T) {
 	if _, err := buildLibrary(sources, dir, "cc"); err == nil || !strings.Contains(err.Error(), "src/c.c") {
 		t.Errorf("a source that is wrong: %v", err)
 	}
+	if err := ours(dir); err != nil {
+		t.Error(err)
+	}
+	if err := os.Chmod(dir, 0o775); err != nil {
+		t.Fatal(err)
+	}
+	if err := ours(dir); err == nil || !strings.Contains(err.Error(), "others may write") {
+		t.Errorf("a folder that the group may write: %v", err)
+	}
 	left, err := os.ReadDir(dir)
 	if err != nil || len(left) != 2 {
 		t.Errorf("in the cache: %v, %v; want two libraries", left, err)
