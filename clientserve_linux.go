@@ -15,6 +15,7 @@ import (
 
 	"xdpd/reactor"
 	"xdpd/rings"
+	"xdpd/sockets"
 )
 
 const (
@@ -37,6 +38,7 @@ type ClientServer struct {
 	mu      sync.Mutex
 	waiting map[uint32]int // uid: processes in the handshake
 	clients map[uint64]*client
+	past    []pastClient
 	next    uint64
 	refused uint64
 	closed  bool
@@ -55,6 +57,7 @@ type ClientView struct {
 	Requests int                `json:"requests"`
 	Since    time.Time          `json:"since"`
 	Counters rings.RingCounters `json:"counters"`
+	Frames   sockets.AccountUse `json:"frames"`
 }
 
 // client is a process with a ring.
@@ -65,6 +68,12 @@ type client struct {
 	ring  *reactor.Ring
 	r     *reactor.Reactor
 	bell  int // another descriptor of the connection, for the reactor
+}
+
+// pastClient is one that is gone, whose connections may still have something to send.
+type pastClient struct {
+	policy string
+	frames func() int
 }
 
 // ServeClients serves applications in processes of their own at l, a listener of type unixpacket, until Close. A process is admitted by the first policy that names
@@ -105,6 +114,7 @@ func (s *ClientServer) Clients() (list []ClientView, refused uint64) {
 		v := c.view
 		c.r.Enter()
 		v.Counters, v.Sockets, v.Requests = c.ring.Counters(), c.ring.Sockets(), c.ring.InFlight()
+		v.Frames = c.ring.Held()
 		c.r.Leave()
 		list = append(list, v)
 	}
@@ -184,8 +194,11 @@ func (s *ClientServer) serve(conn *net.UnixConn, cred *unix.Ucred) {
 		return
 	}
 	c.answer()
+	rest := pastClient{c.view.Policy, c.ring.Rest()}
+	c.ring.Close()
 	s.mu.Lock()
 	delete(s.clients, c.view.ID)
+	s.past = append(s.past, rest)
 	s.mu.Unlock()
 	c.close()
 }
@@ -259,7 +272,7 @@ func (p *ClientPolicy) allows(h *rings.ShareHello) error {
 func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *ClientPolicy, h *rings.ShareHello) (c *client, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := 0
+	n := s.forget(p.Name)
 	for _, c := range s.clients {
 		if c.view.Policy == p.Name {
 			n++
@@ -289,7 +302,7 @@ func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *Client
 	c.r = reactors[number]
 	cfg := RingConfig{Reactor: number, RingConfig: reactor.RingConfig{
 		SQEntries: h.SQEntries, CQEntries: h.CQEntries, Requests: int(h.Requests), Sockets: int(h.Sockets), Fixed: int(h.Fixed),
-		Area: share.Ring, Data: share.Data, Bell: c.wake, Guard: p, CPU: p.CPU,
+		Area: share.Ring, Data: share.Data, Bell: c.wake, Guard: p, CPU: p.CPU, Frames: p.Frames,
 	}}
 	if c.ring, err = s.st.Ring(cfg); err != nil {
 		return nil, err
@@ -301,6 +314,21 @@ func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *Client
 	}
 	s.clients[c.view.ID] = c
 	return c, nil
+}
+
+// forget lets go of clients that hold nothing any more, and says how many of a policy still do. They count as clients: else who writes
+// to peers that take nothing, dies and comes again would hold more each time.
+func (s *ClientServer) forget(policy string) (n int) {
+	s.past = slices.DeleteFunc(s.past, func(c pastClient) bool {
+		if c.frames() == 0 {
+			return true
+		}
+		if c.policy == policy {
+			n++
+		}
+		return false
+	})
+	return n
 }
 
 // close gives back what a client had.
