@@ -23,8 +23,11 @@ const (
 	// for a second, and keeps nobody out but himself.
 	maxWaiting = 32
 	// knockRest is how long a client that knocks is not heard after it was answered: a flood of knocks costs the engine a look
-	// every so often, and who really has submitted to one that sleeps waits that much longer at most.
-	knockRest = 20 * time.Microsecond
+	// every so often, and who really has submitted to one that sleeps waits that much longer at most. It doubles with each time that
+	// there is nothing behind the knocks.
+	knockRest    = 20 * time.Microsecond
+	knockRestMax = time.Millisecond
+	knocksHeard  = 256 // at a time: who knocks before he is answered means the same
 )
 
 // ClientServer hands out rings of a stack.
@@ -32,6 +35,7 @@ type ClientServer struct {
 	st       *Stack
 	policies []ClientPolicy
 	l        *net.UnixListener
+	owners   portOwners
 	serving  sync.WaitGroup
 
 	mu      sync.Mutex
@@ -71,11 +75,15 @@ type client struct {
 // its user or group.
 func (st *Stack) ServeClients(l *net.UnixListener, policies []ClientPolicy) (*ClientServer, error) {
 	s := &ClientServer{st: st, l: l, clients: map[uint64]*client{}, waiting: map[uint32]int{}}
+	s.owners.ports = map[ownedPort][]portOwner{}
 	for _, p := range policies {
 		if err := p.Check(); err != nil {
 			return nil, err
 		}
 		s.policies = append(s.policies, p.withDefaults())
+	}
+	if err := takeNoRights(l); err != nil {
+		return nil, err
 	}
 	s.serving.Go(s.accept)
 	return s, nil
@@ -184,10 +192,15 @@ func (s *ClientServer) serve(conn *net.UnixConn, cred *unix.Ucred) {
 		return
 	}
 	c.answer()
+	s.end(c)
+}
+
+// end gives back what a client had; only then is it gone, so that its place is not taken before its memory is free.
+func (s *ClientServer) end(c *client) {
+	c.close()
 	s.mu.Lock()
 	delete(s.clients, c.view.ID)
 	s.mu.Unlock()
-	c.close()
 }
 
 // refusal is why a process gets no ring, with the errno that its library shows.
@@ -201,13 +214,9 @@ func (s *ClientServer) welcome(conn *net.UnixConn, cred *unix.Ucred) (c *client,
 	if err := conn.SetDeadline(time.Now().Add(handshakeTime)); err != nil {
 		return nil, err
 	}
-	var h rings.ShareHello
-	fds, err := rings.RecvShare(conn, &h)
+	h, err := rings.RecvHello(conn)
 	if err != nil {
 		return nil, err
-	}
-	for _, fd := range fds { // nobody asked for any
-		_ = unix.Close(fd)
 	}
 	i := slices.IndexFunc(s.policies, func(p ClientPolicy) bool { return p.admits(cred.Uid, cred.Gid) })
 	if i < 0 {
@@ -215,10 +224,10 @@ func (s *ClientServer) welcome(conn *net.UnixConn, cred *unix.Ucred) (c *client,
 	}
 	p := &s.policies[i]
 	h.Sockets, h.Requests = cmp.Or(h.Sockets, uint32(p.Sockets)), cmp.Or(h.Requests, uint32(p.Requests))
-	if err := p.allows(&h); err != nil {
+	if err := p.allows(h); err != nil {
 		return nil, err
 	}
-	if c, err = s.newClient(conn, cred, p, &h); err != nil {
+	if c, err = s.newClient(conn, cred, p, h); err != nil {
 		return nil, err
 	}
 	w := c.share.Welcome()
@@ -231,10 +240,7 @@ func (s *ClientServer) welcome(conn *net.UnixConn, cred *unix.Ucred) (c *client,
 		err = conn.SetDeadline(time.Time{})
 	}
 	if err != nil {
-		s.mu.Lock()
-		delete(s.clients, c.view.ID)
-		s.mu.Unlock()
-		c.close()
+		s.end(c)
 		return nil, err
 	}
 	return c, nil
@@ -287,11 +293,15 @@ func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *Client
 	reactors := s.st.Reactors()
 	number := int(h.Reactor % uint32(len(reactors)))
 	c.r = reactors[number]
-	cfg := RingConfig{Reactor: number, RingConfig: reactor.RingConfig{
+	cfg := reactor.RingConfig{
+		Ports:     clientPorts{&s.owners, cred.Uid, s.st.ringPorts()},
 		SQEntries: h.SQEntries, CQEntries: h.CQEntries, Requests: int(h.Requests), Sockets: int(h.Sockets), Fixed: int(h.Fixed),
 		Area: share.Ring, Data: share.Data, Bell: c.wake, Guard: p, CPU: p.CPU,
-	}}
-	if c.ring, err = s.st.Ring(cfg); err != nil {
+	}
+	if c.ring, err = reactor.NewRing(c.r, cfg); errors.Is(err, reactor.ErrRingClosed) {
+		err = refusal(unix.ESHUTDOWN, "the engine ends")
+	}
+	if err != nil {
 		return nil, err
 	}
 	s.next++
@@ -318,13 +328,27 @@ func (c *client) close() {
 // with the process, however that came.
 func (c *client) answer() {
 	var b [1]byte
-	for {
+	for rest := knockRest; ; {
 		if n, err := c.conn.Read(b[:]); n == 0 || err != nil {
 			return
 		}
+		for range knocksHeard {
+			n, err := unix.Read(c.bell, b[:])
+			if err != nil {
+				break
+			}
+			if n == 0 {
+				return
+			}
+		}
 		c.r.Enter()
+		if c.ring.Waiting() {
+			rest = knockRest
+		} else {
+			rest = min(2*rest, knockRestMax)
+		}
 		c.r.Leave()
-		time.Sleep(knockRest)
+		time.Sleep(rest)
 	}
 }
 
@@ -332,6 +356,22 @@ func (c *client) answer() {
 func (c *client) wake() { _ = unix.Send(c.bell, knock, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL) }
 
 var knock = []byte{1}
+
+// takeNoRights has the kernel refuse descriptors that a client sends along (SO_PASSRIGHTS, Linux 6.16). Nobody wants them, and the last
+// close of a file can take as long as its owner likes. An older kernel throws them away when the message is read.
+func takeNoRights(l *net.UnixListener) error {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if e := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSRIGHTS, 0) }); e != nil {
+		return e
+	}
+	if errors.Is(err, unix.ENOPROTOOPT) {
+		err = nil
+	}
+	return err
+}
 
 // dupConn gives another descriptor of a connection.
 func dupConn(conn *net.UnixConn) (fd int, err error) {
