@@ -129,14 +129,6 @@ func policed(t testing.TB, stack *xdpd.Stack, policies ...xdpd.ClientPolicy) (*x
 	return s, path
 }
 
-// errnoOf is what a child says of how a call ended.
-func errnoOf(err error) string {
-	if err == nil {
-		return "ok"
-	}
-	return strings.ReplaceAll(err.Error(), "\n", "; ")
-}
-
 // lines has a child answer the lines that it is asked.
 func lines(answer func(words []string) string) error {
 	in := bufio.NewScanner(os.Stdin)
