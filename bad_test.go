@@ -2,6 +2,7 @@ package xdpd_test
 
 import (
 	"encoding/binary"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
@@ -284,7 +285,7 @@ func TestARPFlood(t *testing.T) {
 	for i := range n {
 		mac := proto.MAC{2, 0, 0, 1, byte(i >> 8), byte(i)}
 		w.send(arpFrame(proto.Broadcast, mac, proto.ARP{Op: proto.ARPRequest, SHA: mac, SPA: first + proto.Addr(i), TPA: us}))
-		reply, _ := proto.ParseARP(w.next("an ARP reply", func(b []byte) bool { return b[21] == proto.ARPReply })[14:])
+		reply, _ := proto.ParseARP(w.next(fmt.Sprintf("the ARP reply to station %d", i), func(b []byte) bool { return b[21] == proto.ARPReply })[14:])
 		if reply.THA != mac || reply.SPA != us {
 			t.Fatalf("station %d, %v: the answer is %+v", i, mac, reply)
 		}

@@ -36,6 +36,7 @@ const (
 // siegePart is what one process of the siege does, again and again: started, killed at a random time, started again.
 type siegePart struct {
 	do    string
+	uid   uint32       // the daemon keeps users apart at its door
 	count atomic.Int64 // rounds, of all its processes
 	runs  int
 }
@@ -48,7 +49,7 @@ func TestClientSiege(t *testing.T) {
 	lab, stack := engine(t, netlab.Options{})
 	s, path := policed(t, stack,
 		xdpd.ClientPolicy{Name: "honest", Users: []uint32{uint32(os.Getuid())}, Bind: []xdpd.PortRange{{First: honestPort, Last: honestPort}}, CPU: 100},
-		xdpd.ClientPolicy{Name: "hostile", Users: []uint32{otherUser}, Bind: []xdpd.PortRange{{First: hostilePort, Last: hostilePort + 999}}, Sockets: 64, CPU: 20})
+		xdpd.ClientPolicy{Name: "hostile", Users: []uint32{otherUser, otherUser - 1, otherUser - 2}, Bind: []xdpd.PortRange{{First: hostilePort, Last: hostilePort + 999}}, Sockets: 64, CPU: 20})
 	peer := kernelSide(lab.Peer, lab.PeerAddr).open(t)
 	peerDiscards(peer)
 	seed, _ := seeds.From(t, 1)
@@ -64,9 +65,13 @@ func TestClientSiege(t *testing.T) {
 	var visits, work sync.WaitGroup
 	rounds := visitHonest(t, &visits, stop, lab)
 
-	attackers := []*siegePart{{do: "garbage"}, {do: "garbage"}, {do: "knocks"}, {do: "shy"}, {do: "guests"}, {do: "holes"}}
+	attackers := []*siegePart{
+		{do: "garbage", uid: otherUser}, {do: "garbage", uid: otherUser}, {do: "knocks", uid: otherUser}, {do: "holes", uid: otherUser},
+		{do: "shy", uid: otherUser - 1}, {do: "guests", uid: otherUser - 2},
+	}
+	comers := attackers[5]
 	until := time.Now().Add(*siegeTime)
-	over := func() bool { return time.Now().After(until) && attackers[4].count.Load() >= guests }
+	over := func() bool { return time.Now().After(until) && comers.count.Load() >= guests }
 	for i, a := range attackers {
 		each := rand.New(rand.NewPCG(rng.Uint64(), uint64(i)))
 		work.Go(func() {
@@ -101,12 +106,14 @@ func TestClientSiege(t *testing.T) {
 
 // run is one process of it, which is killed.
 func (a *siegePart) run(t *testing.T, path string, rng *rand.Rand, peer string) {
-	c := startChild(t, otherUser, path, fmt.Sprintf("%s %d %s", a.do, rng.Uint32(), peer))
+	c := startChild(t, a.uid, path, fmt.Sprintf("%s %d %s", a.do, rng.Uint32(), peer))
 	a.runs++
-	enough := time.AfterFunc(time.Duration(50+rng.IntN(750))*time.Millisecond, func() { _ = c.cmd.Process.Kill() })
-	defer enough.Stop()
+	var enough *time.Timer
 	for c.out.Scan() {
-		a.count.Add(1)
+		if a.count.Add(1); enough == nil { // it has begun
+			enough = time.AfterFunc(time.Duration(rng.IntN(800))*time.Millisecond, func() { _ = c.cmd.Process.Kill() })
+			defer enough.Stop()
+		}
 	}
 	c.kill()
 }

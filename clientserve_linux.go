@@ -15,6 +15,7 @@ import (
 
 	"xdpd/reactor"
 	"xdpd/rings"
+	"xdpd/sockets"
 )
 
 const (
@@ -41,6 +42,7 @@ type ClientServer struct {
 	mu      sync.Mutex
 	waiting map[uint32]int // uid: processes in the handshake
 	clients map[uint64]*client
+	past    []pastClient
 	next    uint64
 	refused uint64
 	closed  bool
@@ -59,6 +61,7 @@ type ClientView struct {
 	Requests int                `json:"requests"`
 	Since    time.Time          `json:"since"`
 	Counters rings.RingCounters `json:"counters"`
+	Frames   sockets.AccountUse `json:"frames"`
 }
 
 // client is a process with a ring.
@@ -69,6 +72,12 @@ type client struct {
 	ring  *reactor.Ring
 	r     *reactor.Reactor
 	bell  int // another descriptor of the connection, for the reactor
+}
+
+// pastClient is one that is gone, whose connections may still have something to send.
+type pastClient struct {
+	policy string
+	frames func() int
 }
 
 // ServeClients serves applications in processes of their own at l, a listener of type unixpacket, until Close. A process is admitted by the first policy that names
@@ -113,6 +122,7 @@ func (s *ClientServer) Clients() (list []ClientView, refused uint64) {
 		v := c.view
 		c.r.Enter()
 		v.Counters, v.Sockets, v.Requests = c.ring.Counters(), c.ring.Sockets(), c.ring.InFlight()
+		v.Frames = c.ring.Held()
 		c.r.Leave()
 		list = append(list, v)
 	}
@@ -197,9 +207,11 @@ func (s *ClientServer) serve(conn *net.UnixConn, cred *unix.Ucred) {
 
 // end gives back what a client had; only then is it gone, so that its place is not taken before its memory is free.
 func (s *ClientServer) end(c *client) {
+	rest := pastClient{c.view.Policy, c.ring.Rest()}
 	c.close()
 	s.mu.Lock()
 	delete(s.clients, c.view.ID)
+	s.past = append(s.past, rest)
 	s.mu.Unlock()
 }
 
@@ -265,7 +277,7 @@ func (p *ClientPolicy) allows(h *rings.ShareHello) error {
 func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *ClientPolicy, h *rings.ShareHello) (c *client, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := 0
+	n := s.forget(p.Name)
 	for _, c := range s.clients {
 		if c.view.Policy == p.Name {
 			n++
@@ -296,7 +308,7 @@ func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *Client
 	cfg := reactor.RingConfig{
 		Ports:     clientPorts{&s.owners, cred.Uid, s.st.ringPorts()},
 		SQEntries: h.SQEntries, CQEntries: h.CQEntries, Requests: int(h.Requests), Sockets: int(h.Sockets), Fixed: int(h.Fixed),
-		Area: share.Ring, Data: share.Data, Bell: c.wake, Guard: p, CPU: p.CPU,
+		Area: share.Ring, Data: share.Data, Bell: c.wake, Guard: p, CPU: p.CPU, Frames: p.Frames,
 	}
 	if c.ring, err = reactor.NewRing(c.r, cfg); errors.Is(err, reactor.ErrRingClosed) {
 		err = refusal(unix.ESHUTDOWN, "the engine ends")
@@ -311,6 +323,21 @@ func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *Client
 	}
 	s.clients[c.view.ID] = c
 	return c, nil
+}
+
+// forget lets go of clients that hold nothing any more, and says how many of a policy still do. They count as clients: else who writes
+// to peers that take nothing, dies and comes again would hold more each time.
+func (s *ClientServer) forget(policy string) (n int) {
+	s.past = slices.DeleteFunc(s.past, func(c pastClient) bool {
+		if c.frames() == 0 {
+			return true
+		}
+		if c.policy == policy {
+			n++
+		}
+		return false
+	})
+	return n
 }
 
 // close gives back what a client had.

@@ -30,8 +30,9 @@ type RingConfig struct {
 	Ports     Ports    // told of ports that sockets use; nil: nobody needs to know
 
 	// For applications that are not trusted.
-	Guard Guard // what it may bind and reach; nil: everything
-	CPU   int   // percent of the reactor's time that its requests may take, in the long run; 0: all of it
+	Guard  Guard // what it may bind and reach; nil: everything
+	CPU    int   // percent of the reactor's time that its requests may take, in the long run; 0: all of it
+	Frames int   // percent of the frames that its sockets may hold, of those for received data and of those for data to send; 0: all
 }
 
 // Guard says which addresses the application of a ring may use. It is called with the reactor's lock held. What it refuses ends
@@ -104,6 +105,7 @@ type Ring struct {
 	client   *RingClient
 	closed   atomic.Bool
 	guard    Guard
+	account  sockets.Account // who pays for the frames of its sockets; 0: nobody
 	pace     pace
 	now      int64 // of the turn
 	steps    int   // of this turn, see maxSteps
@@ -128,6 +130,8 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 		return nil, fmt.Errorf("ring: %d messages; 1 to %d can be", cfg.Messages, maxRequests)
 	case cfg.CPU < 0 || cfg.CPU > 100:
 		return nil, fmt.Errorf("ring: %d percent of the time; 1 to 100 can be, 0 is all", cfg.CPU)
+	case cfg.Frames < 0 || cfg.Frames > 100:
+		return nil, fmt.Errorf("ring: %d percent of the frames; 1 to 100 can be, 0 is all", cfg.Frames)
 	case cfg.Area != nil && len(cfg.Area) < layout.Size:
 		return nil, fmt.Errorf("ring: an area of %d bytes; the rings take %d", len(cfg.Area), layout.Size)
 	}
@@ -165,6 +169,13 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 	}
 	if len(r.rings) >= maxRings {
 		return nil, ErrTooManyRings
+	}
+	if cfg.Frames > 0 {
+		_, rx, _, tx := r.host.Held()
+		var ok bool
+		if q.account, ok = r.host.NewAccount(max(1, rx*cfg.Frames/100), max(1, tx*cfg.Frames/100)); !ok {
+			return nil, ErrTooManyRings
+		}
 	}
 	q.tag = r.ringTag()
 	r.rings, r.tagged[q.tag] = append(r.rings, q), q
@@ -205,6 +216,33 @@ func (q *Ring) Waiting() bool { return q.hasWork() }
 
 // InFlight is how many requests are not done. The caller holds the lock.
 func (q *Ring) InFlight() int { return q.used }
+
+// Held is what the ring's sockets hold and may hold of the packet memory; zero where RingConfig.Frames says all. The caller holds the lock.
+func (q *Ring) Held() (u sockets.AccountUse) {
+	if q.account != 0 && !q.closed.Load() {
+		u, _ = q.r.host.AccountUse(q.account)
+	}
+	return u
+}
+
+// Rest gives what tells how many frames are still held for the ring's sockets when it is closed. Who calls that does not hold the lock.
+func (q *Ring) Rest() func() int {
+	r, a := q.r, q.account
+	if a == 0 {
+		return func() int { return 0 }
+	}
+	_, _, _ = r.Enter()
+	_, own := r.host.AccountUse(a)
+	r.Leave()
+	return func() int {
+		h, _, ok := r.Enter()
+		defer r.Leave()
+		if u, serial := h.AccountUse(a); ok && serial == own {
+			return u.RX + u.TX
+		}
+		return 0
+	}
+}
 
 // mem gives n bytes of the registered memory at addr.
 func (q *Ring) mem(addr, n uint64) ([]byte, sockets.Errno) {
@@ -322,6 +360,9 @@ func (q *Ring) Close() {
 		q.cancelEverything()
 		q.socks.closeAll(q)
 		q.freeLends()
+		if q.account != 0 { // what is on its way, and connections that have something to send, are paid for until they are done
+			q.r.host.CloseAccount(q.account)
+		}
 	}
 	// Also when the reactor ended: its memory may go now, and a loop that wakes tells its rings that it is awake.
 	q.r.rings = slices.DeleteFunc(q.r.rings, func(other *Ring) bool { return other == q })

@@ -84,6 +84,9 @@ func (q *Ring) setHandle(s uint32, h sockets.Handle) {
 	q.socks.at(s).h = h
 	q.socks.byHandle.Put(h, s)
 	q.r.Watch(h, q)
+	if q.account != 0 {
+		q.r.host.Charge(h, q.account)
+	}
 }
 
 // dropSock gives the place back. Its requests end with ECANCELED; the Host's socket is the caller's again.

@@ -39,7 +39,7 @@ type tcb struct {
 	state     tcpState
 	used      bool
 	happened  uint8 // packReady of what happened, an event is queued; and noSpace
-	blocked   bool  // its writer waits in Host.noTxData
+	blocked   bool  // its writer waits in Host.noTxData, or in its account
 	later     bool  // waits in Host.noTxFrame for tcpOutput
 	dirty     bool  // waits in tcpTable.dirty for tcpOutput
 	orphan    bool  // the owner closed its handle
@@ -266,6 +266,7 @@ func (h *Host) tcpFree(i uint32, c *tcb) {
 		return // Flush finds it there and frees the record
 	}
 	c.used = false
+	h.unchargeConn(i)
 	t.setBy[c.setting]--
 	if c.gen < maxGen {
 		c.next = t.free

@@ -18,6 +18,7 @@ type tcpListener struct {
 	cookieAt int64  // when a SYN cookie was last sent
 	cookieID uint32 // what its cookies are bound to
 	ready    connQueue
+	account  Account
 	behind   bool                     // for what other Hosts pass on
 	spread   func(netip.AddrPort) int // chooses the Host of a connection; nil: this one
 }
@@ -184,6 +185,7 @@ func (h *Host) tcpCloseListener(s Handle) Errno {
 	if l.gen < maxGen {
 		h.tcp.freeListeners = append(h.tcp.freeListeners, s.index())
 	}
+	h.uncharge(l.account)
 	if h.tcp.ports[l.key.LPort]--; h.tcp.ports[l.key.LPort] == 0 {
 		delete(h.tcp.ports, l.key.LPort)
 	}

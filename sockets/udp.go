@@ -21,8 +21,9 @@ type udpSock struct {
 	tellSent   bool   // UDPTellSent
 	happened   uint8  // packReady of what happened; not 0: an event is queued
 	times      uint32 // how often
-	blocked    bool   // waits in Host.noTxFrame
-	need       int    // while blocked: frames for the datagram that was refused
+	blocked    bool   // waits in Host.noTxFrame, or in its account
+	account    Account
+	need       int // while blocked: frames for the datagram that was refused
 	err        Errno
 	head, tail umem.Frame
 	datagrams  int
@@ -171,6 +172,7 @@ func (h *Host) udpClose(s Handle) Errno {
 		t.specific--
 	}
 	u.used = false
+	h.uncharge(u.account)
 	if u.gen < maxGen {
 		t.free = append(t.free, s.index())
 	}
@@ -242,7 +244,7 @@ func (h *Host) udpInput(p *packet) {
 		h.drop(p, UDPQueueFull)
 		return
 	}
-	if !h.hold(p) {
+	if !h.holdFor(s.account, p) {
 		s.drops++
 		return
 	}

@@ -25,11 +25,13 @@ type clientTable struct {
 	Sockets  int            `toml:"sockets"`
 	Requests int            `toml:"requests"`
 	CPU      int            `toml:"cpu"`
+	Frames   int            `toml:"frames"`
 }
 
 func (t *clientTable) policy() (p xdpd.ClientPolicy, err error) {
 	p = xdpd.ClientPolicy{
 		Name: t.Name, Reach: t.Reach, Clients: t.Clients, Memory: t.Memory, Sockets: t.Sockets, Requests: t.Requests, CPU: t.CPU,
+		Frames: t.Frames,
 	}
 	for _, name := range t.Users {
 		id, err := lookupID(name, func() (string, error) {
