@@ -216,6 +216,9 @@ func (q *Ring) Counters() rings.RingCounters {
 // Sockets and InFlight are how many sockets and requests there are. The caller holds the lock.
 func (q *Ring) Sockets() int { return len(q.socks.socks) - q.socks.free[0].n - q.socks.free[1].n }
 
+// Waiting reports whether the application left something to do that may be done now. The caller holds the lock.
+func (q *Ring) Waiting() bool { return q.hasWork() }
+
 // InFlight is how many requests are not done. The caller holds the lock.
 func (q *Ring) InFlight() int { return q.used }
 
@@ -340,7 +343,9 @@ func (q *Ring) publish() (woke bool) {
 		default:
 		}
 		if q.bell != nil {
-			q.bell()
+			began := q.r.now()
+			q.bell() // a system call for each turn's completions, if the application wants it so: of its time
+			q.pace.took(q.r.now() - began)
 		}
 	}
 	if q.eventFD.fd != 0 && event && q.end.Seen(q.signaled) {
@@ -363,9 +368,10 @@ func (q *Ring) Close() {
 		if q.account != 0 { // what is on its way, and connections that have something to send, are paid for until they are done
 			q.r.host.CloseAccount(q.account)
 		}
-		q.r.rings = slices.DeleteFunc(q.r.rings, func(other *Ring) bool { return other == q })
-		delete(q.r.tagged, q.tag)
 	}
+	// Also when the reactor ended: its memory may go now, and a loop that wakes tells its rings that it is awake.
+	q.r.rings = slices.DeleteFunc(q.r.rings, func(other *Ring) bool { return other == q })
+	delete(q.r.tagged, q.tag)
 	q.shut()
 	if q.eventFD.fd != 0 {
 		_ = q.eventFD.close()

@@ -120,25 +120,26 @@ const (
 )
 
 type tcpTable struct {
-	chunks    [][]tcb
-	free      uint32 // list by tcb.next, index+1
-	conns     int
-	flows     demux
-	act       activeTable
-	half      halfTable
-	tw        twTable
-	listeners []tcpListener
-	opened    uint32         // listeners so far
-	ports     map[uint16]int // listeners that use a local port
-	bound     *flat[flowKey]
-	behind    *flat[flowKey] // listeners for what other Hosts pass on
-	dirty     []uint32
-	challenge bucket
-	urgent    map[uint32]uint32 // of connections with urgent data: its last byte's number
-	settings  []tcpSetting      // interned: connections share a few; the first is the default
-	setBy     [256]int32        // how many connections have each
-	pmtu      pmtuCache
-	dialNext  uint32 // RFC 6056 algorithm 3's counter
+	chunks        [][]tcb
+	free          uint32 // list by tcb.next, index+1
+	conns         int
+	flows         demux
+	act           activeTable
+	half          halfTable
+	tw            twTable
+	listeners     []tcpListener
+	freeListeners []uint32       // places in it
+	opened        uint32         // listeners so far
+	ports         map[uint16]int // listeners that use a local port
+	bound         *flat[flowKey]
+	behind        *flat[flowKey] // listeners for what other Hosts pass on
+	dirty         []uint32
+	challenge     bucket
+	urgent        map[uint32]uint32 // of connections with urgent data: its last byte's number
+	settings      []tcpSetting      // interned: connections share a few; the first is the default
+	setBy         [256]int32        // how many connections have each
+	pmtu          pmtuCache
+	dialNext      uint32 // RFC 6056 algorithm 3's counter
 }
 
 func (t *tcpTable) init(h *Host) {
