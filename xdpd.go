@@ -86,6 +86,8 @@ type Config struct {
 	// its peer gets frames with the sum of the pseudo-header, as from any kernel, and must be a kernel, or expect them.
 	NoTXChecksum bool
 
+	RXMetadata RXMetadata // what to ask the driver about received frames besides their bytes
+
 	MaxSpin time.Duration // how long an idle reactor polls before it sleeps (default 50 µs); negative: it never sleeps
 	// Reactors is how many goroutines run the queues' stacks (default one for each queue); Stack.Resize changes it.
 	Reactors int
@@ -145,6 +147,8 @@ func (c *Config) defaults() error {
 		return fmt.Errorf("xdpd: dispatch %d; there are AutoDispatch, AlwaysDispatch and NeverDispatch", c.Dispatch)
 	case c.Priority < 0:
 		return fmt.Errorf("xdpd: priority %d; they begin with 1", c.Priority)
+	case c.RXMetadata > MetadataOff:
+		return fmt.Errorf("xdpd: RX metadata %d; there are AutoMetadata, MetadataOn and MetadataOff", c.RXMetadata)
 	case c.NAPI > DriveNAPI:
 		return fmt.Errorf("xdpd: NAPI arrangement %d; there are AutoNAPI, SoftirqNAPI and DriveNAPI", c.NAPI)
 	case c.Reactors < 0 || len(c.Queues) > 0 && c.Reactors > len(c.Queues):
