@@ -206,11 +206,11 @@ func (s *Stack) open() error {
 			return err
 		}
 	}
-	if most := zeroCopyMTU(dev.driver, chunk); s.cfg.Mode != Copy && packet == 1 && dev.mtu > most {
-		why := fmt.Sprintf("zero copy of %s receives packets of an MTU up to %d into frames of %d bytes; interface %s has MTU %d",
-			dev.driver, most, chunk, s.cfg.Interface, dev.mtu)
+	features, _ := rings.ReadFeatures(dev.index) // an old kernel tells none
+	packet, why := fitZeroCopy(dev, chunk, packet, features.ZeroCopySegs)
+	if why != "" { // nor will SetMode have it
 		if s.cfg.Mode == ZeroCopy {
-			return fmt.Errorf("xdpd: %s: use larger frames, a smaller MTU, or copy mode", why)
+			return fmt.Errorf("xdpd: interface %s: %s: use larger frames, a smaller MTU, or copy mode", s.cfg.Interface, why)
 		}
 		s.cfg.Mode, s.notZeroCopy = Copy, why
 	}

@@ -194,6 +194,24 @@ func zeroCopyMTU(driver string, chunk int) int {
 	return sockets.MaxMTU(rings.ZeroCopyRoom(driver, chunk)+umem.Headroom, 1)
 }
 
+// fitZeroCopy limits the frames that a packet may have, in any mode, to the segs that the driver sends in zero copy
+// (xdp-zc-max-segs; 0: not told, and with 1 it refuses the socket), where these hold the MTU. notZeroCopy is why the MTU does not
+// go with zero copy.
+func fitZeroCopy(dev device, chunk, frames, segs int) (packet int, notZeroCopy string) {
+	most := zeroCopyMTU(dev.driver, chunk)
+	switch {
+	case frames == 1 && dev.mtu > most:
+		return 1, fmt.Sprintf("zero copy of %s receives packets of an MTU up to %d into frames of %d bytes; the MTU is %d", dev.driver, most, chunk, dev.mtu)
+	case frames == 1 || segs < 2:
+		return frames, ""
+	}
+	if most = sockets.MaxMTU(chunk, segs); dev.mtu > most {
+		return frames, fmt.Sprintf("zero copy of %s sends packets of %d frames at most (xdp-zc-max-segs), which hold an MTU up to %d; the MTU is %d",
+			dev.driver, segs, most, dev.mtu)
+	}
+	return min(frames, segs), ""
+}
+
 // chunkFor chooses the frame size for an MTU, and how many frames a packet may consist of: one if one can hold it.
 func (c *Config) chunkFor(driver string, mtu int) (size, frames int, err error) {
 	limit := 0

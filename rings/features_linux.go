@@ -9,9 +9,9 @@ import (
 
 // Features are what the kernel tells of a device in netlink's netdev family (Documentation/netlink/specs/netdev.yaml).
 type Features struct {
-	RXMetadata  uint64 // what an XDP program may ask the driver of a frame: RXTimestamp ...
-	TXMetadata  uint64 // what the driver takes of TX metadata, in zero-copy mode: TXTimestamp ...
-	ZeroCopySeg int    // frames that a packet may have in zero-copy mode; 0: not told
+	RXMetadata   uint64 // what an XDP program may ask the driver of a frame: RXTimestamp ...
+	TXMetadata   uint64 // what the driver takes of TX metadata, in zero-copy mode: TXTimestamp ...
+	ZeroCopySegs int    // frames that a packet to send may have in zero-copy mode; 0: there is none, or it is not told
 }
 
 // Bits of Features (include/uapi/linux/netdev.h).
@@ -44,7 +44,7 @@ func ReadFeatures(ifindex int) (f Features, err error) {
 		err = eachAttr(answer, func(kind uint16, value uint64) {
 			switch kind {
 			case devZCMaxSegs:
-				f.ZeroCopySeg = int(value)
+				f.ZeroCopySegs = int(value)
 			case devRXMetadata:
 				f.RXMetadata = value
 			case devXSKFeatures:
