@@ -35,6 +35,7 @@ var rooms = []room{
 	{"scripts", nil},
 	{".", []string{"reactor", "sockets", "xdpprog", "proto", "rings", "umem", "internal"}},
 	{"cmd/xdpd", []string{".", "reactor", "sockets", "xdpprog", "proto", "rings", "umem", "internal", "scripts"}},
+	{"libxdpd", []string{".", "reactor", "sockets", "proto", "rings", "umem", "internal"}},
 	{"bench", []string{"cmd/xdpd", ".", "reactor", "sockets", "xdpprog", "proto", "rings", "umem", "internal"}},
 }
 
