@@ -40,7 +40,7 @@ enum slot {
 };
 typedef void (*call)(void);
 
-enum { HEAD = 14, ROOM = 4096 };
+enum { HEAD = 14, ROOM = 1 << 16 };
 static const int64_t second = 1000000000, patience = 200 * second;
 static const uint8_t our_mac[6] = { 2, 0, 0, 0, 0, 1 }, peer_mac[6] = { 2, 0, 0, 0, 0, 2 };
 
@@ -274,18 +274,21 @@ static int sleeps(void *w, useconds_t us)
 
 static int time_of_day(void *w, struct timeval *tv, void *zone)
 {
-	int64_t t;
+	int64_t t = -1;
 
 	(void)w, (void)zone;
-	if (pthread_equal(pthread_self(), mains)) {
+	if (!pthread_equal(pthread_self(), mains)) {
+		pthread_mutex_lock(&lock);
+		if (sleeper.there) { /* when its call is over the thread asks first of all for the time */
+			t = sleeper.ended;
+			sleeper.there = sleeper.woken = 0;
+			pthread_cond_broadcast(&over);
+		}
+		pthread_mutex_unlock(&lock);
+	}
+	if (t < 0) {
 		step(xdpd_stack_now(stack) + 1000);
 		t = xdpd_stack_now(stack);
-	} else { /* it asks first of all when its call is over */
-		pthread_mutex_lock(&lock);
-		t = sleeper.there ? sleeper.ended : xdpd_stack_now(stack);
-		sleeper.there = sleeper.woken = 0;
-		pthread_cond_broadcast(&over);
-		pthread_mutex_unlock(&lock);
 	}
 	tv->tv_sec = t / second, tv->tv_usec = t % second / 1000;
 	return 0;
@@ -321,6 +324,7 @@ static void tcp_info(const struct xdpd_stack_tcp *s, struct tcp_info *t)
 	t->tcpi_bytes_acked = s->acked, t->tcpi_bytes_received = s->received;
 	t->tcpi_notsent_bytes = s->send_queue > s->unacked ? s->send_queue - s->unacked : 0;
 	t->tcpi_snd_wnd = s->snd_wnd;
+	t->tcpi_reordering = 3; /* DupThresh of RFC 8985, which nothing here changes */
 }
 
 /* buffer is the calling thread's part of the memory that the stack sees; addresses lie behind it. */

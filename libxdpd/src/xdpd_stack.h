@@ -32,7 +32,7 @@ struct xdpd_stack_config {
 	uint32_t size;    /* of this struct */
 	uint32_t addr;    /* in network byte order, as all addresses here */
 	uint32_t gateway; /* default none: the subnet is all there is */
-	uint32_t mtu;     /* of IP packets, 68 to 3818; default 1500. The MSS is 40 less */
+	uint32_t mtu;     /* of IP packets, 68 to 65535; default 1500. The MSS is 40 less */
 	uint8_t prefix;   /* of addr: 0 to 32 bits */
 	uint8_t no_ecn;   /* not 0: neither asks for ECN nor takes it */
 	uint8_t mac[6];   /* default 02:00:00:00:00:01 */

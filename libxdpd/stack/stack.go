@@ -96,12 +96,14 @@ func newStack(c config) (*stack, error) {
 		return nil, fmt.Errorf("%d frames; %d are the least", c.frames, minFrames)
 	}
 	c.host.MTU = cmp.Or(c.host.MTU, 1500)
+	c.host.PacketFrames = sockets.MaxPacketFrames
 	c.host.MAC = cmp.Or(c.host.MAC, proto.MAC{2, 0, 0, 0, 0, 1})
 	region, err := umem.New(umem.Options{Frames: c.frames, ChunkSize: chunk})
 	if err != nil {
 		return nil, err
 	}
 	s := &stack{now: c.now, region: region, nic: simnic.NewSimNIC(region, ringSize, ringSize, ringSize, ringSize), rings: map[uint32]*ring{}}
+	s.nic.SetScatter(true)
 	port := *s.nic.Port()
 	port.Dev = wire{s.nic, s}
 	pool := umem.NewPool(region, 0, c.frames, nil)
@@ -161,7 +163,7 @@ func (s *stack) advance(now int64, one bool) int64 {
 
 // input has a frame arrive.
 func (s *stack) input(frame []byte) unix.Errno {
-	if len(frame) == 0 || len(frame) > chunk-umem.Headroom {
+	if len(frame) == 0 || len(frame) > sockets.MaxPacketFrames*(chunk-umem.Headroom) {
 		return unix.EMSGSIZE
 	}
 	if !s.nic.Deliver(frame) {

@@ -21,7 +21,7 @@ static const char *ours = "10.0.0.1", *peers = "10.0.0.2";
 
 static xdpd_stack stack;
 static struct xdpd_ring ring;
-static uint8_t frame[4096]; /* the last that the stack sent, or the next that it gets */
+static uint8_t frame[1 << 17]; /* the last that the stack sent, or the next that it gets */
 static int64_t length, at;
 
 static void put16(uint8_t *p, unsigned v) { p[0] = (uint8_t)(v >> 8), p[1] = (uint8_t)v; }
@@ -270,7 +270,7 @@ int main(int n, char **args)
 	ring.conn = ring.memfd = -1, ring.mtu = m.mtu, ring.size = m.size, ring.knock = knock;
 	xdpd_ring_join(&ring, m.mem, m.data, m.data_len);
 
-	CHECK(xdpd_stack_input(stack, frame, 0) == -EMSGSIZE && xdpd_stack_input(stack, frame, 9000) == -EMSGSIZE);
+	CHECK(xdpd_stack_input(stack, frame, 0) == -EMSGSIZE && xdpd_stack_input(stack, frame, 100000) == -EMSGSIZE);
 	CHECK(xdpd_stack_counter(stack, "no such thing") == -ENOENT);
 	arp();
 	datagrams();
