@@ -74,7 +74,7 @@ XDPD_API ssize_t xdpd_writev(int fd, const struct iovec *v, int n);
 XDPD_API ssize_t xdpd_send(int fd, const void *buf, size_t n, int flags);
 XDPD_API ssize_t xdpd_sendto(int fd, const void *buf, size_t n, int flags, const struct sockaddr *addr, socklen_t len);
 XDPD_API ssize_t xdpd_sendmsg(int fd, const struct msghdr *m, int flags);
-#ifdef _GNU_SOURCE
+#ifdef __USE_GNU
 XDPD_API int xdpd_recvmmsg(int fd, struct mmsghdr *m, unsigned n, int flags, struct timespec *timeout);
 XDPD_API int xdpd_sendmmsg(int fd, struct mmsghdr *m, unsigned n, int flags);
 #endif

@@ -27,8 +27,9 @@ enum {
 	XDPD_NOP = 0, XDPD_POLL_ADD = 6, XDPD_POLL_REMOVE = 7, XDPD_TIMEOUT = 11, XDPD_TIMEOUT_REMOVE = 12, XDPD_ACCEPT = 13,
 	XDPD_CANCEL = 14, XDPD_LINK_TIMEOUT = 15, XDPD_CONNECT = 16, XDPD_CLOSE = 19, XDPD_SEND = 26, XDPD_RECV = 27,
 	XDPD_SHUTDOWN = 34, XDPD_SOCKET = 45, XDPD_BIND = 56, XDPD_LISTEN = 57, XDPD_RECV_FROM = 128, XDPD_SOCK_NAME = 133,
-	XDPD_SET_SOCK_OPT = 134,
-	XDPD_SQE_LINK = 1 << 2, XDPD_SQE_SKIP_SUCCESS = 1 << 6, /* flags */
+	XDPD_SET_SOCK_OPT = 134, XDPD_GET_SOCK_OPT = 135,
+	XDPD_SQE_LINK = 1 << 2, XDPD_SQE_HARD_LINK = 1 << 3, XDPD_SQE_SKIP_SUCCESS = 1 << 6, /* flags */
+	XDPD_POLL_MULTI = 1 << 0, /* len of POLL_ADD */
 	XDPD_CQE_MORE = 1 << 1,
 	XDPD_RECV_HEADER = 32 /* bytes of RECV_FROM's header: length of the address, 0, length of the datagram, flags; then the sockaddr_in */
 };
@@ -60,6 +61,7 @@ struct xdpd_ring {
 	uint8_t *mem, *data; /* all of it, and the application's own: addresses in SQEs are offsets in data */
 	uint64_t size, data_len;
 	uint32_t mtu, sq_entries, cq_entries;
+	uint32_t requests; /* that may be in flight; 0: not known */
 	struct xdpd_sqe *sqes;
 	struct xdpd_cqe *cqes;
 	struct xdpd_at *at; /* own, unless somebody puts it elsewhere */
@@ -110,11 +112,16 @@ static inline void xdpd_ring_join(struct xdpd_ring *x, void *mem, uint64_t data,
 	x->at = &x->own;
 }
 
-/* xdpd_ring_open asks the daemon at path for rings of entries (a power of two) and data bytes of memory. 0, or -1 with errno. */
-static inline int xdpd_ring_open(struct xdpd_ring *x, const char *path, uint32_t entries, uint64_t data)
+/* The hello of docs/clients.md. */
+struct xdpd_hello {
+	uint32_t magic, version, sq_entries, cq_entries, requests, sockets, fixed, reactor;
+	uint64_t data;
+};
+
+/* xdpd_ring_ask asks the daemon at path for what hello says. 0, or -1 with errno. */
+static inline int xdpd_ring_ask(struct xdpd_ring *x, const char *path, struct xdpd_hello hello)
 {
-	struct { uint32_t magic, version, sq, cq, requests, sockets, fixed, reactor; uint64_t data; } hello =
-		{ 0x68737264, 1, entries, 2 * entries, 0, 0, 0, 0, data };
+	hello.magic = 0x68737264, hello.version = 1;
 	struct { uint32_t magic, version, err, reactor; uint64_t size, data, len; uint32_t mtu, reactors; char reason[256]; } welcome;
 	union { struct cmsghdr h; char space[CMSG_SPACE(sizeof(int))]; } control;
 	struct sockaddr_un a = { .sun_family = AF_UNIX };
@@ -148,7 +155,7 @@ static inline int xdpd_ring_open(struct xdpd_ring *x, const char *path, uint32_t
 	} else if (x->memfd < 0) {
 		err = EPROTO;
 	} else {
-		x->size = welcome.size, x->mtu = welcome.mtu;
+		x->size = welcome.size, x->mtu = welcome.mtu, x->requests = hello.requests;
 		x->mem = mmap(NULL, x->size, PROT_READ | PROT_WRITE, MAP_SHARED, x->memfd, 0);
 		if (x->mem == MAP_FAILED)
 			err = errno, x->mem = NULL;
@@ -161,6 +168,12 @@ out:
 	xdpd_ring_close(x);
 	errno = err;
 	return -1;
+}
+
+/* xdpd_ring_open asks for rings of entries (a power of two) and data bytes of memory. 0, or -1 with errno. */
+static inline int xdpd_ring_open(struct xdpd_ring *x, const char *path, uint32_t entries, uint64_t data)
+{
+	return xdpd_ring_ask(x, path, (struct xdpd_hello){ .sq_entries = entries, .cq_entries = 2 * entries, .data = data });
 }
 
 /* xdpd_ring_sqe gives a free entry, all zero; NULL: the SQ is full. */
