@@ -38,6 +38,7 @@ var rooms = []room{
 	{"libxdpd", nil},
 	{".", []string{"reactor", "sockets", "xdpprog", "proto", "rings", "umem", "internal"}},
 	{"cmd/xdpd", []string{".", "reactor", "sockets", "xdpprog", "proto", "rings", "umem", "internal", "scripts", "libxdpd"}},
+	{"libxdpd/stack", []string{"reactor", "sockets", "proto", "rings", "umem"}},
 	{"bench", []string{"cmd/xdpd", ".", "reactor", "sockets", "xdpprog", "proto", "rings", "umem", "internal"}},
 }
 

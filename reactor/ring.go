@@ -23,6 +23,7 @@ type RingConfig struct {
 	Data      []byte // the registered memory: addresses in SQEs are offsets in it
 	Area      []byte // for the rings, as rings.RingLayout has it (default: memory of this process)
 	Bell      func() // wakes an application that sleeps in another process; called with the lock, it must not block (default none)
+	Knock     bool   // the SQ's flags always ask for a knock: the reactor is run by Turn, by who hears the knocks
 
 	Lends     int      // frames that the application may hold for zero copy (default none)
 	LendTable uint64   // where in Data the table of them lies: Lends entries of rings.LentSize bytes
@@ -184,7 +185,7 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 	}
 	q.tag = r.ringTag()
 	r.rings, r.tagged[q.tag] = append(r.rings, q), q
-	q.end.SQ.SetNeedWakeup(r.asleep)
+	q.end.SQ.SetNeedWakeup(r.asleep || cfg.Knock)
 	return q, nil
 }
 
