@@ -76,7 +76,7 @@ struct file {
 	uint32_t sends, send_first; /* SENDs under way */
 	uint32_t send_size[SENDS], send_skip[SENDS];
 
-	uint32_t acc_first, acc_n;
+	uint32_t acc_head, acc_tail; /* without end, so that one store takes one */
 	struct { int32_t ring; struct sockaddr_in peer; } acc[AHEAD];
 };
 
