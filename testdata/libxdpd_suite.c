@@ -899,5 +899,9 @@ int main(int argc, char **argv)
 			alarm(0);
 		}
 	}
+	A = apis, at = "again", inet_aton(argv[3], &our);
+	xdpd_stop();
+	IS(xdpd_start(argv[1]), 0);
+	streams();
 	return faults != 0;
 }
