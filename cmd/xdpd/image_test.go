@@ -26,9 +26,6 @@ func TestImage(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "../../scripts/container/build", "--root", root).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	if err := os.Chown(filepath.Join(root, "run/xdpd"), nobody, nobody); err != nil {
-		t.Fatal(err)
-	}
 	for folder, fs := range map[string]string{"proc": "proc", "sys": "sysfs"} {
 		path := filepath.Join(root, folder)
 		if err := errors.Join(os.Mkdir(path, 0o755), unix.Mount(fs, path, fs, unix.MS_RDONLY, "")); err != nil {
