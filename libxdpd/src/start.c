@@ -338,6 +338,10 @@ static void finish(void)
 		if (s)
 			slot_put(s);
 	}
+	/* Its place is free now, and not when it is dead: who is forked next may get it before. */
+	struct flock l = { .l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = me, .l_len = 1 };
+	if (ring.memfd >= 0)
+		k_fcntl(ring.memfd, F_SETLK, (long)&l);
 	S->processes[me].used = false;
 	leave();
 }
@@ -356,8 +360,10 @@ void xdpd_stop(void)
 	end();
 }
 
-__attribute__((destructor)) static void at_exit(void)
+void xdpd_finish(void)
 {
 	if (S)
 		finish();
 }
+
+__attribute__((destructor)) static void at_exit(void) { xdpd_finish(); }

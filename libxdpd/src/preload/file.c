@@ -159,6 +159,3 @@ EXPORT FILE *fdopen(int fd, const char *mode)
 		f->_fileno = fd; /* fileno(3) tells it */
 	return f;
 }
-
-/* A child of vfork shares its parent's memory and so the table of descriptors, but closes its own. */
-EXPORT pid_t vfork(void) { return LIBC(fork)(); }

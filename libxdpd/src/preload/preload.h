@@ -68,6 +68,10 @@
 	X(int, epoll_wait, (int ep, struct epoll_event *e, int max, int ms), (ep, e, max, ms)) \
 	X(int, epoll_pwait, (int ep, struct epoll_event *e, int max, int ms, const sigset_t *s), (ep, e, max, ms, s)) \
 	X(pid_t, fork, (void), ()) \
+	X(int, execve, (const char *p, char *const a[], char *const e[]), (p, a, e)) \
+	X(int, execv, (const char *p, char *const a[]), (p, a)) \
+	X(int, execvp, (const char *p, char *const a[]), (p, a)) \
+	X(int, execvpe, (const char *p, char *const a[], char *const e[]), (p, a, e)) \
 	X(long, syscall, (long n, long a, long b, long c, long d, long e, long g), (n, a, b, c, d, e, g))
 
 /* LIBC(read)(fd, p, n) is libc's read. The linker gives it these names. */
