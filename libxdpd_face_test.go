@@ -91,6 +91,9 @@ func startCalls(t testing.TB, path string, cflags ...string) *callServer {
 // buildLibxdpd compiles a program of testdata with the library's sources.
 func buildLibxdpd(t testing.TB, name string, cflags ...string) (bin string) {
 	t.Helper()
+	if bin = os.Getenv("LIBXDPD_BIN"); bin != "" {
+		return bin
+	}
 	bin = filepath.Join(t.TempDir(), name)
 	sources, err := filepath.Glob("libxdpd/src/*.c")
 	if err != nil || len(sources) == 0 {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"io"
 	"net"
+	"os"
+	"os/exec"
 	"sync"
 	"testing"
 
@@ -58,5 +60,20 @@ func TestLibxdpdStreams(t *testing.T) {
 			}
 			wg.Wait()
 		})
+	}
+}
+
+// TestLibxdpdSuite runs testdata/libxdpd_suite.c: each call and its errors, beside the kernel's.
+func TestLibxdpdSuite(t *testing.T) {
+	lab, stack := engine(t, netlab.Options{})
+	_, path := daemon(t, stack, nil)
+	bin := buildLibxdpd(t, "libxdpd_suite")
+	args := []string{path, lab.Peer.Path(), lab.EngineAddr.String(), lab.PeerAddr.String()}
+	if only := os.Getenv("SUITE"); only != "" {
+		args = append(args, only)
+	}
+	out, err := exec.CommandContext(t.Context(), bin, args...).CombinedOutput()
+	if err != nil || len(out) > 0 {
+		t.Errorf("%v\n%s", err, out)
 	}
 }

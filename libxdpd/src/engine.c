@@ -3,7 +3,7 @@
 #include "kernel.h"
 
 /* publish shows the engine what was filled in. If it sleeps it looks when it wakes, for a packet or for kick. */
-static void publish(void)
+void publish(void)
 {
 	if (S->at.submitted != S->at.sq_tail)
 		atomic_store(xdpd_ring_word(&ring, XDPD_SQ_TAIL), S->at.sq_tail);
@@ -161,13 +161,30 @@ bool reap(void)
 	return any;
 }
 
+/* drop_accepted resets connections that nobody will ask for. */
+void drop_accepted(struct file *f)
+{
+	for (; f->acc_n > 0; f->acc_n--, f->acc_first = (f->acc_first + 1) % AHEAD) {
+		int c = f->acc[f->acc_first].ring;
+		struct xdpd_sqe *s = request(K_NONE, id_of(f), XDPD_SET_SOCK_OPT, c);
+		s->len = SOL_SOCKET, s->op_flags = SO_LINGER, s->off = 1;
+		request(K_NONE, id_of(f), XDPD_CLOSE, c);
+	}
+}
+
 /* arm has the engine give what a socket can take: data, connections, the news of its end. */
 void arm(struct file *f)
 {
 	struct xdpd_sqe *s;
 	uint32_t id = id_of(f);
 
-	if (f->type != SOCKET || f->closing || f->ring < 0 || S->gone)
+	if (f->type != SOCKET || S->gone)
+		return;
+	if (f->closing) {
+		drop_accepted(f);
+		return;
+	}
+	if (f->ring < 0)
 		return;
 	if (S->requests + 16 >= S->limit) {
 		f->starved = S->starved = true;

@@ -150,10 +150,12 @@ static inline uint64_t offset(const void *p) { return (uint64_t)((const uint8_t 
 
 /* engine.c */
 struct xdpd_sqe *request(enum kind kind, uint32_t id, int op, int fd);
+void publish(void);
 void kick(void);
 bool reap(void); /* takes completions; reports whether there were any */
 void arm(struct file *f);
 void arm_later(struct file *f);
+void drop_accepted(struct file *f);
 void lost(void);
 int32_t call(struct slot *slot, struct file *f, int32_t fd, int op, struct xdpd_sqe like);
 

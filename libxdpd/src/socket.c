@@ -95,6 +95,8 @@ int xdpd_adopt(int fd)
 	int domain = 0, type = 0, flags = k_fcntl(fd, F_GETFL, 0);
 	socklen_t n = sizeof domain;
 	struct linger l = { 0, 0 };
+	struct sockaddr_in a = { 0 };
+	socklen_t alen = sizeof a;
 	struct file *f;
 
 	if (xdpd_is(fd))
@@ -103,6 +105,8 @@ int xdpd_adopt(int fd)
 		return -1;
 	if (domain != AF_INET || (type != SOCK_STREAM && type != SOCK_DGRAM))
 		return fail(EAFNOSUPPORT);
+	if (K(getsockname, fd, &a, &alen) < 0 || a.sin_port != 0)
+		return fail(EINVAL);
 	if (make(fd, type | (flags & O_NONBLOCK ? SOCK_NONBLOCK : 0), &f) < 0)
 		return -1;
 	for (unsigned i = 0; i < sizeof same / sizeof *same; i++) {
@@ -129,15 +133,11 @@ void socket_close(struct file *f)
 	uint32_t id = id_of(f);
 	struct xdpd_sqe *s;
 
+	reap(); /* what came so far makes a difference */
 	f->closing = true;
 	if (f->ring < 0)
 		return;
-	for (; f->acc_n > 0; f->acc_n--, f->acc_first = (f->acc_first + 1) % AHEAD) { /* nobody will ask for them: reset */
-		int c = f->acc[f->acc_first].ring;
-		s = request(K_NONE, id, XDPD_SET_SOCK_OPT, c);
-		s->len = SOL_SOCKET, s->op_flags = SO_LINGER, s->off = 1;
-		request(K_NONE, id, XDPD_CLOSE, c);
-	}
+	drop_accepted(f);
 	if (!f->udp && f->state == CONNECTED && f->rcv_len && !f->reset) { /* what came and was not read makes it a reset */
 		s = request(K_NONE, id, XDPD_SET_SOCK_OPT, f->ring);
 		s->len = SOL_SOCKET, s->op_flags = SO_LINGER, s->off = 1;

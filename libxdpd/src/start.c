@@ -71,6 +71,7 @@ void leave(void)
 {
 	int err = errno;
 
+	publish();
 	S->changing = 0;
 	pthread_mutex_unlock(&S->lock);
 	errno = err;
