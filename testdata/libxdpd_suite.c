@@ -490,7 +490,7 @@ static void polls(void)
 	IS(A->fcntl(fd[0], F_SETFL, O_NONBLOCK), 0);
 	static char block[40000];
 	long sent = 0, got = 0;
-	for (int idle = 0; idle < 20; idle++, nap())
+	for (int idle = 0; idle < 5; idle++, nap())
 		while ((r = (int)A->write(fd[0], block, sizeof block)) > 0)
 			sent += r, idle = 0;
 	FAILS(A->write(fd[0], block, 1), EAGAIN);
@@ -739,7 +739,7 @@ static void forks(void)
 			kill(child, SIGKILL);
 			waitpid(child, &status, 0);
 			if (A == apis) /* somebody must look */
-				A->poll(&(struct pollfd){ l, POLLIN, 0 }, 1, 1500);
+				A->poll(&(struct pollfd){ l, POLLIN, 0 }, 1, 20);
 		} else {
 			shutdown(peer, SHUT_WR);
 			waitpid(child, &status, 0);
@@ -798,7 +798,7 @@ static void churn(unsigned seed)
 /* killed: processes that share the ring die at any time, with the lock too, and nobody else notices. */
 static void killed(void)
 {
-	enum { N = 40, OPEN = 900 };
+	enum { N = 25, OPEN = 900 };
 	int fd[2], many[OPEN], n = 0;
 	char b[16];
 	unsigned seed = 1;
@@ -890,7 +890,7 @@ int main(int argc, char **argv)
 		inet_aton(argv[4], &their);
 		inet_aton(A == apis ? argv[3] : argv[4], &our);
 		for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
-			if (argc > 5 && strcmp(argv[5], cases[i].name))
+			if ((argc > 5 && strcmp(argv[5], cases[i].name)) || (A != apis && cases[i].run == killed))
 				continue;
 			at = cases[i].name;
 			signal(SIGALRM, stuck);
