@@ -13,12 +13,15 @@ type sockState struct {
 	kind      sockKind
 	deaf      bool // UDP: shut down for reading; TCP's Host knows
 	mute      bool // UDP: shut down for writing
+	due       bool // TCP: its CONNECT waits for RingConfig.Rates
 	reset     bool // TCP: CLOSE resets the connection (SO_LINGER)
 	err       sockets.Errno
 	open      portKey // reported to RingConfig.Ports; protocol 0: none
 	noDelay   option
 	keep      option
 	keepAlive sockets.KeepAlive // with keep; zero: the default
+	userLimit int64             // TCP_USER_TIMEOUT in ns, with hasLimit
+	hasLimit  bool
 }
 
 // sockKind is how far a socket has come.

@@ -16,6 +16,7 @@ const (
 	OpBufRing                    // registers, or takes back, a ring of provided buffers (io_uring_register: PBUF_RING)
 	OpSockName                   // getsockname(2), getpeername(2)
 	OpSetSockOpt                 // setsockopt(2)
+	OpGetSockOpt                 // getsockopt(2)
 )
 
 // SQE.IOPrio of ACCEPT: IORING_ACCEPT_*.

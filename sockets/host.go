@@ -89,6 +89,7 @@ type Host struct {
 	ipID     [256]uint16
 
 	rxUsed, rxLimit int // frames held for received data
+	rxTight         int // windows are to be smaller when more are held
 	txUsed, txLimit int // frames held or in flight to be sent
 
 	txq       []TxFrame // ring; len is a power of two
@@ -101,6 +102,9 @@ type Host struct {
 	closed []Handle  // since the last PopClosed
 	gone   []flowKey // since the last PopGone
 	tells  tells
+
+	accounts accounts
+
 	handed []Handed // since the last TakeHanded
 	back   [handedFrames]umem.Frame
 
@@ -199,7 +203,7 @@ func New(cfg Config, pool *umem.Pool, now int64) (*Host, error) {
 	h := &Host{
 		cfg: cfg, pool: pool, sec: newSecret(cfg.Seed, cfg.Self), now: now,
 		lead: 14 + 4*len(cfg.VLANs), room: pool.Region().ChunkSize() - umem.Headroom, rest: umem.None, timers: newWheel(now),
-		rxLimit: rest / 2, txLimit: rest - rest/2,
+		rxLimit: rest / 2, rxTight: rest / 2 / 2, txLimit: rest - rest/2,
 		txq: make([]TxFrame, txqSize),
 	}
 	if cfg.Directory != nil {
@@ -361,7 +365,11 @@ func (h *Host) wantTX(s Handle) { h.noTxFrame = h.await(h.noTxFrame, s) }
 
 // txFree is how many more frames can be sent now: frames, limit and queue all allow it.
 func (h *Host) txFree() int {
-	return min(h.txLimit-h.txUsed, h.txRoom(), h.pool.Avail())
+	n := min(h.txLimit-h.txUsed, h.txRoom(), h.pool.Avail())
+	if a := h.accounts.payer; a != 0 {
+		n = min(n, h.txRoomOf(a))
+	}
+	return n
 }
 
 // Busy reports whether there is output that Flush and PopTX would give, something for TakeEvents, PopGone or TakeFreed, or
@@ -372,7 +380,7 @@ func (h *Host) Busy() bool {
 }
 
 // Blocked reports whether a socket waits for frames to send with.
-func (h *Host) Blocked() bool { return len(h.noTxFrame)+len(h.noTxData) > 0 }
+func (h *Host) Blocked() bool { return len(h.noTxFrame)+len(h.noTxData)+len(h.accounts.waiting) > 0 }
 
 // Unsent reports whether something that was written has not left, or was not acknowledged.
 func (h *Host) Unsent() bool {
@@ -404,6 +412,9 @@ func (h *Host) EndTurn() {
 			h.wakeData(s)
 		}
 		h.noTxData = h.noTxData[:0]
+	}
+	if len(h.accounts.waiting) > 0 {
+		h.wakeAccounts()
 	}
 }
 

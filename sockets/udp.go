@@ -21,8 +21,9 @@ type udpSock struct {
 	tellSent   bool   // UDPTellSent
 	happened   uint8  // packReady of what happened; not 0: an event is queued
 	times      uint32 // how often
-	blocked    bool   // waits in Host.noTxFrame
-	need       int    // while blocked: frames for the datagram that was refused
+	blocked    bool   // waits in Host.noTxFrame, or in its account
+	account    Account
+	need       int // while blocked: frames for the datagram that was refused
 	err        Errno
 	head, tail umem.Frame
 	datagrams  int
@@ -118,14 +119,12 @@ func (t *udpTable) inUse(local proto.Addr, port uint16) bool {
 	return false
 }
 
-// UDPConnect sets the only peer the socket talks to. Errors: EBADF, EISCONN, ENETUNREACH, EADDRINUSE.
+// UDPConnect sets the only peer the socket talks to, or another one. Errors: EBADF, EINVAL, ENETUNREACH, EADDRINUSE.
 func (h *Host) UDPConnect(s Handle, remote proto.Addr, port uint16) Errno {
 	u := h.udp.get(s)
 	switch {
 	case u == nil:
 		return EBADF
-	case u.connected:
-		return EISCONN
 	case port == 0:
 		return EINVAL
 	}
@@ -137,17 +136,22 @@ func (h *Host) UDPConnect(s Handle, remote proto.Addr, port uint16) Errno {
 	if k.Local == 0 {
 		k.Local = src
 	}
+	if k == u.key {
+		return 0
+	}
 	if _, taken := h.udp.flows.get(k); taken {
 		return EADDRINUSE
 	}
 	h.udpForget(u)
 	h.udp.flows.put(k, s.index())
 	h.udpEnter(k)
-	if u.key.Local != 0 {
-		h.udp.specific--
+	if !u.connected {
+		h.udp.connected++
+		if u.key.Local != 0 {
+			h.udp.specific--
+		}
 	}
 	u.key, u.connected = k, true
-	h.udp.connected++
 	return 0
 }
 
@@ -171,6 +175,7 @@ func (h *Host) udpClose(s Handle) Errno {
 		t.specific--
 	}
 	u.used = false
+	h.uncharge(u.account)
 	if u.gen < maxGen {
 		t.free = append(t.free, s.index())
 	}
@@ -242,7 +247,7 @@ func (h *Host) udpInput(p *packet) {
 		h.drop(p, UDPQueueFull)
 		return
 	}
-	if !h.hold(p) {
+	if !h.holdFor(s.account, p) {
 		s.drops++
 		return
 	}

@@ -277,6 +277,11 @@ func runEngine(ctx context.Context, cfg xdpd.Config, file fileConfig, every time
 	fmt.Fprintln(out, "xdpd: draining")
 	drain, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
+	if apps != nil { // what they wrote goes out with all else; and they would go on writing
+		if err := apps.Close(); err != nil {
+			fmt.Fprintf(out, "xdpd: %v\n", err)
+		}
+	}
 	if err := svc.Close(drain); err != nil {
 		fmt.Fprintf(out, "xdpd: %v\n", err)
 	}
