@@ -44,7 +44,11 @@ func TestTXChecksum(t *testing.T) {
 		{"not wanted", "on", "on", true, false, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			lab := newLab(t, netlab.Options{})
+			var o netlab.Options
+			if c.before == "on" || c.during == "on" {
+				o.Veth = "what is left to the device is whole when it is on their wire"
+			}
+			lab := newLab(t, o)
 			txChecksum(t, lab, c.before)
 			cfg := engineConfig(lab)
 			cfg.NoTXChecksum = c.own

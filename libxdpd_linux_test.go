@@ -2,12 +2,16 @@ package xdpd_test
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"xdpd/internal/netlab"
 )
@@ -76,4 +80,46 @@ func TestLibxdpdSuite(t *testing.T) {
 	if err != nil || len(out) > 0 {
 		t.Errorf("%v\n%s", err, out)
 	}
+}
+
+// TestLibxdpdGone: when the daemon throws the process out, what waits ends with an error, and the peer hears of it.
+func TestLibxdpdGone(t *testing.T) {
+	lab, stack := engine(t, netlab.Options{})
+	server, path := daemon(t, stack, nil)
+	ours := startCalls(t, path).side(lab.EngineAddr)
+	c, far, err := connect(ours, kernelSide(lab.Peer, lab.PeerAddr).open(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	ln, err := ours.listen("0.0.0.0:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	reading, accepting := blocked(func() error { _, err := c.Read(make([]byte, 1)); return err }), blocked(func() error { _, err := ln.Accept(); return err })
+	list, _ := server.Clients()
+	if len(list) != 1 {
+		t.Fatalf("clients %+v, want one", list)
+	}
+	if err := server.Evict(list[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := await(t, reading, "an error"); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("read: %v", err)
+	}
+	if err := await(t, accepting, "an error"); !errors.Is(err, unix.ENETDOWN) {
+		t.Errorf("accept: %v", err)
+	}
+	if _, err := c.Write([]byte("x")); !errors.Is(err, unix.EPIPE) {
+		t.Errorf("write: %v", err)
+	}
+	if _, err := ours.listen("0.0.0.0:81"); !errors.Is(err, unix.ENETDOWN) {
+		t.Errorf("another socket: %v", err)
+	}
+	_ = far.SetReadDeadline(time.Now().Add(patience))
+	if _, err := far.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the peer reads %v, want its connection's end", err)
+	}
+	c.Close()
+	ln.Close()
 }

@@ -8,3 +8,6 @@ import "embed"
 //
 //go:embed src
 var Sources embed.FS
+
+// PreloadFlags is the file in Sources with the compiler's arguments for the library that xdpd exec preloads, of all C files together.
+const PreloadFlags = "src/preload/cc.args"

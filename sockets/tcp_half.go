@@ -256,6 +256,9 @@ func (h *Host) tcpOpen(r *halfOpen, s *segment) {
 	}
 	c.afterSYN(r.retries)
 	l := &h.tcp.listeners[r.listener]
+	if l.account != 0 {
+		h.chargeConn(i, l.account)
+	}
 	h.acceptPush(l, i)
 	h.notify(makeHandle(kindListener, l.gen, r.listener), happenedIn)
 	h.tcpSegment(i, c, s)

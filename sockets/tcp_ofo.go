@@ -10,11 +10,12 @@ import (
 func (h *Host) ofoInput(i uint32, c *tcb, s *segment) {
 	x := h.moving(i, c)
 	h.count(TCPOutOfOrderHeld)
-	if x.ofoFrames >= ofoLimit(c) || h.rxUsed >= h.rxLimit/2 {
+	a := h.connAccount(i)
+	if x.ofoFrames >= ofoLimit(c) || h.rxUsed >= h.rxLimit/2 || a != 0 && h.accounts.list[a].RX >= h.rxRoom(a)/2 {
 		h.drop(s.packet, TCPOutOfOrder)
 		return
 	}
-	if !h.hold(s.packet) {
+	if !h.holdFor(a, s.packet) {
 		return
 	}
 	from, to := s.seq, s.seq+uint32(s.data)

@@ -770,6 +770,64 @@ static void forks(void)
 	IS(A->close(l), 0);
 }
 
+/* churn opens, uses and closes sockets until somebody kills it. */
+static void churn(unsigned seed)
+{
+	struct sockaddr_in nobody = addr(their, 9), a = addr(our, 0);
+	char b[3000] = { 0 };
+
+	for (;;) {
+		int fd = A->socket(AF_INET, rand_r(&seed) % 2 ? SOCK_STREAM : SOCK_DGRAM, 0), ep = A->epoll_create1(0);
+		struct epoll_event e = { EPOLLIN | EPOLLOUT, { .fd = fd } };
+		A->fcntl(fd, F_SETFL, O_NONBLOCK);
+		A->epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e);
+		if (rand_r(&seed) % 2)
+			A->bind(fd, SA(a));
+		A->connect(fd, SA(nobody));
+		A->epoll_wait(ep, &e, 1, (int)(rand_r(&seed) % 2));
+		A->send(fd, b, rand_r(&seed) % sizeof b, MSG_NOSIGNAL);
+		A->recv(fd, b, sizeof b, 0);
+		if (rand_r(&seed) % 2)
+			A->close(ep);
+		A->close(fd);
+		if (ep >= 0 && rand_r(&seed) % 2)
+			A->close(ep);
+	}
+}
+
+/* killed: processes that share the ring die at any time, with the lock too, and nobody else notices. */
+static void killed(void)
+{
+	enum { N = 40, OPEN = 900 };
+	int fd[2], many[OPEN], n = 0;
+	char b[16];
+	unsigned seed = 1;
+
+	pair(fd);
+	for (int i = 0; i < N; i++) {
+		pid_t child[2];
+		for (int k = 0; k < 2; k++)
+			if ((child[k] = fork()) == 0)
+				churn((unsigned)(i * 2 + k));
+		usleep(rand_r(&seed) % 8000);
+		for (int k = 0; k < 2; k++)
+			kill(child[k], SIGKILL);
+		IS(A->write(fd[0], "still here", 10), 10);
+		IS(recv(fd[1], b, 10, MSG_WAITALL), 10);
+		IS(send(fd[1], "and here", 8, 0), 8);
+		IS(A->recv(fd[0], b, 8, MSG_WAITALL), 8);
+		for (int k = 0; k < 2; k++)
+			waitpid(child[k], NULL, 0);
+	}
+	A->poll(&(struct pollfd){ fd[0], POLLIN, 0 }, 1, A == apis ? 1200 : 0); /* somebody looks for what the dead had */
+	while (n < OPEN && (many[n] = A->socket(AF_INET, SOCK_STREAM, 0)) >= 0)
+		n++;
+	IS(n, OPEN);
+	while (n > 0)
+		A->close(many[--n]);
+	done(fd);
+}
+
 static void adopts(void)
 {
 	int p = port++, l = peer_listen(p), fd, ep, on = 1;
@@ -812,7 +870,7 @@ int main(int argc, char **argv)
 	static const struct { const char *name; void (*run)(void); } cases[] = {
 		{ "streams", streams }, { "connects", connects }, { "accepts", accepts }, { "resets", resets }, { "options", options },
 		{ "datagrams", datagrams }, { "polls", polls }, { "epolls", epolls }, { "dups", dups }, { "interrupts", interrupts },
-		{ "threads", threads }, { "adopts", adopts }, { "forks", forks },
+		{ "threads", threads }, { "adopts", adopts }, { "forks", forks }, { "killed", killed },
 	};
 	int ns;
 

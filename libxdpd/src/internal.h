@@ -76,7 +76,7 @@ struct file {
 	uint32_t sends, send_first; /* SENDs under way */
 	uint32_t send_size[SENDS], send_skip[SENDS];
 
-	uint32_t acc_first, acc_n;
+	uint32_t acc_head, acc_tail; /* without end, so that one store takes one */
 	struct { int32_t ring; struct sockaddr_in peer; } acc[AHEAD];
 };
 
@@ -94,7 +94,8 @@ enum slot_state { RUNS, SPINS, SLEEPS, WOKEN, OWED }; /* OWED: woken out of its 
 /* A slot is a thread that waits. */
 struct slot {
 	bool used, done, skip; /* done: its call's completion came; skip: the relay was not for it */
-	uint8_t process, state;
+	uint8_t process;
+	_Atomic uint8_t state; /* its thread looks at it without the lock while it spins */
 	int32_t res;
 	uint32_t gen, file; /* file 0: none */
 	uint8_t data[192]; /* what the call's SQE points to */

@@ -37,6 +37,8 @@ XDPD_API int xdpd_start(const char *path);
 XDPD_API int xdpd_start_ring(struct xdpd_ring *ring);
 /* xdpd_stop sends what is under way, closes everything, and takes the library back to its beginning. Nobody may be in a call. */
 XDPD_API void xdpd_stop(void);
+/* xdpd_finish is what exit(3) does here, for who is about to call _exit(2). */
+XDPD_API void xdpd_finish(void);
 /* xdpd_reason says in words why xdpd_start failed; it may be empty. */
 XDPD_API const char *xdpd_reason(void);
 /* xdpd_gone: the daemon ended, or threw us out. What is asked of sockets fails from then on. */

@@ -31,19 +31,43 @@ int64_t now(void)
 	return t.tv_sec * SECOND + t.tv_nsec;
 }
 
+/* retract takes back what a dead process had prepared for the ring and not submitted. */
+static void retract(void)
+{
+	for (uint32_t at = S->at.submitted; at != S->at.sq_tail; at++) {
+		const struct xdpd_sqe *s = &ring.sqes[at & (ring.sq_entries - 1)];
+		struct file *f = &S->file[(uint32_t)s->user_data % FILES];
+		enum kind kind = (enum kind)(s->user_data >> 56);
+		if (!kind)
+			continue;
+		S->requests -= S->requests > 0;
+		if (kind != K_CALL)
+			f->requests -= f->requests > 0;
+		if (kind == K_RECV && f->udp)
+			f->rcv_armed -= f->rcv_armed > 0;
+		else if (kind == K_RECV)
+			f->receiving = false;
+		else if (kind == K_ACCEPT)
+			f->accepting = false;
+		else if (kind == K_POLL)
+			f->polled = false;
+	}
+	S->at.sq_tail = S->at.submitted;
+}
+
 /*
- * repair makes the state whole after a process died with the lock: the file that it was changing is given up, lists are made anew.
- * What the process had prepared for the ring and not submitted was of that file, and is taken back.
+ * repair makes the state whole after a process died with the lock: lists are made anew, and the connection that it was changing, of
+ * which nobody knows how much was read or written, is given up.
  */
 static void repair(void)
 {
 	uint32_t id = S->changing;
 
-	S->at.sq_tail = S->at.submitted;
+	retract();
 	for (uint32_t i = 1; i < S->files; i++)
 		S->file[i].todo = 0;
 	S->todo = 0;
-	if (id && S->file[id].type == SOCKET) {
+	if (id && S->file[id].type == SOCKET && S->file[id].state == CONNECTED && !S->file[id].udp) {
 		struct file *f = &S->file[id];
 		f->error = ECONNRESET, f->eof = f->broken = f->dead = f->hup = true;
 	}
@@ -102,11 +126,23 @@ static void bury(int process)
 /* check_processes gives back what dead ones had. */
 void check_processes(void)
 {
+	bool found = false;
+
 	for (int i = 0; i < PROCESSES; i++) {
 		struct process *p = &S->processes[i];
 		if (!p->used || i == me || i == unborn || (p->born && now() - p->born < SECOND) || life(i, false))
 			continue;
 		bury(i);
+		found = true;
+	}
+	for (uint32_t i = 1; found && i < S->files; i++) { /* what was being made */
+		struct file *f = &S->file[i];
+		if (f->type != FREE && !f->users && !f->pins && !f->closing) {
+			unwatch_all(f);
+			if (f->type == SOCKET)
+				socket_close(f);
+			file_free(f);
+		}
 	}
 }
 
@@ -302,6 +338,10 @@ static void finish(void)
 		if (s)
 			slot_put(s);
 	}
+	/* Its place is free now, and not when it is dead: who is forked next may get it before. */
+	struct flock l = { .l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = me, .l_len = 1 };
+	if (ring.memfd >= 0)
+		k_fcntl(ring.memfd, F_SETLK, (long)&l);
 	S->processes[me].used = false;
 	leave();
 }
@@ -320,8 +360,10 @@ void xdpd_stop(void)
 	end();
 }
 
-__attribute__((destructor)) static void at_exit(void)
+void xdpd_finish(void)
 {
 	if (S)
 		finish();
 }
+
+__attribute__((destructor)) static void at_exit(void) { xdpd_finish(); }

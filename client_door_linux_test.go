@@ -1,0 +1,92 @@
+package xdpd_test
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"xdpd"
+	"xdpd/internal/netlab"
+)
+
+// TestClientPortsOfOthers: where each queue has a Host of its own, a port that a user has on one is not to be had by another on the next,
+// who would receive what the device spreads there; the same user may have it on all.
+func TestClientPortsOfOthers(t *testing.T) {
+	lab, stack := engine(t, netlab.Options{Queues: 2})
+	all := []xdpd.PortRange{{First: 1, Last: 65535}}
+	_, path := policed(t, stack,
+		xdpd.ClientPolicy{Name: "us", Users: []uint32{uint32(os.Getuid())}, Bind: all},
+		xdpd.ClientPolicy{Name: "they", Users: []uint32{otherUser}, Bind: all})
+	ours, ours2 := startChild(t, 0, path, "sockets 0"), startChild(t, 0, path, "sockets 1")
+	theirs := startChild(t, otherUser, path, "sockets 1")
+	any := netip.AddrPortFrom(netip.IPv4Unspecified(), 4000).String()
+	ourAddr := netip.AddrPortFrom(lab.EngineAddr, 4000).String()
+	for _, kind := range []string{"udp", "tcp"} {
+		fd := ours.ask("%s %s", kind, any)
+		if fd[0] == 'E' {
+			t.Fatal(fd)
+		}
+		for _, address := range []string{any, ourAddr} {
+			if got := theirs.ask("%s %s", kind, address); got != "EADDRINUSE" {
+				t.Errorf("%s: another user's bind of %s on another queue: %s", kind, address, got)
+			}
+		}
+		again := ours2.ask("%s %s", kind, any)
+		if again[0] == 'E' {
+			t.Errorf("%s: the same user's bind on another queue: %s", kind, again)
+		}
+		ours.ask("close %s", fd)
+		if got := theirs.ask("%s %s", kind, any); got != "EADDRINUSE" {
+			t.Errorf("%s: with one of two closed: %s", kind, got)
+		}
+		ours2.ask("close %s", again)
+		fd = theirs.ask("%s %s", kind, any)
+		if fd[0] == 'E' {
+			t.Errorf("%s: with both closed: %s", kind, fd)
+		}
+		theirs.ask("close %s", fd)
+		ours.ask("%s %s", kind, any)
+	}
+	ours.kill() // takes its ports with it
+	for _, kind := range []string{"udp", "tcp"} {
+		eventually(t, kind+" port of a dead application", func() bool { return theirs.ask("%s %s", kind, any)[0] != 'E' })
+	}
+}
+
+// TestClientNoDescriptors: the daemon takes no descriptors from a client, whose last close it would be that does.
+func TestClientNoDescriptors(t *testing.T) {
+	_, stack := engine(t, netlab.Options{})
+	_, path := daemon(t, stack, nil)
+	conn, err := dialDaemon(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer read.Close()
+	_, _, err = conn.WriteMsgUnix(make([]byte, 41), unix.UnixRights(int(write.Fd())), nil)
+	write.Close()
+	if refusesRights() != errors.Is(err, unix.EPERM) {
+		t.Errorf("descriptors with a message: %v", err)
+	}
+	if n, err := read.Read(make([]byte, 1)); n != 0 || err == nil { // of an older kernel's daemon, when it has read the message
+		t.Errorf("the pipe: %d, %v; nobody may hold its other end", n, err)
+	}
+}
+
+// refusesRights says whether this kernel can refuse descriptors.
+func refusesRights() bool {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fds[0])
+	defer unix.Close(fds[1])
+	return unix.SetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_PASSRIGHTS, 0) == nil
+}
