@@ -13,7 +13,7 @@ int me, relay = -1;
 int64_t spin = 20000;
 _Atomic int32_t *numbers;
 uint32_t held[FILES];
-static int unborn = -1; /* the place of the process that is being forked */
+static __thread int unborn = -1; /* the place of the process that this thread is forking */
 
 int fail(int err)
 {
