@@ -219,14 +219,7 @@ func TestBadFrames(t *testing.T) {
 		their: w.mac, udp: 800,
 	}
 	settle := barrier(t, lab)
-	in(t, lab.Engine, func() error { // a NIC would not let another station's frames through
-		link, err := netlink.LinkByName(lab.EngineDev)
-		if err == nil {
-			err = netlink.SetPromiscOn(link)
-			t.Cleanup(func() { in(t, lab.Engine, func() error { return netlink.SetPromiscOff(link) }) })
-		}
-		return err
-	})
+	promiscuous(t, lab.Engine, lab.EngineDev)
 	ping(t, lab.Peer, lab.EngineAddr, 1)
 	for _, c := range append(append(b.linkCases(), b.ipCases()...), b.transportCases()...) {
 		t.Run(c.name, func(t *testing.T) {
@@ -269,6 +262,12 @@ func TestBadFrames(t *testing.T) {
 	ping(t, lab.Peer, lab.EngineAddr, 5, pingWait, "-s", "8000")
 }
 
+// promiscuous lets frames for other stations through, which a NIC would not.
+func promiscuous(t *testing.T, ns *netlab.NS, dev string) {
+	onLink(t, ns, dev, netlink.SetPromiscOn)
+	t.Cleanup(func() { onLink(t, ns, dev, netlink.SetPromiscOff) })
+}
+
 // TestARPFlood has thousands of stations ask for the engine, more than it can remember; the answers of those that it
 // forgot do not depend on that, nor does anybody else.
 func TestARPFlood(t *testing.T) {
@@ -280,6 +279,7 @@ func TestARPFlood(t *testing.T) {
 	c := kernelUDP(t, lab.Peer, netip.AddrPort{}, to)
 	ask(t, c, "before")
 	w := openWire(t, lab.Peer, lab.PeerDev, unix.ETH_P_ARP)
+	promiscuous(t, lab.Peer, lab.PeerDev)
 	us, first := protoAddr(t, lab.EngineAddr), protoAddr(t, netip.MustParseAddr("10.77.16.0"))
 	const n = 5000
 	for i := range n {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,19 +19,6 @@ import (
 	"xdpd/sockets"
 )
 
-const (
-	handshakeTime = time.Second
-	// maxWaiting bounds a user's processes that are connected and have no ring yet: who connects and says nothing costs a descriptor
-	// for a second, and keeps nobody out but himself.
-	maxWaiting = 32
-	// knockRest is how long a client that knocks is not heard after it was answered: a flood of knocks costs the engine a look
-	// every so often, and who really has submitted to one that sleeps waits that much longer at most. It doubles with each time that
-	// there is nothing behind the knocks.
-	knockRest    = 20 * time.Microsecond
-	knockRestMax = time.Millisecond
-	knocksHeard  = 256 // at a time: who knocks before he is answered means the same
-)
-
 // ClientServer hands out rings of a stack.
 type ClientServer struct {
 	st       *Stack
@@ -38,9 +26,10 @@ type ClientServer struct {
 	l        *net.UnixListener
 	owners   portOwners
 	serving  sync.WaitGroup
+	doors    doors
+	rests    rests
 
 	mu      sync.Mutex
-	waiting map[uint32]int // uid: processes in the handshake
 	clients map[uint64]*client
 	past    []pastClient
 	next    uint64
@@ -62,16 +51,28 @@ type ClientView struct {
 	Since    time.Time          `json:"since"`
 	Counters rings.RingCounters `json:"counters"`
 	Frames   sockets.AccountUse `json:"frames"`
+	HeldBack uint64             `json:"held_back"` // connections and data to send that had to wait because of the policy's rates
+	Knocks   uint64             `json:"knocks"`    // wake-ups of the engine
+	Limits   ClientLimits       `json:"limits"`
+}
+
+// ClientLimits is what a client may have: what it asked for, and what its policy says.
+type ClientLimits struct {
+	Sockets  int           `json:"sockets"`
+	Requests int           `json:"requests"`
+	CPU      int           `json:"cpu"`
+	Rates    reactor.Rates `json:"rates"`
 }
 
 // client is a process with a ring.
 type client struct {
-	view  ClientView
-	conn  *net.UnixConn
-	share *rings.Share
-	ring  *reactor.Ring
-	r     *reactor.Reactor
-	bell  int // another descriptor of the connection, for the reactor
+	view   ClientView
+	conn   *net.UnixConn
+	share  *rings.Share
+	ring   *reactor.Ring
+	r      *reactor.Reactor
+	bell   int // another descriptor of the connection, for the reactor
+	knocks atomic.Uint64
 }
 
 // pastClient is one that is gone, whose connections may still have something to send.
@@ -83,7 +84,7 @@ type pastClient struct {
 // ServeClients serves applications in processes of their own at l, a listener of type unixpacket, until Close. A process is admitted by the first policy that names
 // its user or group.
 func (st *Stack) ServeClients(l *net.UnixListener, policies []ClientPolicy) (*ClientServer, error) {
-	s := &ClientServer{st: st, l: l, clients: map[uint64]*client{}, waiting: map[uint32]int{}}
+	s := &ClientServer{st: st, l: l, clients: map[uint64]*client{}, doors: doors{of: map[uint32]*door{}}}
 	s.owners.ports = map[ownedPort][]portOwner{}
 	for _, p := range policies {
 		if err := p.Check(); err != nil {
@@ -123,6 +124,8 @@ func (s *ClientServer) Clients() (list []ClientView, refused uint64) {
 		c.r.Enter()
 		v.Counters, v.Sockets, v.Requests = c.ring.Counters(), c.ring.Sockets(), c.ring.InFlight()
 		v.Frames = c.ring.Held()
+		connects, sends := c.ring.HeldBack()
+		v.HeldBack, v.Knocks = connects+sends, c.knocks.Load()
 		c.r.Leave()
 		list = append(list, v)
 	}
@@ -151,33 +154,22 @@ func (s *ClientServer) accept() {
 			time.Sleep(10 * time.Millisecond) // out of descriptors: somebody may go
 			continue
 		}
+		cred, err := peerCred(conn)
+		wait, ok := time.Duration(0), false
+		if err == nil {
+			wait, ok = s.doors.enter(cred.Uid, time.Now())
+		}
+		if !ok {
+			conn.Close()
+			s.refuse()
+			time.Sleep(refuseRest)
+			continue
+		}
 		s.serving.Go(func() {
 			defer conn.Close()
-			if cred, err := peerCred(conn); err == nil && s.enter(cred.Uid) {
-				s.serve(conn, cred)
-			} else {
-				s.refuse()
-			}
+			time.Sleep(wait)
+			s.serve(conn, cred)
 		})
-	}
-}
-
-// enter reports whether one more of a user's processes may begin the handshake.
-func (s *ClientServer) enter(uid uint32) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed || s.waiting[uid] >= maxWaiting {
-		return false
-	}
-	s.waiting[uid]++
-	return true
-}
-
-func (s *ClientServer) leave(uid uint32) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.waiting[uid]--; s.waiting[uid] == 0 {
-		delete(s.waiting, uid)
 	}
 }
 
@@ -190,7 +182,7 @@ func (s *ClientServer) refuse() {
 // serve is a connection's life.
 func (s *ClientServer) serve(conn *net.UnixConn, cred *unix.Ucred) {
 	c, err := s.welcome(conn, cred)
-	s.leave(cred.Uid)
+	s.doors.leave(cred.Uid)
 	if err != nil {
 		s.refuse()
 		w := rings.ShareWelcome{Magic: rings.ShareMagic, Version: rings.ShareVersion, Errno: uint32(unix.EACCES)}
@@ -201,7 +193,7 @@ func (s *ClientServer) serve(conn *net.UnixConn, cred *unix.Ucred) {
 		_ = rings.SendShare(conn, &w) // it went away, or does not listen
 		return
 	}
-	c.answer()
+	c.answer(&s.rests)
 	s.end(c)
 }
 
@@ -308,7 +300,7 @@ func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *Client
 	cfg := reactor.RingConfig{
 		Ports:     clientPorts{&s.owners, cred.Uid, s.st.ringPorts()},
 		SQEntries: h.SQEntries, CQEntries: h.CQEntries, Requests: int(h.Requests), Sockets: int(h.Sockets), Fixed: int(h.Fixed),
-		Area: share.Ring, Data: share.Data, Bell: c.wake, Guard: p, CPU: p.CPU, Frames: p.Frames,
+		Area: share.Ring, Data: share.Data, Bell: c.wake, Guard: p, CPU: p.CPU, Frames: p.Frames, Rates: p.Rates,
 	}
 	if c.ring, err = reactor.NewRing(c.r, cfg); errors.Is(err, reactor.ErrRingClosed) {
 		err = refusal(unix.ESHUTDOWN, "the engine ends")
@@ -320,6 +312,7 @@ func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *Client
 	c.view = ClientView{
 		ID: s.next, PID: cred.Pid, UID: cred.Uid, GID: cred.Gid, Policy: p.Name, Reactor: number,
 		Memory: share.Welcome().Size, Since: time.Now(),
+		Limits: ClientLimits{Sockets: int(h.Sockets + h.Fixed), Requests: int(h.Requests), CPU: p.CPU, Rates: p.Rates},
 	}
 	s.clients[c.view.ID] = c
 	return c, nil
@@ -353,12 +346,13 @@ func (c *client) close() {
 
 // answer has the reactor look at the ring when the application, which saw it asleep, knocks; until the connection ends, as it does
 // with the process, however that came.
-func (c *client) answer() {
+func (c *client) answer(rests *rests) {
 	var b [1]byte
 	for rest := knockRest; ; {
 		if n, err := c.conn.Read(b[:]); n == 0 || err != nil {
 			return
 		}
+		c.knocks.Add(1)
 		for range knocksHeard {
 			n, err := unix.Read(c.bell, b[:])
 			if err != nil {
@@ -375,7 +369,7 @@ func (c *client) answer() {
 			rest = min(2*rest, knockRestMax)
 		}
 		c.r.Leave()
-		time.Sleep(rest)
+		rests.rest(rest)
 	}
 }
 

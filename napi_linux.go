@@ -254,8 +254,9 @@ func Restore(dir, ns string) (done []string, err error) {
 	err = inNamespace(ns, func() (err error) {
 		done, err = restoreHere(dir)
 		left, lerr := restoreDispatch(dir)
-		done = append(done, left...)
-		return errors.Join(err, lerr)
+		tags, terr := restoreTags(dir)
+		done = append(append(done, left...), tags...)
+		return errors.Join(err, lerr, terr)
 	})
 	if err != nil {
 		return done, fmt.Errorf("xdpd: %w", err)

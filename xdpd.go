@@ -86,6 +86,8 @@ type Config struct {
 	// its peer gets frames with the sum of the pseudo-header, as from any kernel, and must be a kernel, or expect them.
 	NoTXChecksum bool
 
+	RXMetadata RXMetadata // what to ask the driver about received frames besides their bytes
+
 	MaxSpin time.Duration // how long an idle reactor polls before it sleeps (default 50 µs); negative: it never sleeps
 	// Reactors is how many goroutines run the queues' stacks (default one for each queue); Stack.Resize changes it.
 	Reactors int
@@ -145,6 +147,8 @@ func (c *Config) defaults() error {
 		return fmt.Errorf("xdpd: dispatch %d; there are AutoDispatch, AlwaysDispatch and NeverDispatch", c.Dispatch)
 	case c.Priority < 0:
 		return fmt.Errorf("xdpd: priority %d; they begin with 1", c.Priority)
+	case c.RXMetadata > MetadataOff:
+		return fmt.Errorf("xdpd: RX metadata %d; there are AutoMetadata, MetadataOn and MetadataOff", c.RXMetadata)
 	case c.NAPI > DriveNAPI:
 		return fmt.Errorf("xdpd: NAPI arrangement %d; there are AutoNAPI, SoftirqNAPI and DriveNAPI", c.NAPI)
 	case c.Reactors < 0 || len(c.Queues) > 0 && c.Reactors > len(c.Queues):
@@ -188,6 +192,24 @@ func (c *Config) defaults() error {
 // zeroCopyMTU is the largest MTU that a driver receives into one frame of chunk bytes in zero copy.
 func zeroCopyMTU(driver string, chunk int) int {
 	return sockets.MaxMTU(rings.ZeroCopyRoom(driver, chunk)+umem.Headroom, 1)
+}
+
+// fitZeroCopy limits the frames that a packet may have, in any mode, to the segs that the driver sends in zero copy
+// (xdp-zc-max-segs; 0: not told, and with 1 it refuses the socket), where these hold the MTU. notZeroCopy is why the MTU does not
+// go with zero copy.
+func fitZeroCopy(dev device, chunk, frames, segs int) (packet int, notZeroCopy string) {
+	most := zeroCopyMTU(dev.driver, chunk)
+	switch {
+	case frames == 1 && dev.mtu > most:
+		return 1, fmt.Sprintf("zero copy of %s receives packets of an MTU up to %d into frames of %d bytes; the MTU is %d", dev.driver, most, chunk, dev.mtu)
+	case frames == 1 || segs < 2:
+		return frames, ""
+	}
+	if most = sockets.MaxMTU(chunk, segs); dev.mtu > most {
+		return frames, fmt.Sprintf("zero copy of %s sends packets of %d frames at most (xdp-zc-max-segs), which hold an MTU up to %d; the MTU is %d",
+			dev.driver, segs, most, dev.mtu)
+	}
+	return min(frames, segs), ""
 }
 
 // chunkFor chooses the frame size for an MTU, and how many frames a packet may consist of: one if one can hold it.

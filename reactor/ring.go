@@ -23,6 +23,7 @@ type RingConfig struct {
 	Data      []byte // the registered memory: addresses in SQEs are offsets in it
 	Area      []byte // for the rings, as rings.RingLayout has it (default: memory of this process)
 	Bell      func() // wakes an application that sleeps in another process; called with the lock, it must not block (default none)
+	Knock     bool   // the SQ's flags always ask for a knock: the reactor is run by Turn, by who hears the knocks
 
 	Lends     int      // frames that the application may hold for zero copy (default none)
 	LendTable uint64   // where in Data the table of them lies: Lends entries of rings.LentSize bytes
@@ -33,6 +34,7 @@ type RingConfig struct {
 	Guard  Guard // what it may bind and reach; nil: everything
 	CPU    int   // percent of the reactor's time that its requests may take, in the long run; 0: all of it
 	Frames int   // percent of the frames that its sockets may hold, of those for received data and of those for data to send; 0: all
+	Rates  Rates
 }
 
 // Guard says which addresses the application of a ring may use. It is called with the reactor's lock held. What it refuses ends
@@ -107,6 +109,7 @@ type Ring struct {
 	guard    Guard
 	account  sockets.Account // who pays for the frames of its sockets; 0: nobody
 	pace     pace
+	rates    rates
 	now      int64 // of the turn
 	steps    int   // of this turn, see maxSteps
 	cut      bool  // settle stopped at maxSteps; the next turn goes on
@@ -132,6 +135,8 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 		return nil, fmt.Errorf("ring: %d percent of the time; 1 to 100 can be, 0 is all", cfg.CPU)
 	case cfg.Frames < 0 || cfg.Frames > 100:
 		return nil, fmt.Errorf("ring: %d percent of the frames; 1 to 100 can be, 0 is all", cfg.Frames)
+	case min(cfg.Rates.Connects, cfg.Rates.Packets, cfg.Rates.Bytes) < 0 || max(cfg.Rates.Connects, cfg.Rates.Packets, cfg.Rates.Bytes) > MaxRate:
+		return nil, fmt.Errorf("ring: rates %+v; 1 to %d a second can be, 0 is no limit", cfg.Rates, MaxRate)
 	case cfg.Area != nil && len(cfg.Area) < layout.Size:
 		return nil, fmt.Errorf("ring: an area of %d bytes; the rings take %d", len(cfg.Area), layout.Size)
 	}
@@ -150,6 +155,7 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 		socks:   newSockTable(cfg.Sockets, cfg.Fixed),
 		backlog: newBacklog(2*(cfg.Requests+1) + 1 + cfg.Messages + cfg.Lends), // a notification for each frame
 		lends:   lends, areas: cfg.Areas, ports: cfg.Ports, bell: cfg.Bell,
+		rates: newRates(cfg.Rates, cfg.Sockets+cfg.Fixed),
 		guard: cfg.Guard, pace: pace{percent: int64(cfg.CPU)},
 	}
 	q.timers.kind, q.counts.kind = byDeadline, byCount
@@ -179,7 +185,7 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 	}
 	q.tag = r.ringTag()
 	r.rings, r.tagged[q.tag] = append(r.rings, q), q
-	q.end.SQ.SetNeedWakeup(r.asleep)
+	q.end.SQ.SetNeedWakeup(r.asleep || cfg.Knock)
 	return q, nil
 }
 

@@ -51,6 +51,7 @@ func (q *Ring) run(now int64) bool {
 	}
 	worked = q.takeMail() || worked
 	worked = q.serveReady() || worked
+	worked = q.serveSlow() || worked
 	for left := budget; ; {
 		n := q.consume(left)
 		left -= n
@@ -124,6 +125,9 @@ func (q *Ring) deadline() int64 {
 	d := foreverNS
 	if len(q.timers.reqs) > 0 {
 		d = q.at(q.timers.reqs[0]).deadline
+	}
+	if q.rates.on {
+		d = min(d, q.slowDeadline())
 	}
 	if q.pace.left < 0 { // nothing is done before it may go on, and then what there is
 		if again := q.pace.ready(); q.work() || d < again {

@@ -13,6 +13,7 @@ type sockState struct {
 	kind      sockKind
 	deaf      bool // UDP: shut down for reading; TCP's Host knows
 	mute      bool // UDP: shut down for writing
+	due       bool // TCP: its CONNECT waits for RingConfig.Rates
 	reset     bool // TCP: CLOSE resets the connection (SO_LINGER)
 	err       sockets.Errno
 	open      portKey // reported to RingConfig.Ports; protocol 0: none

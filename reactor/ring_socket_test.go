@@ -1,6 +1,7 @@
 package reactor
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"testing"
 
@@ -391,5 +392,37 @@ func TestRingChain(t *testing.T) {
 	}
 	chain[1].Addr = n.addr(900, peerAddr, 81)
 	n.gives(chain, cqe(1, 0), fails(2, sockets.ECONNREFUSED), fails(3, sockets.ECANCELED), fails(4, sockets.ECANCELED), fails(5, sockets.ECANCELED))
+	n.idle()
+}
+
+// TestRingGetSockOpt: what getsockopt tells of a connection, and that an error is told once.
+func TestRingGetSockOpt(t *testing.T) {
+	n := newRingNet(t, RingConfig{})
+	get := func(level, name uint32) rings.SQE {
+		return rings.SQE{Opcode: rings.OpGetSockOpt, FD: 0, Len: level, OpFlags: name, UserData: 9}
+	}
+	far := n.dialed(0)
+	n.res(get(solSocket, soError), 0)
+	info, _ := n.r.host.TCPStat(n.q.socks.at(0).h)
+	n.res(get(solTCP, tcpMaxSeg), int32(info.MSS))
+	s := get(solTCP, tcpInfo)
+	s.Addr, s.Off = bufAt, 1000
+	n.res(s, tcpInfoSize)
+	b := n.data[bufAt:]
+	if b[0] != 1 || int(binary.NativeEndian.Uint32(b[16:])) != info.MSS || binary.NativeEndian.Uint64(b[120:]) != info.BytesAcked {
+		t.Errorf("state %d, %d bytes a segment, want 1, %d: %v", b[0], binary.NativeEndian.Uint32(b[16:]), info.MSS, b[:tcpInfoSize])
+	}
+	s.Off = 8
+	n.res(s, 8)
+	s.Addr = 1 << 40
+	n.err(s, sockets.EFAULT)
+	n.err(get(solTCP, 99), sockets.ENOPROTOOPT)
+	bad := get(solSocket, soError)
+	bad.BufGroup = 1
+	n.err(bad, sockets.EINVAL)
+	n.onPeer(func(h *sockets.Host, now int64) { h.TCPAbort(far, now) })
+	n.pass(1e6)
+	n.res(get(solSocket, soError), int32(sockets.ECONNRESET))
+	n.res(get(solSocket, soError), 0)
 	n.idle()
 }

@@ -99,8 +99,8 @@ type tcb struct {
 const (
 	tcbChunk  = 1024 // records allocated at once, whole pages of them; they never move
 	tcpIWSegs = 10   // RFC 6928
-	tcpScale  = 7
-	mssFloor  = 64 // a peer cannot make us send headers for single bytes
+	tcpScale  = 7    // of windows up to 8 MiB
+	mssFloor  = 64   // a peer cannot make us send headers for single bytes
 	mssNone   = 536
 
 	rtoFirstUS  = 1_000_000
@@ -126,6 +126,7 @@ type tcpTable struct {
 	flows         demux
 	act           activeTable
 	half          halfTable
+	scale         uint8 // of windows that we advertise: RcvMax can be told
 	tw            twTable
 	listeners     []tcpListener
 	freeListeners []uint32       // places in it
@@ -148,6 +149,9 @@ func (t *tcpTable) init(h *Host) {
 	t.challenge = bucket{100, h.now}
 	t.settings = []tcpSetting{{KeepAlive: h.cfg.KeepAlive}}
 	t.urgent, t.ports = map[uint32]uint32{}, map[uint16]int{}
+	for t.scale = tcpScale; h.cfg.RcvMax > 0xffff<<t.scale && t.scale < 14; { // RFC 7323 2.3
+		t.scale++
+	}
 	t.half.init(h)
 	t.tw.init(h)
 }

@@ -258,7 +258,8 @@ func (h *Host) truesize(p *packet) int {
 	return h.chainFrames(p.f) * h.pool.Region().ChunkSize()
 }
 
-// udpMeta is where the source of a queued datagram is kept: over its UDP header, which was parsed and is in the cache.
+// udpMeta is where the source of a queued datagram is kept: over its UDP header, which was parsed and is in the cache. Before
+// it stands its stamp, if there are any, over the end of the IP header.
 const udpMeta = 8
 
 // udpPush queues a datagram. Its first frame's Buf covers the payload from here on, and the 8 bytes before it become
@@ -272,6 +273,9 @@ func (h *Host) udpPush(s *udpSock, p *packet, u *proto.UDP, size int) {
 	binary.NativeEndian.PutUint32(meta, uint32(p.ip.Src))
 	binary.NativeEndian.PutUint16(meta[4:], u.SrcPort)
 	binary.NativeEndian.PutUint16(meta[6:], uint16(p.n-udpMeta))
+	if h.cfg.Stamps {
+		umem.PutStamp(h.pool.Chunk(p.f)[b.Off-udpMeta-umem.StampSize:], h.stamp)
+	}
 	if s.head == umem.None {
 		s.head = p.f
 	} else {
@@ -304,6 +308,8 @@ type Datagram struct {
 	Size int // bytes of the datagram; more than N: the rest was cut off
 	Src  netip.AddrPort
 	More bool // another one waits
+	// At is when it was received, or if in fragments, the one that completed it (Config.Stamps); else 0.
+	At umem.Stamp
 }
 
 // udpFirst finds the next datagram of a reading call, and says in d what UDPRecv says of it, but for N. Errors: as UDPRecv.
@@ -321,6 +327,9 @@ func (h *Host) udpFirst(s Handle, d *Datagram) (*udpSock, Errno) {
 	d.Size = int(binary.NativeEndian.Uint16(meta[6:]))
 	d.Src = netip.AddrPortFrom(proto.Addr(binary.NativeEndian.Uint32(meta)).Netip(), binary.NativeEndian.Uint16(meta[4:]))
 	d.More = u.datagrams > 1
+	if h.cfg.Stamps {
+		d.At = umem.GetStamp(h.pool.Chunk(u.head)[h.pool.Buf(u.head).Off-udpMeta-umem.StampSize:])
+	}
 	return u, 0
 }
 

@@ -35,6 +35,7 @@ type fileConfig struct {
 	ChunkSize int            `toml:"chunk_size"`
 	HugePages bool           `toml:"huge_pages"`
 	Checksum  string         `toml:"tx_checksum"`
+	Metadata  string         `toml:"rx_metadata"`
 	MaxSpin   duration       `toml:"max_spin"`
 	NAPI      string         `toml:"napi"`
 	Journal   string         `toml:"journal"`
@@ -92,6 +93,10 @@ var (
 
 var dispatches = map[string]xdpd.Dispatch{
 	"": xdpd.AutoDispatch, "auto": xdpd.AutoDispatch, "always": xdpd.AlwaysDispatch, "never": xdpd.NeverDispatch,
+}
+
+var metadatas = map[string]xdpd.RXMetadata{
+	"": xdpd.AutoMetadata, "auto": xdpd.AutoMetadata, "on": xdpd.MetadataOn, "off": xdpd.MetadataOff,
 }
 
 var arrangements = map[string]xdpd.Arrangement{
@@ -198,6 +203,10 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 	if f.Checksum != "" && f.Checksum != "auto" && f.Checksum != "off" {
 		return xdpd.Config{}, fmt.Errorf("tx_checksum is %q; there are auto and off", f.Checksum)
 	}
+	metadata, ok := metadatas[f.Metadata]
+	if !ok {
+		return xdpd.Config{}, fmt.Errorf("rx_metadata is %q; there are auto, on and off", f.Metadata)
+	}
 	if f.User != nil {
 		if dispatch == xdpd.AlwaysDispatch {
 			return xdpd.Config{}, errors.New("user does not go with dispatch always: to leave a dispatcher takes privilege at the end")
@@ -241,6 +250,7 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 		MaxSpin: time.Duration(f.MaxSpin), CPUs: f.CPUs, RcvBuf: f.RcvBuf, RcvMax: f.RcvMax, SndBuf: f.SndBuf, Ledger: f.Ledger,
 		Congestion: f.Congest, NoECN: f.NoECN, Reactors: f.Reactors, Spread: spread,
 		Dispatch: dispatch, Priority: f.Priority, NAPI: napi, JournalDir: f.Journal, NoTXChecksum: f.Checksum == "off", Grant: f.From,
+		RXMetadata: metadata,
 	}, nil
 }
 

@@ -31,6 +31,7 @@ type runCmd struct {
 	Priority  int            `placeholder:"N" help:"Place of the engine's program among them: lower ones come first (default 50)."`
 	Napi      string         `enum:"auto,softirq,drive," default:"" placeholder:"auto|softirq|drive" help:"Who runs the NAPI of the queues; see above."`
 	Checksum  string         `name:"tx-checksum" enum:"auto,off," default:"" placeholder:"auto|off" help:"Who sums what is sent; see above."`
+	Metadata  string         `name:"rx-metadata" enum:"auto,on,off," default:"" placeholder:"auto|on|off" help:"What is asked of the driver about received frames; see above."`
 	Reactors  int            `placeholder:"N" help:"Goroutines that run the queues (default one for each queue); xdpd reactors changes it."`
 	Accept    string         `enum:"each,main,workers," default:"" placeholder:"each|main|workers" help:"Which reactor accepts TCP connections, and who serves them; see above."`
 	Spread    string         `enum:"round-robin,least-conns," default:"" placeholder:"round-robin|least-conns" help:"With --accept main: which reactor gets a connection."`
@@ -75,6 +76,12 @@ TX checksum:
   auto       the device, where it does that for the kernel's packets (ethtool -K IFACE tx on) and takes TX metadata; else the
              engine. A veth passes them on unsummed, as it does the kernel's: right for a kernel at its other end (default)
   off        the engine: for a program with AF_XDP, XDP or raw sockets at the other end of a veth that wants whole checksums
+
+RX metadata (what the driver knows of a frame besides its bytes):
+  auto       VLAN tags that the driver takes out are put back, by the steering program where the driver tells it (Linux 6.8;
+             xdp-rx-metadata-features), or the device is told to leave them (rxvlan off), until the engine ends (default)
+  on         and when a frame was received, for datagrams; needs a driver that tells it, and no dispatcher
+  off        nothing: a tagged frame may look like one without a tag
 
 User:
   --user NAME[:GROUP] is for an engine that is started by root. What takes privilege is done first: sockets, packet memory,
@@ -137,6 +144,9 @@ func (c *runCmd) merge() (fileConfig, error) {
 	}
 	if c.Checksum != "" {
 		f.Checksum = c.Checksum
+	}
+	if c.Metadata != "" {
+		f.Metadata = c.Metadata
 	}
 	if c.Reactors != 0 {
 		f.Reactors = c.Reactors

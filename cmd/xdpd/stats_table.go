@@ -256,6 +256,7 @@ func writeTable(w io.Writer, v *statsView, o tableOptions) error {
 	}
 	writeRSS(&b, &v.RSS)
 	writeChecksums(&b, &v.Checksums)
+	writeMetadata(&b, &v.Metadata)
 	if v.NAPI.What != "" { // an older engine says nothing
 		fmt.Fprintf(&b, "%s\n", v.napi())
 	}
@@ -283,6 +284,16 @@ func writeChecksums(b *strings.Builder, c *checksumView) {
 		fmt.Fprintf(b, "checksums sent: %s\n", c.What)
 	case c.What != "": // an older engine says nothing
 		fmt.Fprintf(b, "checksums sent: by the engine, for the device does not: %s\n", c.What)
+	}
+}
+
+func writeMetadata(b *strings.Builder, m *metadataView) {
+	stamps := ""
+	if m.Stamps {
+		stamps = "; received datagrams have a stamp"
+	}
+	if m.Tags != "" { // an older engine says nothing
+		fmt.Fprintf(b, "VLAN tags: %s%s\n", m.Tags, stamps)
 	}
 }
 

@@ -28,6 +28,7 @@ func fabricated() xdpd.Stats {
 		Interface: "eth1", Driver: "veth", Native: true, ChunkSize: 2048, MTU: 1500, Loops: 1,
 		RSS:       xdpd.RSSStats{Known: true, What: "Toeplitz, a table of 128; TCP: addresses and ports; UDP: addresses"},
 		Checksums: xdpd.ChecksumStats{Device: true, What: "left to the device"},
+		Metadata:  xdpd.MetadataStats{Stamps: true, Tags: "the driver takes none out"},
 		NAPI:      xdpd.NAPIStats{ID: 17, What: "NAPI 17 of queue 0"},
 		Verdicts: []xdpprog.Counter{
 			{Name: "own_arp", Packets: 4, Bytes: 168}, {Name: "own_ipv4", Packets: 1016, Bytes: 1016 * 98},

@@ -33,6 +33,7 @@ type statsView struct {
 	NAPI          napiView               `json:"napi"`
 	RSS           rssView                `json:"rss"`
 	Checksums     checksumView           `json:"tx_checksum"`
+	Metadata      metadataView           `json:"rx_metadata"`
 	PID           int                    `json:"pid"`
 	Commit        string                 `json:"commit"`
 	UptimeSeconds float64                `json:"uptime_seconds"`
@@ -51,6 +52,12 @@ type rssView struct {
 type checksumView struct {
 	Device bool   `json:"device"`
 	What   string `json:"what"` // in words; why the device does not
+}
+
+// metadataView is what is asked of the driver about received frames.
+type metadataView struct {
+	Stamps bool   `json:"stamps"`
+	Tags   string `json:"tags"` // what becomes of VLAN tags that the driver would take out
 }
 
 // napiView is who may run the queues' NAPIs.
@@ -173,6 +180,7 @@ func newStatsView(s *xdpd.Stats) statsView {
 		ZeroCopy: s.ZeroCopy, NotZeroCopy: s.NotZeroCopy, SG: s.SG, HugePages: s.HugePages, NeedWakeup: s.NeedWakeup, TXBudget: s.TXBudget,
 		ChunkSize: s.ChunkSize, MTU: s.MTU, Loops: s.Loops, RSS: rssView(s.RSS), Verdicts: make(map[string]verdictView),
 		Checksums: checksumView(s.Checksums),
+		Metadata:  metadataView(s.Metadata),
 		NAPI:      napiView{s.NAPI.Mode.String(), s.NAPI.ID, s.NAPI.What},
 	}
 	for _, c := range s.Verdicts {
