@@ -2,9 +2,11 @@ package xdpd_test
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -89,4 +91,54 @@ func refusesRights() bool {
 	defer unix.Close(fds[0])
 	defer unix.Close(fds[1])
 	return unix.SetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_PASSRIGHTS, 0) == nil
+}
+
+// TestClientCrowd: a client that finds the daemon's queue full of others that connect waits its turn.
+func TestClientCrowd(t *testing.T) {
+	path := openDoor(t)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+	}
+	if err == nil {
+		err = unix.Listen(fd, 1)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "door")
+	l, err := net.FileListener(f)
+	f.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for err == nil { // who is there already
+		var c net.Conn
+		if c, err = net.Dial("unixpacket", path); err == nil {
+			defer c.Close()
+		}
+	}
+	if !errors.Is(err, unix.EAGAIN) {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { _, err := xdpd.OpenRing(t.Context(), path, xdpd.RemoteConfig{}); ended <- err }()
+	select {
+	case err := <-ended:
+		t.Fatalf("it did not wait: %v", err)
+	case <-time.After(20 * time.Millisecond): // some of its tries
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	if err := <-ended; err == nil || errors.Is(err, unix.EAGAIN) {
+		t.Errorf("what it heard from who turns everybody away: %v", err)
+	}
 }
