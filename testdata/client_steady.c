@@ -1,6 +1,6 @@
 /* client_steady PATH OPERATIONS ADDRESS PORT: does so many operations, always with 64 in flight and never sleeping: with PORT 0 NOPs, else
  * datagrams of 64 bytes to ADDRESS:PORT. "go" and a byte read before it, "done" and a byte read after it. */
-#include "../rings/xdpd_client.h"
+#include "../libxdpd/src/xdpd_client.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>

@@ -1,10 +1,10 @@
-// A UDP echo over the rings of an engine in another process (rings/xdpd_client.h, docs/clients.md), which `bench -serve client-c` is.
+// A UDP echo over the rings of an engine in another process (libxdpd/src/xdpd_client.h, docs/clients.md), which `bench -serve client-c` is.
 //
 //	client udp-echo PATH PORT
 //
 // 64 datagrams in hand at a time, each with a place of its own: a RECV_FROM, then the SEND of what it received, with the address that
 // came with it. It prints "ready", sleeps when nothing is there, and ends with the engine.
-#include "../../rings/xdpd_client.h"
+#include "../../libxdpd/src/xdpd_client.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
