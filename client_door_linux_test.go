@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"xdpd"
 	"xdpd/internal/netlab"
+	"xdpd/rings"
 )
 
 // TestClientPortsOfOthers: where each queue has a Host of its own, a port that a user has on one is not to be had by another on the next,
@@ -140,5 +142,39 @@ func TestClientCrowd(t *testing.T) {
 	}()
 	if err := <-ended; err == nil || errors.Is(err, unix.EAGAIN) {
 		t.Errorf("what it heard from who turns everybody away: %v", err)
+	}
+}
+
+// TestClientDoorIsCheap: what a handshake costs the engine does not grow with the sockets that there are.
+func TestClientDoorIsCheap(t *testing.T) {
+	_, stack := engine(t, netlab.Options{})
+	_, path := daemon(t, stack, func(p *xdpd.ClientPolicy) { p.Sockets, p.Clients = 1024, 100 })
+	allocated := func() uint64 {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		for range 20 {
+			c, err := join(path, rings.ShareHello{SQEntries: 8, CQEntries: 8, Requests: 8, Sockets: 8, Data: 4096})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.close()
+		}
+		runtime.ReadMemStats(&after)
+		return after.TotalAlloc - before.TotalAlloc
+	}
+	few := allocated()
+	q, err := xdpd.OpenRing(t.Context(), path, xdpd.RemoteConfig{Sockets: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.Close()
+	p := &ringProgram{q: q}
+	for range 500 {
+		if fd := p.socket(dgramSocket); p.bind(fd, netip.AddrPortFrom(netip.IPv4Unspecified(), 0)) != 0 {
+			t.Fatal("no socket")
+		}
+	}
+	if many := allocated(); many > 2*few {
+		t.Errorf("twenty handshakes beside 500 sockets allocate %d bytes, beside none %d", many, few)
 	}
 }
