@@ -71,7 +71,7 @@ type Reactor struct {
 	rings       []*Ring
 	tagged      map[uint16]*Ring
 	tag         uint16   // of the last ring
-	first       int      // of the rings that had no time in the last turn
+	forgotAt    int64    // when what the rings spent was halved
 	freed       []uint32 // scratch of tellFreed
 	events      []sockets.Event
 	refs        []ref       // scratch of tell
