@@ -2,6 +2,7 @@ package xdpd_test
 
 import (
 	"encoding/binary"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
@@ -218,14 +219,7 @@ func TestBadFrames(t *testing.T) {
 		their: w.mac, udp: 800,
 	}
 	settle := barrier(t, lab)
-	in(t, lab.Engine, func() error { // a NIC would not let another station's frames through
-		link, err := netlink.LinkByName(lab.EngineDev)
-		if err == nil {
-			err = netlink.SetPromiscOn(link)
-			t.Cleanup(func() { in(t, lab.Engine, func() error { return netlink.SetPromiscOff(link) }) })
-		}
-		return err
-	})
+	promiscuous(t, lab.Engine, lab.EngineDev)
 	ping(t, lab.Peer, lab.EngineAddr, 1)
 	for _, c := range append(append(b.linkCases(), b.ipCases()...), b.transportCases()...) {
 		t.Run(c.name, func(t *testing.T) {
@@ -268,6 +262,12 @@ func TestBadFrames(t *testing.T) {
 	ping(t, lab.Peer, lab.EngineAddr, 5, pingWait, "-s", "8000")
 }
 
+// promiscuous lets frames for other stations through, which a NIC would not.
+func promiscuous(t *testing.T, ns *netlab.NS, dev string) {
+	onLink(t, ns, dev, netlink.SetPromiscOn)
+	t.Cleanup(func() { onLink(t, ns, dev, netlink.SetPromiscOff) })
+}
+
 // TestARPFlood has thousands of stations ask for the engine, more than it can remember; the answers of those that it
 // forgot do not depend on that, nor does anybody else.
 func TestARPFlood(t *testing.T) {
@@ -279,12 +279,13 @@ func TestARPFlood(t *testing.T) {
 	c := kernelUDP(t, lab.Peer, netip.AddrPort{}, to)
 	ask(t, c, "before")
 	w := openWire(t, lab.Peer, lab.PeerDev, unix.ETH_P_ARP)
+	promiscuous(t, lab.Peer, lab.PeerDev)
 	us, first := protoAddr(t, lab.EngineAddr), protoAddr(t, netip.MustParseAddr("10.77.16.0"))
 	const n = 5000
 	for i := range n {
 		mac := proto.MAC{2, 0, 0, 1, byte(i >> 8), byte(i)}
 		w.send(arpFrame(proto.Broadcast, mac, proto.ARP{Op: proto.ARPRequest, SHA: mac, SPA: first + proto.Addr(i), TPA: us}))
-		reply, _ := proto.ParseARP(w.next("an ARP reply", func(b []byte) bool { return b[21] == proto.ARPReply })[14:])
+		reply, _ := proto.ParseARP(w.next(fmt.Sprintf("the ARP reply to station %d", i), func(b []byte) bool { return b[21] == proto.ARPReply })[14:])
 		if reply.THA != mac || reply.SPA != us {
 			t.Fatalf("station %d, %v: the answer is %+v", i, mac, reply)
 		}

@@ -14,10 +14,10 @@ import (
 	"xdpd/internal/netlab"
 )
 
-// TestClientC: a server in C over rings/xdpd_client.h, written from the contract, echoes streams and datagrams to the kernel; when
+// TestClientC: a server in C over libxdpd/src/xdpd_client.h, written from the contract, echoes streams and datagrams to the kernel; when
 // the daemon ends it says so.
 func TestClientC(t *testing.T) {
-	lab, stack := engine(t, netlab.Options{})
+	lab, stack := engine(t, netlab.Options{Veth: "the guest has no C compiler"})
 	s, path := daemon(t, stack, nil)
 	bin := filepath.Join(t.TempDir(), "client_echo")
 	if out, err := exec.Command("cc", "-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-o", bin, "testdata/client_echo.c").CombinedOutput(); err != nil {

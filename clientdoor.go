@@ -19,9 +19,11 @@ const (
 	// be told from it by who accepts.
 	refuseRest = 50 * time.Microsecond
 	// knockRest is how long a client that knocks is not heard after it was answered: a flood of knocks costs the engine a look
-	// every so often, and who really has submitted to one that sleeps waits that much longer at most. Of several such clients each rests as
-	// much longer, so that all together cost as much as one.
-	knockRest = 20 * time.Microsecond
+	// every so often, and who really has submitted to one that sleeps waits that much longer at most. It doubles with each time that there
+	// is nothing behind the knocks, and of several such clients each rests as much longer, so that all together cost as much as one.
+	knockRest    = 20 * time.Microsecond
+	knockRestMax = time.Millisecond
+	knocksHeard  = 256 // at a time: who knocks before he is answered means the same
 )
 
 // doors are where processes wait for their handshakes, one for each user.
@@ -69,7 +71,7 @@ func (d *doors) leave(uid uint32) {
 // rests are clients that were just answered.
 type rests struct{ n atomic.Int32 }
 
-func (r *rests) rest() {
-	time.Sleep(time.Duration(r.n.Add(1)) * knockRest)
+func (r *rests) rest(alone time.Duration) {
+	time.Sleep(time.Duration(r.n.Add(1)) * alone)
 	r.n.Add(-1)
 }

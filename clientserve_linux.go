@@ -24,6 +24,7 @@ type ClientServer struct {
 	st       *Stack
 	policies []ClientPolicy
 	l        *net.UnixListener
+	owners   portOwners
 	serving  sync.WaitGroup
 	doors    doors
 	rests    rests
@@ -85,11 +86,15 @@ type pastClient struct {
 // its user or group.
 func (st *Stack) ServeClients(l *net.UnixListener, policies []ClientPolicy) (*ClientServer, error) {
 	s := &ClientServer{st: st, l: l, clients: map[uint64]*client{}, doors: doors{of: map[uint32]*door{}}}
+	s.owners.ports = map[ownedPort][]portOwner{}
 	for _, p := range policies {
 		if err := p.Check(); err != nil {
 			return nil, err
 		}
 		s.policies = append(s.policies, p.withDefaults())
+	}
+	if err := takeNoRights(l); err != nil {
+		return nil, err
 	}
 	s.serving.Go(s.accept)
 	return s, nil
@@ -190,13 +195,17 @@ func (s *ClientServer) serve(conn *net.UnixConn, cred *unix.Ucred) {
 		return
 	}
 	c.answer(&s.rests)
+	s.end(c)
+}
+
+// end gives back what a client had; only then is it gone, so that its place is not taken before its memory is free.
+func (s *ClientServer) end(c *client) {
 	rest := pastClient{c.view.Policy, c.ring.Rest()}
-	c.ring.Close()
+	c.close()
 	s.mu.Lock()
 	delete(s.clients, c.view.ID)
 	s.past = append(s.past, rest)
 	s.mu.Unlock()
-	c.close()
 }
 
 // refusal is why a process gets no ring, with the errno that its library shows.
@@ -210,13 +219,9 @@ func (s *ClientServer) welcome(conn *net.UnixConn, cred *unix.Ucred) (c *client,
 	if err := conn.SetDeadline(time.Now().Add(handshakeTime)); err != nil {
 		return nil, err
 	}
-	var h rings.ShareHello
-	fds, err := rings.RecvShare(conn, &h)
+	h, err := rings.RecvHello(conn)
 	if err != nil {
 		return nil, err
-	}
-	for _, fd := range fds { // nobody asked for any
-		_ = unix.Close(fd)
 	}
 	i := slices.IndexFunc(s.policies, func(p ClientPolicy) bool { return p.admits(cred.Uid, cred.Gid) })
 	if i < 0 {
@@ -224,18 +229,19 @@ func (s *ClientServer) welcome(conn *net.UnixConn, cred *unix.Ucred) (c *client,
 	}
 	p := &s.policies[i]
 	h.Sockets, h.Requests = cmp.Or(h.Sockets, uint32(p.Sockets)), cmp.Or(h.Requests, uint32(p.Requests))
-	if err := p.allows(&h); err != nil {
+	if err := p.allows(h); err != nil {
 		return nil, err
 	}
-	if c, err = s.newClient(conn, cred, p, &h); err != nil {
+	if c, err = s.newClient(conn, cred, p, h); err != nil {
 		return nil, err
 	}
 	w := c.share.Welcome()
-	stats, err := s.st.Stats()
-	if err == nil {
-		w.Reactor, w.Reactors, w.MTU = uint32(c.view.Reactor), uint32(len(s.st.Reactors())), uint32(stats.MTU)
-		err = rings.SendShare(conn, &w, c.share.FD())
+	w.Reactor, w.Reactors = uint32(c.view.Reactor), uint32(len(s.st.Reactors()))
+	if host, _, ok := c.r.Enter(); ok {
+		w.MTU = uint32(host.MTU())
 	}
+	c.r.Leave()
+	err = rings.SendShare(conn, &w, c.share.FD())
 	if err == nil && h.Version == rings.ShareVersionFrames {
 		err = s.sendFrames(conn, c)
 	}
@@ -243,10 +249,7 @@ func (s *ClientServer) welcome(conn *net.UnixConn, cred *unix.Ucred) (c *client,
 		err = conn.SetDeadline(time.Time{})
 	}
 	if err != nil {
-		s.mu.Lock()
-		delete(s.clients, c.view.ID)
-		s.mu.Unlock()
-		c.close()
+		s.end(c)
 		return nil, err
 	}
 	return c, nil
@@ -319,14 +322,18 @@ func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *Client
 	reactors := s.st.Reactors()
 	number := int(h.Reactor % uint32(len(reactors)))
 	c.r = reactors[number]
-	cfg := RingConfig{Reactor: number, RingConfig: reactor.RingConfig{
+	cfg := reactor.RingConfig{
+		Ports:     clientPorts{&s.owners, cred.Uid, s.st.ringPorts()},
 		SQEntries: h.SQEntries, CQEntries: h.CQEntries, Requests: int(h.Requests), Sockets: int(h.Sockets), Fixed: int(h.Fixed),
 		Area: share.Ring, Data: share.Data, Bell: c.wake, Guard: p, CPU: p.CPU, Frames: p.Frames, Rates: p.Rates,
-	}}
+	}
 	if n := p.lends(h); n > 0 {
 		cfg.Lends, cfg.LendTable = n, uint64(len(share.Data)-n*rings.LentSize)
 	}
-	if c.ring, err = s.st.Ring(cfg); err != nil {
+	if c.ring, err = reactor.NewRing(c.r, cfg); errors.Is(err, reactor.ErrRingClosed) {
+		err = refusal(unix.ESHUTDOWN, "the engine ends")
+	}
+	if err != nil {
 		return nil, err
 	}
 	s.next++
@@ -369,14 +376,28 @@ func (c *client) close() {
 // with the process, however that came.
 func (c *client) answer(rests *rests) {
 	var b [1]byte
-	for {
+	for rest := knockRest; ; {
 		if n, err := c.conn.Read(b[:]); n == 0 || err != nil {
 			return
 		}
 		c.knocks.Add(1)
+		for range knocksHeard {
+			n, err := unix.Read(c.bell, b[:])
+			if err != nil {
+				break
+			}
+			if n == 0 {
+				return
+			}
+		}
 		c.r.Enter()
+		if c.ring.Waiting() {
+			rest = knockRest
+		} else {
+			rest = min(2*rest, knockRestMax)
+		}
 		c.r.Leave()
-		rests.rest()
+		rests.rest(rest)
 	}
 }
 
@@ -384,6 +405,22 @@ func (c *client) answer(rests *rests) {
 func (c *client) wake() { _ = unix.Send(c.bell, knock, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL) }
 
 var knock = []byte{1}
+
+// takeNoRights has the kernel refuse descriptors that a client sends along (SO_PASSRIGHTS, Linux 6.16). Nobody wants them, and the last
+// close of a file can take as long as its owner likes. An older kernel throws them away when the message is read.
+func takeNoRights(l *net.UnixListener) error {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if e := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSRIGHTS, 0) }); e != nil {
+		return e
+	}
+	if errors.Is(err, unix.ENOPROTOOPT) {
+		err = nil
+	}
+	return err
+}
 
 // dupConn gives another descriptor of a connection.
 func dupConn(conn *net.UnixConn) (fd int, err error) {

@@ -19,7 +19,8 @@ func (s *Stack) Mode() Mode {
 // SetMode opens the queues' sockets anew in another mode, one queue after the other, while the engine runs. Connections, and
 // everything else that is open, stay; what arrives on a queue in that moment passes to the kernel or is lost, as on a wire.
 //
-// A mode that the driver refuses is an error, and the sockets are as before. If not even that can be had again, the engine
+// A mode that the driver refuses, or in which it does not send (rings.ErrUnsent: each zero-copy socket sends a frame, and is
+// believed when that came back), is an error, and the sockets are as before. If not even that can be had again, the engine
 // ends. The caller needs the privileges of Open; without them nothing is touched. For a moment the packet memory is
 // registered twice, which counts against RLIMIT_MEMLOCK.
 func (s *Stack) SetMode(m Mode) error {
@@ -36,10 +37,14 @@ func (s *Stack) SetMode(m Mode) error {
 			return err
 		}
 	}
-	was := s.Mode()
-	refused, err := s.reopen(m, was)
+	was, cable := s.Mode(), s.carrier(0)
+	refused, err := s.reopen(m, was, cable)
 	if err == nil && refused != nil { // some queues have it already
-		_, err = s.reopen(was, was)
+		var unsent error
+		if unsent, err = s.reopen(was, was, cable); err == nil && errors.Is(unsent, rings.ErrUnsent) {
+			s.fail(unsent)
+			err = unsent
+		}
 	}
 	if err == nil && refused == nil {
 		s.mu.Lock()
@@ -58,8 +63,9 @@ func mayOpenSockets() error {
 	return unix.Close(fd)
 }
 
-// reopen opens the sockets of all queues anew. refused: one had to be opened as it was. err: not even so.
-func (s *Stack) reopen(m, was Mode) (refused, err error) {
+// reopen opens the sockets of all queues anew. refused: one had to be opened as it was, or does not send, which is found out
+// only with a cable. err: not even as it was.
+func (s *Stack) reopen(m, was Mode, cable bool) (refused, err error) {
 	for i, q := range s.queues {
 		err := q.reactor.Exchange(func(*rings.Port) (*rings.Port, error) {
 			var err error
@@ -68,6 +74,9 @@ func (s *Stack) reopen(m, was Mode) (refused, err error) {
 			}
 			return q.sock.Port(), nil
 		})
+		if refused == nil && err == nil && cable {
+			refused = s.trustAgain(q)
+		}
 		if refused != nil || err != nil {
 			return refused, err
 		}

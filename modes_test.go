@@ -329,7 +329,7 @@ func TestSwitchesThatEnd(t *testing.T) {
 		errs error
 		says []string
 	}{
-		{"deleted", netlab.Options{}, func(t *testing.T, lab *netlab.Lab) {
+		{"deleted", netlab.Options{Veth: "a NIC cannot be deleted"}, func(t *testing.T, lab *netlab.Lab) {
 			onLink(t, lab.Engine, lab.EngineDev, netlink.LinkDel)
 		}, unix.ENODEV, []string{"xa0", "removed"}},
 		{"moved", netlab.Options{}, func(t *testing.T, lab *netlab.Lab) {
@@ -339,6 +339,14 @@ func TestSwitchesThatEnd(t *testing.T) {
 			}
 			defer home.Close()
 			onLink(t, lab.Engine, lab.EngineDev, func(l netlink.Link) error { return netlink.LinkSetNsFd(l, int(home.Fd())) })
+			t.Cleanup(func() { // who lent it wants it back
+				ours, err := os.Open(lab.Engine.Path())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer ours.Close()
+				onLink(t, lab.Peer, lab.EngineDev, func(l netlink.Link) error { return netlink.LinkSetNsFd(l, int(ours.Fd())) })
+			})
 		}, unix.ENODEV, []string{"xa0", "another network namespace"}},
 		{"detached", netlab.Options{}, func(t *testing.T, lab *netlab.Lab) {
 			detach(t, lab)

@@ -26,8 +26,32 @@ func (s *Stack) trust() error {
 			continue
 		}
 		if err := q.sock.TrySend(q.pool, s.dev.mac, sendTime); err != nil {
-			return fmt.Errorf("xdpd: zero copy cannot be trusted: use copy mode: %w", err)
+			return untrusted(err)
 		}
+	}
+	return nil
+}
+
+func untrusted(err error) error {
+	return fmt.Errorf("xdpd: zero copy cannot be trusted: use copy mode: %w", err)
+}
+
+// carrier tells whether the interface has a carrier, or gets it in time.
+func (s *Stack) carrier(limit time.Duration) (has bool) {
+	_ = inNamespace(s.cfg.NetNS, func() error {
+		has = rings.AwaitCarrier(s.dev.index, limit)
+		return nil
+	})
+	return has
+}
+
+// trustAgain is trust for the socket of a queue that runs.
+func (s *Stack) trustAgain(q *queue) error {
+	if !q.sock.ZeroCopy() || !s.carrier(resetTime) {
+		return nil
+	}
+	if err := q.reactor.TrySend(sendTime); err != nil {
+		return untrusted(fmt.Errorf("interface %s queue %d: %w", s.iface(), q.id, err))
 	}
 	return nil
 }

@@ -151,15 +151,27 @@ func openUDPEnd(h *sockets.Host, local, remote netip.AddrPort, now int64) (socke
 
 // ReadFromUDPAddrPort reads a datagram into b without allocating. What does not fit is cut off.
 func (c *UDPConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
+	d, err := c.read(b)
+	return d.N, d.Src, err
+}
+
+// ReadStamped is ReadFromUDPAddrPort that says, too, when the datagram was received (MetadataOn), as SO_TIMESTAMPING
+// does; 0: nobody knows.
+func (c *UDPConn) ReadStamped(b []byte) (int, netip.AddrPort, Stamp, error) {
+	d, err := c.read(b)
+	return d.N, d.Src, d.At, err
+}
+
+func (c *UDPConn) read(b []byte) (sockets.Datagram, error) {
 	for waited := false; ; waited = true {
 		if err := c.check(&c.rd); err != nil {
-			return 0, netip.AddrPort{}, c.fail("read", err)
+			return sockets.Datagram{}, c.fail("read", err)
 		}
 		for _, e := range c.ends {
 			h, _, ok := e.r.Enter()
 			if !ok {
 				e.r.Leave()
-				return 0, netip.AddrPort{}, c.fail("read", c.endError())
+				return sockets.Datagram{}, c.fail("read", c.endError())
 			}
 			d, errno := h.UDPRecv(e.s, b)
 			e.r.Leave()
@@ -169,11 +181,11 @@ func (c *UDPConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
 				if d.More || waited && len(c.ends) > 1 {
 					token(c.readable)
 				}
-				return d.N, d.Src, nil
+				return d, nil
 			case sockets.EAGAIN:
 			default:
 				token(c.readable) // there may be datagrams behind the error
-				return 0, netip.AddrPort{}, c.failErrno("read", errno)
+				return sockets.Datagram{}, c.failErrno("read", errno)
 			}
 		}
 		<-c.readable

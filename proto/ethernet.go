@@ -14,6 +14,8 @@ const (
 	EtherARP  = 0x0806
 	EtherCTag = 0x8100 // customer VLAN tag, 802.1Q
 	EtherSTag = 0x88a8 // service VLAN tag, 802.1ad
+
+	EtherTrial = 0x88b5 // for local experiments (IEEE 802-2014 section 9.2.4)
 )
 
 // Smaller values of the type field are lengths (IEEE 802.3-2018 section 3.2.6).

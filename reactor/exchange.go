@@ -1,6 +1,7 @@
 package reactor
 
 import (
+	"fmt"
 	"time"
 
 	"xdpd/rings"
@@ -53,6 +54,30 @@ const (
 	drainPause  = 100 * time.Microsecond
 )
 
+// TrySend has the device send a frame, and waits until it gives back one, this or another, up to the given time: drivers may
+// take a socket and never send from it, without an errno. Nothing stands still meanwhile. Errors: rings.ErrUnsent; ErrStopped.
+func (r *Reactor) TrySend(within time.Duration) error {
+	h, now, ok := r.Enter()
+	before, sent := r.counters.Completions, false
+	for end := time.Now().Add(within); ok; h, now, ok = r.Enter() {
+		if r.reap(); r.counters.Completions != before {
+			break
+		}
+		late := time.Now().After(end)
+		sent = sent || h.Trial(now)
+		r.Leave()
+		if late {
+			return fmt.Errorf("%w: a frame did not come back within %v", rings.ErrUnsent, within)
+		}
+		time.Sleep(drainPause)
+	}
+	r.Leave()
+	if !ok {
+		return ErrStopped
+	}
+	return nil
+}
+
 // exchange does what Exchange asks for, with the lock.
 func (r *Reactor) exchange() {
 	e := r.renew
@@ -101,6 +126,9 @@ func (r *Reactor) exchange() {
 			r.host.Completed(umem.Frame(f))
 		}
 		r.with[f] = umem.Free
+	}
+	if r.epoll != nil {
+		r.epoll.forget()
 	}
 	r.port, r.inFill, r.inTX, r.downUntil = port, 0, 0, 0
 	r.counters.Exchanges++

@@ -3,6 +3,7 @@ package reactor
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"xdpd/proto"
 	"xdpd/rings"
@@ -111,6 +112,74 @@ func TestExchangeFails(t *testing.T) {
 	if err := <-result; err != ErrStopped {
 		t.Errorf("Exchange of a reactor that stops: %v", err)
 	}
+}
+
+// TestTrySend: a device that gives a frame back is believed, one that takes frames and keeps them is not, and what it keeps
+// comes back when another takes its place.
+func TestTrySend(t *testing.T) {
+	g := newFar(t)
+	try := func(within time.Duration, device func()) error {
+		result := make(chan error, 1)
+		go func() { result <- g.r.TrySend(within) }()
+		for {
+			g.r.Turn()
+			device()
+			select {
+			case err := <-result:
+				return err
+			default:
+			}
+		}
+	}
+	if err := try(time.Millisecond, func() {}); !errors.Is(err, rings.ErrUnsent) {
+		t.Errorf("nothing comes back: %v", err)
+	}
+	g.settle() // which may have come after that
+	if len(g.unsent()) != 1 {
+		t.Errorf("%d frames are in the TX ring, want one", len(g.unsent()))
+	}
+	var sent [][]byte
+	if err := g.exchanged(func(*rings.Port) (*rings.Port, error) { return g.another(), nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := try(time.Hour, func() { sent = append(sent, g.complete()...) }); err != nil {
+		t.Errorf("everything comes back: %v", err)
+	}
+	e, fault := proto.ParseEthernet(sent[0])
+	if len(sent) != 1 || fault != 0 || len(sent[0]) != 60 || e.Dst != ourMAC || e.Src != ourMAC || e.Type != proto.EtherTrial {
+		t.Errorf("sent %x", sent)
+	}
+	if counts := g.pool.Ledger().Counts(); counts[umem.TX] != 0 || counts[umem.Held] != 0 {
+		t.Errorf("the frames are with %v", counts)
+	}
+	g.r.Stop()
+	if err := g.r.TrySend(time.Hour); err != ErrStopped {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// unsent are the packets in the TX ring.
+func (g *far) unsent() (packets [][]byte) {
+	idx, n := g.tx.Peek(64)
+	for i := range n {
+		d := g.tx.Read(idx + i)
+		f, _ := g.raw.FrameOf(d.Addr)
+		packets = append(packets, g.raw.Chunk(f)[d.Addr-g.raw.Addr(f):][:d.Len])
+	}
+	return packets
+}
+
+// complete has the device send them.
+func (g *far) complete() [][]byte {
+	packets := g.unsent()
+	idx, n := g.tx.Peek(64)
+	at, _ := g.comp.Reserve(n)
+	for i := range n {
+		*g.comp.Slot(at + i) = g.tx.Read(idx + i).Addr
+	}
+	g.comp.Submit(n)
+	g.tx.Release(n)
+	return packets
 }
 
 // TestFrameTwice: a device that names a frame again does no harm.

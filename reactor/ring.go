@@ -23,6 +23,7 @@ type RingConfig struct {
 	Data      []byte // the registered memory: addresses in SQEs are offsets in it
 	Area      []byte // for the rings, as rings.RingLayout has it (default: memory of this process)
 	Bell      func() // wakes an application that sleeps in another process; called with the lock, it must not block (default none)
+	Knock     bool   // the SQ's flags always ask for a knock: the reactor is run by Turn, by who hears the knocks
 
 	Lends     int      // frames that the application may hold for zero copy (default none)
 	LendTable uint64   // where in Data the table of them lies: Lends entries of rings.LentSize bytes
@@ -110,6 +111,7 @@ type Ring struct {
 	guard    Guard
 	account  sockets.Account // who pays for the frames of its sockets; 0: nobody
 	pace     pace
+	spent    int64 // time of the reactor, of late: see orderRings
 	rates    rates
 	now      int64 // of the turn
 	steps    int   // of this turn, see maxSteps
@@ -184,9 +186,12 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 			return nil, ErrTooManyRings
 		}
 	}
+	for _, other := range r.rings { // or who comes again and again would always be first
+		q.spent = max(q.spent, other.spent)
+	}
 	q.tag = r.ringTag()
 	r.rings, r.tagged[q.tag] = append(r.rings, q), q
-	q.end.SQ.SetNeedWakeup(r.asleep)
+	q.end.SQ.SetNeedWakeup(r.asleep || cfg.Knock)
 	return q, nil
 }
 
@@ -217,6 +222,9 @@ func (q *Ring) Counters() rings.RingCounters {
 
 // Sockets and InFlight are how many sockets and requests there are. The caller holds the lock.
 func (q *Ring) Sockets() int { return len(q.socks.socks) - q.socks.free[0].n - q.socks.free[1].n }
+
+// Waiting reports whether the application left something to do that may be done now. The caller holds the lock.
+func (q *Ring) Waiting() bool { return q.hasWork() }
 
 // InFlight is how many requests are not done. The caller holds the lock.
 func (q *Ring) InFlight() int { return q.used }
@@ -342,7 +350,9 @@ func (q *Ring) publish() (woke bool) {
 		default:
 		}
 		if q.bell != nil {
-			q.bell()
+			began := q.r.now()
+			q.bell() // a system call for each turn's completions, if the application wants it so: of its time
+			q.pace.took(q.r.now() - began)
 		}
 	}
 	if q.eventFD.fd != 0 && event && q.end.Seen(q.signaled) {
@@ -366,9 +376,10 @@ func (q *Ring) Close() {
 		if q.account != 0 { // what is on its way, and connections that have something to send, are paid for until they are done
 			q.r.host.CloseAccount(q.account)
 		}
-		q.r.rings = slices.DeleteFunc(q.r.rings, func(other *Ring) bool { return other == q })
-		delete(q.r.tagged, q.tag)
 	}
+	// Also when the reactor ended: its memory may go now, and a loop that wakes tells its rings that it is awake.
+	q.r.rings = slices.DeleteFunc(q.r.rings, func(other *Ring) bool { return other == q })
+	delete(q.r.tagged, q.tag)
 	q.shut()
 	if q.eventFD.fd != 0 {
 		_ = q.eventFD.close()

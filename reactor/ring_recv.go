@@ -178,7 +178,7 @@ func (q *Ring) receiveDatagram(p *request, k *ringSock, dst []byte) (n int, more
 		return 0, false, err
 	}
 	if head > 0 {
-		rings.PutRecvHeader(dst, rings.RecvHeader{Src: d.Src, Size: uint32(d.Size)}, d.N < d.Size)
+		rings.PutRecvHeader(dst, rings.RecvHeader{Src: d.Src, Size: uint32(d.Size), At: d.At}, d.N < d.Size)
 	} else if p.sqe.OpFlags&rings.MsgTrunc != 0 {
 		return d.Size, d.More, 0
 	}

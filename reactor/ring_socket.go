@@ -20,6 +20,8 @@ type sockState struct {
 	noDelay   option
 	keep      option
 	keepAlive sockets.KeepAlive // with keep; zero: the default
+	userLimit int64             // TCP_USER_TIMEOUT in ns, with hasLimit
+	hasLimit  bool
 }
 
 // sockKind is how far a socket has come.

@@ -291,13 +291,17 @@ func (r *Reactor) receiveOne(d rings.Desc, now int64) {
 	chunk := r.pool.Region().ChunkSize()
 	off := int(d.Addr - r.pool.Region().Addr(f))
 	// The Host writes headers in front of what it answers in the same frame: Headroom must be there.
-	if off < umem.Headroom || int(d.Len) > chunk-off {
+	if off < earliest || int(d.Len) > chunk-off {
 		r.counters.RxBadDesc++
 		r.pool.Put(f, umem.RX)
 		return
 	}
 	r.host.Input(f, off, int(d.Len), now)
 }
+
+// earliest is where a packet may begin in a frame: with zero copy, one whose VLAN tag the steering program put back begins
+// by as much earlier as its headers are longer.
+const earliest = umem.Headroom - 4
 
 // deliver tells sinks, and runs the handlers that live on the reactor.
 func (r *Reactor) deliver(now int64) bool {

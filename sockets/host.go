@@ -41,6 +41,9 @@ type Config struct {
 	// its like leaves them.
 	AcceptPartial bool
 
+	// Stamps says that a umem.Stamp stands in front of each received frame: datagrams are told with it.
+	Stamps bool
+
 	// LeaveSums says that the device finishes the UDP and TCP checksums of frames of which PopTX says so.
 	LeaveSums bool
 
@@ -74,6 +77,7 @@ type Host struct {
 	lead   int        // bytes of the link header: 14 plus 4 a tag
 	room   int        // bytes that a frame holds behind its headroom
 	seen   uint32     // of Ahead, for nobody
+	stamp  umem.Stamp // of the frame that Input takes
 	rest   umem.Frame // of the packet that Input takes, behind the first; else None
 	timers *wheel
 
@@ -270,6 +274,9 @@ func (h *Host) Input(f umem.Frame, off, n int, now int64) {
 	h.now = now
 	h.count(RxFrames)
 	h.counters.Stats[RxBytes] += uint64(n)
+	if h.cfg.Stamps {
+		h.stamp = umem.GetStamp(h.pool.Chunk(f)[off-umem.StampSize:])
+	}
 	b := h.pool.Buf(f)
 	*b = umem.Buf{Next: h.rest, Off: uint16(off), Len: uint16(n)}
 	data := h.pool.Data(f)

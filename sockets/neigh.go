@@ -422,6 +422,25 @@ func (h *Host) Announce(now int64) {
 	}
 }
 
+// Trial sends what nobody listens to: a frame from the device to itself, which no switch passes on, of the EtherType for local
+// experiments (IEEE 802-2014, 9.2.4). It comes back as any other, which shows that the device sends. false: there is no free
+// frame, or no room.
+func (h *Host) Trial(now int64) bool {
+	h.now = now
+	if h.txRoom() == 0 {
+		return false
+	}
+	f := h.allocTX()
+	if f == umem.None {
+		return false
+	}
+	clear(h.pool.Chunk(f)[umem.Headroom:][:trialLen])
+	return h.emit(f, umem.Headroom, trialLen, h.cfg.MAC, proto.EtherTrial)
+}
+
+// trialLen fills the shortest frame (IEEE 802.3-2018 section 3.2.7).
+const trialLen = 46
+
 func (h *Host) arpSend(dst proto.MAC, a *proto.ARP) {
 	f := h.allocTX()
 	if f == umem.None {

@@ -34,7 +34,7 @@ func TestExampleConfig(t *testing.T) {
 	}
 	want := fileConfig{
 		Interface: "eth1", Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")},
-		Gateway: netip.MustParseAddr("10.0.0.1"), Mode: "best", Attach: "best", Dispatch: "auto", NAPI: "auto", Checksum: "auto",
+		Gateway: netip.MustParseAddr("10.0.0.1"), Mode: "best", Attach: "best", Dispatch: "auto", NAPI: "auto", Checksum: "auto", Metadata: "auto",
 		MaxSpin: duration(50 * time.Microsecond), Frames: 16384, RcvBuf: 1 << 20, RcvMax: 3 << 20, SndBuf: 4 << 20, Congest: "cubic",
 		Services: []serviceSpec{{Name: "echo", Port: 7, TCP: true, UDP: true, Face: "poller"}, {Name: "discard", Port: 9000, TCP: true}},
 	}
@@ -125,6 +125,7 @@ dispatch = "never"
 priority = 1
 napi = "drive"
 tx_checksum = "off"
+rx_metadata = "on"
 journal = "/j"
 reactors = 1
 accept = "main"

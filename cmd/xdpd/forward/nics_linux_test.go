@@ -80,25 +80,26 @@ func TestWires(t *testing.T) {
 	}
 }
 
-func acrossWires(t *testing.T, from, in, out, to string, router bool) {
-	dst := link(t, to).Attrs().HardwareAddr
+// between opens a forwarder from the interface in to the interface out, whose neighbour is to, and gives the MAC address that a
+// sender has to use. It ends with the test's part, by the function.
+func between(t *testing.T, in, out, to string, router bool) (l *lab, dst net.HardwareAddr, end func()) {
+	dst, end = link(t, to).Attrs().HardwareAddr, func() {}
 	if router {
 		dst = link(t, in).Attrs().HardwareAddr
 		subnet := netlink.Addr{IPNet: &net.IPNet{IP: net.IP{10, 78, 0, 254}, Mask: net.CIDRMask(24, 32)}}
 		must(t, netlink.AddrAdd(link(t, out), &subnet))
-		defer func() { must(t, netlink.AddrDel(link(t, out), &subnet)) }()
+		end = func() { must(t, netlink.AddrDel(link(t, out), &subnet)) }
 		must(t, netlink.NeighSet(&netlink.Neigh{
 			LinkIndex: link(t, out).Attrs().Index, IP: net.IP{10, 78, 0, 1}, HardwareAddr: link(t, to).Attrs().HardwareAddr,
 			State: netlink.NUD_PERMANENT,
 		}))
 	}
 	f, err := Open(Config{Interfaces: []string{in, out}, Router: router, Ledger: true})
-	must(t, err)
-	l := &lab{t: t, f: f}
-	defer func() {
-		l.checkFrames()
-		must(t, f.Close())
-	}()
+	if err != nil {
+		end()
+		t.Fatal(err)
+	}
+	l = &lab{t: t, f: f}
 	if zc, known := netlab.ZeroCopy(); known {
 		if st := l.stats(); st.Ports[0].ZeroCopy != zc {
 			t.Errorf("%s is in zero copy: %v", in, st.Ports[0].ZeroCopy)
@@ -106,6 +107,28 @@ func acrossWires(t *testing.T, from, in, out, to string, router bool) {
 			t.Errorf("%+v", st.Ports[1])
 		}
 	}
+	removeSubnet := end
+	return l, dst, func() {
+		l.checkFrames()
+		must(t, f.Close())
+		removeSubnet()
+	}
+}
+
+// awaitLinks: drivers may restart their link when a program comes.
+func awaitLinks(t *testing.T, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		for end := time.Now().Add(patience); link(t, name).Attrs().OperState != netlink.OperUp && time.Now().Before(end); {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+}
+
+func acrossWires(t *testing.T, from, in, out, to string, router bool) {
+	l, dst, end := between(t, in, out, to, router)
+	defer end()
+	f := l.f
 	count, rate := uint64(20_000), 20_000.0
 	if netlab.Slow > 1 {
 		count, rate = 1500, 300
@@ -118,11 +141,7 @@ func acrossWires(t *testing.T, from, in, out, to string, router bool) {
 	drop, err := xdpprog.LoadDrop(from, link(t, from).Attrs().Index, xdpprog.BestAttach) // drivers send for XDP where they run one
 	must(t, err)
 	defer drop.Close()
-	for _, name := range []string{from, in, out, to} { // drivers may restart their link when a program comes
-		for end := time.Now().Add(patience); link(t, name).Attrs().OperState != netlink.OperUp && time.Now().Before(end); {
-			time.Sleep(10 * time.Millisecond)
-		}
-	}
+	awaitLinks(t, from, in, out, to)
 	source, err := xdpprog.LoadSource(xdpprog.SourceConfig{
 		Interface: from, Ifindex: link(t, from).Attrs().Index, SrcMAC: link(t, from).Attrs().HardwareAddr, DstMAC: dst, Flows: 4,
 		Src: xdpprog.Addrs{First: netip.MustParseAddr("10.77.0.2")}, Dst: xdpprog.Addrs{First: netip.MustParseAddr("10.78.0.1")},

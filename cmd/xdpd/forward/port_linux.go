@@ -8,6 +8,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"xdpd"
 	"xdpd/proto"
 	"xdpd/rings"
 	"xdpd/sockets"
@@ -27,7 +28,8 @@ type port struct {
 	sockets []*rings.Socket
 	owns    bool // its packet memory is registered for it alone, and not shared with another port's
 	program *xdpprog.Forward
-	promisc int // packet socket that keeps it promiscuous; 0: none
+	promisc int          // packet socket that keeps it promiscuous; 0: none
+	restore func() error // nil: the device was not told to leave VLAN tags
 }
 
 func findPort(name string) (*port, error) {
@@ -55,6 +57,16 @@ func findPort(name string) (*port, error) {
 	return p, nil
 }
 
+// zeroCopyMTU is the largest MTU whose packets the driver receives in zero copy into frames of so many bytes.
+func (p *port) zeroCopyMTU(chunk int) int {
+	return sockets.MaxMTU(rings.ZeroCopyRoom(p.driver, chunk)+umem.Headroom, 1)
+}
+
+// zeroCopy says whether the driver works on the packet memory itself.
+func (p *port) zeroCopy() bool {
+	return slices.ContainsFunc(p.sockets, (*rings.Socket).ZeroCopy)
+}
+
 // machinePort is the port as the machine sees it.
 func (p *port) machinePort() sockets.PortConfig {
 	// Their other end may be a kernel that believes in a checksum offload.
@@ -79,7 +91,13 @@ func (p *port) openSockets(r *umem.Region, mode rings.Mode, opened *[]*rings.Soc
 
 func (p *port) openSocket(r *umem.Region, queue int, mode rings.Mode, opened []*rings.Socket) (*rings.Socket, error) {
 	modes := []rings.Mode{mode}
-	if mode == rings.Best {
+	switch most := p.zeroCopyMTU(r.ChunkSize()); {
+	case mode == rings.ZeroCopy && p.mtu > most:
+		return nil, fmt.Errorf("forward: interface %s has an MTU of %d; zero copy of %s receives packets up to %d: use a smaller MTU, or copy mode",
+			p.name, p.mtu, p.driver, most)
+	case mode == rings.Best && p.mtu > most:
+		modes = []rings.Mode{rings.Copy}
+	case mode == rings.Best:
 		modes = []rings.Mode{rings.ZeroCopy, rings.Copy}
 	}
 	var err error
@@ -106,11 +124,21 @@ func (p *port) openSocket(r *umem.Region, queue int, mode rings.Mode, opened []*
 
 // attach loads the program and gives it the sockets: from here on frames arrive.
 func (p *port) attach(cfg *Config, locals *xdpprog.Locals) error {
-	var err error
-	if p.program, err = xdpprog.LoadForward(xdpprog.ForwardConfig{
+	c := xdpprog.ForwardConfig{
 		Interface: p.name, Ifindex: p.index, MAC: p.mac, Queues: p.queues, Attach: cfg.Attach, Route: cfg.Router, Locals: locals,
-	}); err != nil {
+	}
+	if f, err := rings.ReadFeatures(p.index); err == nil && f.RXMetadata&rings.RXTag != 0 {
+		c.Metadata = xdpprog.Tags
+	}
+	var err error
+	if p.program, err = xdpprog.LoadForward(c); err != nil {
 		return err
+	}
+	// A frame whose VLAN tag the driver took out would leave without it. On a veth it is the sender who leaves it out.
+	if (c.Metadata == xdpprog.NoMetadata || p.program.NoMetadata() != nil) && p.driver != "veth" {
+		if p.restore, err = xdpd.LeaveTags("", p.name, p.index); err != nil {
+			return err
+		}
 	}
 	for q, s := range p.sockets {
 		if err := p.program.SetSocket(q, s.FD()); err != nil {
@@ -142,6 +170,9 @@ func (p *port) close() error {
 	var errs []error
 	if p.program != nil {
 		errs = append(errs, p.program.Close())
+	}
+	if p.restore != nil {
+		errs = append(errs, p.restore())
 	}
 	if p.promisc > 0 {
 		errs = append(errs, unix.Close(p.promisc))
