@@ -364,7 +364,7 @@ func (c *callConn) limit(dir int, t time.Time) error {
 	return nil
 }
 
-// sideOf is the process as one end of the wire.
+// side is the process as one end of the wire.
 func (s *callServer) side(addr netip.Addr) side {
 	open := func(call uint32, to string) (fd int32, res int32) {
 		a, err := netip.ParseAddrPort(to)

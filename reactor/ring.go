@@ -92,6 +92,8 @@ type Ring struct {
 	areas    [][]byte
 	groups   map[uint16]*rings.BufTaker
 	readyQ   sockList
+	epolls   []*epoll // by number; nil: nobody asked for one
+	epollDue int      // waits that are to look
 	mail     mailbox
 	peers    []*Ring
 	backlog  backlog
@@ -368,6 +370,7 @@ func (q *Ring) Close() {
 	if ok && !q.closed.Load() {
 		q.now = now
 		q.cancelEverything()
+		q.forgetEpolls()
 		q.socks.closeAll(q)
 		q.freeLends()
 		if q.account != 0 { // what is on its way, and connections that have something to send, are paid for until they are done

@@ -78,6 +78,7 @@ func (q *Ring) run(now int64) bool {
 		left -= n
 		worked = n > 0 || worked
 		worked = q.expire() || worked
+		worked = q.serveEpolls() || worked
 		q.notifyCopied()
 		if !q.serve(left) || left == 0 {
 			return worked
@@ -128,7 +129,7 @@ func (q *Ring) hasWork() bool {
 
 func (q *Ring) work() bool {
 	waiting := q.backlog.n > 0
-	return q.cut || q.readyQ.head != 0 || q.mail.n.Load() > 0 || q.staged > 0 || waiting && q.end.CQ.Free() > 0 ||
+	return q.cut || q.readyQ.head != 0 || q.epollDue > 0 || q.mail.n.Load() > 0 || q.staged > 0 || waiting && q.end.CQ.Free() > 0 ||
 		!waiting && q.held.head == 0 && (!q.drain || q.used == 0) && q.end.SQ.Avail() > 0 ||
 		q.handler != nil && q.client.app.CQ.Avail() > 0
 }

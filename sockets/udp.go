@@ -119,14 +119,12 @@ func (t *udpTable) inUse(local proto.Addr, port uint16) bool {
 	return false
 }
 
-// UDPConnect sets the only peer the socket talks to. Errors: EBADF, EISCONN, ENETUNREACH, EADDRINUSE.
+// UDPConnect sets the only peer the socket talks to, or another one. Errors: EBADF, EINVAL, ENETUNREACH, EADDRINUSE.
 func (h *Host) UDPConnect(s Handle, remote proto.Addr, port uint16) Errno {
 	u := h.udp.get(s)
 	switch {
 	case u == nil:
 		return EBADF
-	case u.connected:
-		return EISCONN
 	case port == 0:
 		return EINVAL
 	}
@@ -138,17 +136,22 @@ func (h *Host) UDPConnect(s Handle, remote proto.Addr, port uint16) Errno {
 	if k.Local == 0 {
 		k.Local = src
 	}
+	if k == u.key {
+		return 0
+	}
 	if _, taken := h.udp.flows.get(k); taken {
 		return EADDRINUSE
 	}
 	h.udpForget(u)
 	h.udp.flows.put(k, s.index())
 	h.udpEnter(k)
-	if u.key.Local != 0 {
-		h.udp.specific--
+	if !u.connected {
+		h.udp.connected++
+		if u.key.Local != 0 {
+			h.udp.specific--
+		}
 	}
 	u.key, u.connected = k, true
-	h.udp.connected++
 	return 0
 }
 

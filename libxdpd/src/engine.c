@@ -3,7 +3,7 @@
 #include "kernel.h"
 
 /* publish shows the engine what was filled in. If it sleeps it looks when it wakes, for a packet or for kick. */
-static void publish(void)
+void publish(void)
 {
 	if (S->at.submitted != S->at.sq_tail)
 		atomic_store(xdpd_ring_word(&ring, XDPD_SQ_TAIL), S->at.sq_tail);
@@ -86,9 +86,9 @@ void completed(const struct xdpd_cqe *c)
 		break;
 	case K_ACCEPT:
 		f->accepting = false;
-		if (c->res >= 0 && f->acc_n < AHEAD) {
-			uint32_t i = (f->acc_first + f->acc_n++) % AHEAD;
-			f->acc[i].ring = c->res, f->acc[i].peer = f->peer;
+		if (c->res >= 0) {
+			f->acc[f->acc_tail % AHEAD].ring = c->res, f->acc[f->acc_tail % AHEAD].peer = f->peer;
+			f->acc_tail++;
 			happened(f, EPOLLIN | EPOLLRDNORM);
 		} else if (c->res == -EMFILE || c->res == -ENFILE || c->res == -ENOMEM) {
 			f->starved = S->starved = true; /* there are as many sockets as may be */
@@ -161,28 +161,45 @@ bool reap(void)
 	return any;
 }
 
+/* drop_accepted resets connections that nobody will ask for. */
+void drop_accepted(struct file *f)
+{
+	while (f->acc_head != f->acc_tail) {
+		int c = f->acc[f->acc_head++ % AHEAD].ring;
+		struct xdpd_sqe *s = request(K_NONE, id_of(f), XDPD_SET_SOCK_OPT, c);
+		s->len = SOL_SOCKET, s->op_flags = SO_LINGER, s->off = 1;
+		request(K_NONE, id_of(f), XDPD_CLOSE, c);
+	}
+}
+
 /* arm has the engine give what a socket can take: data, connections, the news of its end. */
 void arm(struct file *f)
 {
 	struct xdpd_sqe *s;
 	uint32_t id = id_of(f);
 
-	if (f->type != SOCKET || f->closing || f->ring < 0 || S->gone)
+	if (f->type != SOCKET || S->gone)
+		return;
+	if (f->closing) {
+		drop_accepted(f);
+		return;
+	}
+	if (f->ring < 0)
 		return;
 	if (S->requests + 16 >= S->limit) {
 		f->starved = S->starved = true;
 		return;
 	}
 	S->changing = id;
-	if (f->state == LISTENING && !f->accepting && f->acc_n < AHEAD) {
-		f->accepting = true;
+	if (f->state == LISTENING && !f->accepting && f->acc_tail - f->acc_head < AHEAD) {
 		s = request(K_ACCEPT, id, XDPD_ACCEPT, f->ring);
 		s->addr = offset(&f->peer), s->off = sizeof f->peer;
+		f->accepting = true;
 	}
 	if (f->state == CONNECTED && !f->udp && !f->polled && !f->hup) {
-		f->polled = true;
 		s = request(K_POLL, id, XDPD_POLL_ADD, f->ring);
 		s->len = XDPD_POLL_MULTI, s->op_flags = EPOLLRDHUP;
+		f->polled = true;
 	}
 	if (f->state == CONNECTED && !f->udp && !f->receiving && !f->rcv_len && !f->eof && !f->dead && !f->shut_rd) {
 		if (f->rcv && f->rcv_order != f->rcv_want) {
@@ -197,9 +214,9 @@ void arm(struct file *f)
 			f->starved = S->starved = true;
 			return;
 		}
-		f->receiving = true, f->rcv_at = 0;
 		s = request(K_RECV, id, XDPD_RECV, f->ring);
 		s->addr = f->rcv, s->len = 4096u << f->rcv_order;
+		f->receiving = true;
 	}
 	if (f->udp && f->bound && !f->shut_rd) {
 		uint8_t order = 6;

@@ -24,7 +24,7 @@ struct file *file_new(enum file_type type)
 
 void file_free(struct file *f)
 {
-	if (f->type == FREE || f->users || f->pins || f->requests || f->ring >= 0)
+	if (f->type == FREE || f->users || f->pins || f->requests || f->ring >= 0 || (f->acc_head != f->acc_tail && !S->gone))
 		return;
 	if (f->rcv)
 		mem_put(f->rcv, f->rcv_order);

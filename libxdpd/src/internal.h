@@ -76,7 +76,7 @@ struct file {
 	uint32_t sends, send_first; /* SENDs under way */
 	uint32_t send_size[SENDS], send_skip[SENDS];
 
-	uint32_t acc_first, acc_n;
+	uint32_t acc_head, acc_tail; /* without end, so that one store takes one */
 	struct { int32_t ring; struct sockaddr_in peer; } acc[AHEAD];
 };
 
@@ -94,7 +94,8 @@ enum slot_state { RUNS, SPINS, SLEEPS, WOKEN, OWED }; /* OWED: woken out of its 
 /* A slot is a thread that waits. */
 struct slot {
 	bool used, done, skip; /* done: its call's completion came; skip: the relay was not for it */
-	uint8_t process, state;
+	uint8_t process;
+	_Atomic uint8_t state; /* its thread looks at it without the lock while it spins */
 	int32_t res;
 	uint32_t gen, file; /* file 0: none */
 	uint8_t data[192]; /* what the call's SQE points to */
@@ -139,6 +140,8 @@ enum { NUMBERS = 1 << 20 };
 bool enter(void); /* takes the lock; false, with errno: it can't be had */
 void leave(void);
 void check_processes(void);
+bool life(int process, bool take);
+void prepare(void);
 int64_t now(void);
 int fail(int err); /* errno = err, -1 */
 
@@ -150,10 +153,12 @@ static inline uint64_t offset(const void *p) { return (uint64_t)((const uint8_t 
 
 /* engine.c */
 struct xdpd_sqe *request(enum kind kind, uint32_t id, int op, int fd);
+void publish(void);
 void kick(void);
 bool reap(void); /* takes completions; reports whether there were any */
 void arm(struct file *f);
 void arm_later(struct file *f);
+void drop_accepted(struct file *f);
 void lost(void);
 int32_t call(struct slot *slot, struct file *f, int32_t fd, int op, struct xdpd_sqe like);
 

@@ -23,7 +23,7 @@ uint32_t ready(struct file *f)
 		return r | (f->rcv_done || f->shut_rd ? in : 0) | (f->shut_rd ? EPOLLRDHUP : 0) | room(f);
 	switch (f->state) {
 	case LISTENING:
-		return r | (f->acc_n ? in : 0);
+		return r | (f->acc_head != f->acc_tail ? in : 0);
 	case CONNECTING:
 		return r;
 	case NEW:
@@ -50,12 +50,11 @@ static int make(int fd, int type, struct file **made)
 	if (!slot || !(f = file_new(SOCKET))) {
 		err = slot ? ENFILE : ENOBUFS;
 	} else {
-		f->pins++; /* while it has no descriptor */
+		slot->file = id_of(f), f->pins++; /* while it has no descriptor */
 		f->udp = (type & 0xf) == SOCK_DGRAM;
 		f->nonblock = type & SOCK_NONBLOCK;
 		f->nodelay = f->keepidle = f->keepintvl = f->keepcnt = -1;
 		int32_t res = call(slot, f, AF_INET, XDPD_SOCKET, (struct xdpd_sqe){ .off = f->udp ? SOCK_DGRAM : SOCK_STREAM });
-		f->pins--;
 		if (res < 0)
 			err = -res;
 		else
@@ -95,6 +94,8 @@ int xdpd_adopt(int fd)
 	int domain = 0, type = 0, flags = k_fcntl(fd, F_GETFL, 0);
 	socklen_t n = sizeof domain;
 	struct linger l = { 0, 0 };
+	struct sockaddr_in a = { 0 };
+	socklen_t alen = sizeof a;
 	struct file *f;
 
 	if (xdpd_is(fd))
@@ -103,6 +104,8 @@ int xdpd_adopt(int fd)
 		return -1;
 	if (domain != AF_INET || (type != SOCK_STREAM && type != SOCK_DGRAM))
 		return fail(EAFNOSUPPORT);
+	if (K(getsockname, fd, &a, &alen) < 0 || a.sin_port != 0)
+		return fail(EINVAL);
 	if (make(fd, type | (flags & O_NONBLOCK ? SOCK_NONBLOCK : 0), &f) < 0)
 		return -1;
 	for (unsigned i = 0; i < sizeof same / sizeof *same; i++) {
@@ -129,15 +132,11 @@ void socket_close(struct file *f)
 	uint32_t id = id_of(f);
 	struct xdpd_sqe *s;
 
+	reap(); /* what came so far makes a difference */
 	f->closing = true;
 	if (f->ring < 0)
 		return;
-	for (; f->acc_n > 0; f->acc_n--, f->acc_first = (f->acc_first + 1) % AHEAD) { /* nobody will ask for them: reset */
-		int c = f->acc[f->acc_first].ring;
-		s = request(K_NONE, id, XDPD_SET_SOCK_OPT, c);
-		s->len = SOL_SOCKET, s->op_flags = SO_LINGER, s->off = 1;
-		request(K_NONE, id, XDPD_CLOSE, c);
-	}
+	drop_accepted(f);
 	if (!f->udp && f->state == CONNECTED && f->rcv_len && !f->reset) { /* what came and was not read makes it a reset */
 		s = request(K_NONE, id, XDPD_SET_SOCK_OPT, f->ring);
 		s->len = SOL_SOCKET, s->op_flags = SO_LINGER, s->off = 1;
@@ -242,7 +241,7 @@ int xdpd_accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 	if (flags & ~(SOCK_NONBLOCK | SOCK_CLOEXEC))
 		return done(slot, -EINVAL);
 	int64_t deadline = f->rcvtimeo ? now() + f->rcvtimeo : NEVER;
-	for (int over = 0; (r = f->udp ? -EOPNOTSUPP : f->state != LISTENING ? -EINVAL : f->acc_n ? 0 : -EAGAIN) == -EAGAIN;) {
+	for (int over = 0; (r = f->udp ? -EOPNOTSUPP : f->state != LISTENING ? -EINVAL : f->acc_head != f->acc_tail ? 0 : -EAGAIN) == -EAGAIN;) {
 		if (f->error) {
 			r = -f->error, f->error = 0;
 			break;
@@ -263,9 +262,8 @@ int xdpd_accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 			k_close(r);
 		return done(slot, -err);
 	}
-	c->ring = f->acc[f->acc_first].ring;
-	c->peer = f->acc[f->acc_first].peer, c->has_peer = true;
-	f->acc_first = (f->acc_first + 1) % AHEAD, f->acc_n--;
+	uint32_t i = f->acc_head++ % AHEAD;
+	c->ring = f->acc[i].ring, c->peer = f->acc[i].peer, c->has_peer = true;
 	c->state = CONNECTED, c->bound = true, c->nonblock = flags & SOCK_NONBLOCK;
 	if (install(c, r) < 0) {
 		socket_close(c);

@@ -31,19 +31,43 @@ int64_t now(void)
 	return t.tv_sec * SECOND + t.tv_nsec;
 }
 
+/* retract takes back what a dead process had prepared for the ring and not submitted. */
+static void retract(void)
+{
+	for (uint32_t at = S->at.submitted; at != S->at.sq_tail; at++) {
+		const struct xdpd_sqe *s = &ring.sqes[at & (ring.sq_entries - 1)];
+		struct file *f = &S->file[(uint32_t)s->user_data % FILES];
+		enum kind kind = (enum kind)(s->user_data >> 56);
+		if (!kind)
+			continue;
+		S->requests -= S->requests > 0;
+		if (kind != K_CALL)
+			f->requests -= f->requests > 0;
+		if (kind == K_RECV && f->udp)
+			f->rcv_armed -= f->rcv_armed > 0;
+		else if (kind == K_RECV)
+			f->receiving = false;
+		else if (kind == K_ACCEPT)
+			f->accepting = false;
+		else if (kind == K_POLL)
+			f->polled = false;
+	}
+	S->at.sq_tail = S->at.submitted;
+}
+
 /*
- * repair makes the state whole after a process died with the lock: the file that it was changing is given up, lists are made anew.
- * What the process had prepared for the ring and not submitted was of that file, and is taken back.
+ * repair makes the state whole after a process died with the lock: lists are made anew, and the connection that it was changing, of
+ * which nobody knows how much was read or written, is given up.
  */
 static void repair(void)
 {
 	uint32_t id = S->changing;
 
-	S->at.sq_tail = S->at.submitted;
+	retract();
 	for (uint32_t i = 1; i < S->files; i++)
 		S->file[i].todo = 0;
 	S->todo = 0;
-	if (id && S->file[id].type == SOCKET) {
+	if (id && S->file[id].type == SOCKET && S->file[id].state == CONNECTED && !S->file[id].udp) {
 		struct file *f = &S->file[id];
 		f->error = ECONNRESET, f->eof = f->broken = f->dead = f->hup = true;
 	}
@@ -71,13 +95,14 @@ void leave(void)
 {
 	int err = errno;
 
+	publish();
 	S->changing = 0;
 	pthread_mutex_unlock(&S->lock);
 	errno = err;
 }
 
 /* A process holds the lock of byte PROCESS of the memory's file, which the kernel takes from it when it dies, however that comes. */
-static bool life(int process, bool take)
+bool life(int process, bool take)
 {
 	struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = process, .l_len = 1 };
 
@@ -101,11 +126,23 @@ static void bury(int process)
 /* check_processes gives back what dead ones had. */
 void check_processes(void)
 {
+	bool found = false;
+
 	for (int i = 0; i < PROCESSES; i++) {
 		struct process *p = &S->processes[i];
 		if (!p->used || i == me || i == unborn || (p->born && now() - p->born < SECOND) || life(i, false))
 			continue;
 		bury(i);
+		found = true;
+	}
+	for (uint32_t i = 1; found && i < S->files; i++) { /* what was being made */
+		struct file *f = &S->file[i];
+		if (f->type != FREE && !f->users && !f->pins && !f->closing) {
+			unwatch_all(f);
+			if (f->type == SOCKET)
+				socket_close(f);
+			file_free(f);
+		}
 	}
 }
 
@@ -161,15 +198,23 @@ static int private(int fd)
 	return high;
 }
 
-static int begin(void)
+static void forks(void) { pthread_atfork(before_fork, in_parent, in_child); }
+
+/* prepare is what a process does once. */
+void prepare(void)
 {
 	static pthread_once_t once = PTHREAD_ONCE_INIT;
-	pthread_mutexattr_t a;
-	void forks(void);
 	const char *s = getenv("XDPD_SPIN_US");
 
 	if (s)
 		spin = atoi(s) * INT64_C(1000);
+	pthread_once(&once, forks);
+}
+
+static int begin(void)
+{
+	pthread_mutexattr_t a;
+
 	if (ring.data_len < sizeof(struct shared) + (1 << 20))
 		return fail(ENOMEM);
 	numbers = mmap(NULL, NUMBERS * sizeof *numbers, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -201,11 +246,9 @@ static int begin(void)
 	pthread_mutex_init(&s0->lock, &a);
 	pthread_mutexattr_destroy(&a);
 	S = s0;
-	pthread_once(&once, forks);
+	prepare();
 	return 0;
 }
-
-void forks(void) { pthread_atfork(before_fork, in_parent, in_child); }
 
 static void end(void)
 {
@@ -301,6 +344,10 @@ static void finish(void)
 		if (s)
 			slot_put(s);
 	}
+	/* Its place is free now, and not when it is dead: who is forked next may get it before. */
+	struct flock l = { .l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = me, .l_len = 1 };
+	if (ring.memfd >= 0)
+		k_fcntl(ring.memfd, F_SETLK, (long)&l);
 	S->processes[me].used = false;
 	leave();
 }
@@ -319,8 +366,10 @@ void xdpd_stop(void)
 	end();
 }
 
-__attribute__((destructor)) static void at_exit(void)
+void xdpd_finish(void)
 {
 	if (S)
 		finish();
 }
+
+__attribute__((destructor)) static void at_exit(void) { xdpd_finish(); }

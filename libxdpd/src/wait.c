@@ -11,7 +11,8 @@ struct slot *slot_get(struct file *f)
 		if (s->used)
 			continue;
 		hint = (hint + i) % SLOTS;
-		s->used = true, s->done = s->skip = false, s->process = (uint8_t)me, s->state = RUNS, s->gen++;
+		s->used = true, s->done = s->skip = false, s->process = (uint8_t)me, s->gen++;
+		s->state = RUNS;
 		s->file = f ? id_of(f) : 0;
 		if (f)
 			f->pins++;
@@ -96,7 +97,7 @@ static void spins(struct slot *s, int64_t deadline)
 	s->state = SPINS;
 	leave();
 	while (atomic_load_explicit(xdpd_ring_word(&ring, XDPD_CQ_TAIL), memory_order_acquire) == head &&
-	       *(volatile uint8_t *)&s->state == SPINS) {
+	       atomic_load_explicit(&s->state, memory_order_relaxed) == SPINS) {
 		for (int i = 0; i < 32; i++)
 			relax();
 		int64_t t = now();
@@ -212,13 +213,18 @@ int await(struct slot *s, struct file *f, int64_t deadline)
 
 /*
  * restarts guesses whether the handler that interrupted us wants calls to go on (SA_RESTART). The kernel knows which it was, and we do
- * not: they go on if all handlers of the process want that.
+ * not: they go on if all handlers of the process want that. Those for what a thread does itself do not count.
  */
 bool restarts(void)
 {
+	sigset_t faults;
+
+	sigemptyset(&faults);
+	sigaddset(&faults, SIGSEGV), sigaddset(&faults, SIGBUS), sigaddset(&faults, SIGFPE), sigaddset(&faults, SIGILL);
+	sigaddset(&faults, SIGTRAP), sigaddset(&faults, SIGSYS), sigaddset(&faults, SIGABRT);
 	for (int n = 1; n < 64; n++) {
 		struct sigaction a;
-		if (sigaction(n, NULL, &a) < 0 || a.sa_handler == SIG_DFL || a.sa_handler == SIG_IGN)
+		if (sigismember(&faults, n) || sigaction(n, NULL, &a) < 0 || a.sa_handler == SIG_DFL || a.sa_handler == SIG_IGN)
 			continue;
 		if (!(a.sa_flags & SA_RESTART))
 			return false;
