@@ -13,7 +13,8 @@ int me, relay = -1;
 int64_t spin = 20000;
 _Atomic int32_t *numbers;
 uint32_t held[FILES];
-static int unborn = -1; /* the place of the process that is being forked */
+static __thread int unborn = -1; /* the place of the process that this thread is forking */
+static __thread bool forking;    /* it has the lock for that */
 
 int fail(int err)
 {
@@ -102,7 +103,7 @@ void leave(void)
 }
 
 /* A process holds the lock of byte PROCESS of the memory's file, which the kernel takes from it when it dies, however that comes. */
-static bool life(int process, bool take)
+bool life(int process, bool take)
 {
 	struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = process, .l_len = 1 };
 
@@ -146,10 +147,12 @@ void check_processes(void)
 	}
 }
 
+/* Nobody opens or closes anything while the process forks, so that both have the same descriptors. The lock is the parent's. */
 static void before_fork(void)
 {
 	unborn = -1;
-	if (!S || !enter())
+	forking = S && enter();
+	if (!forking)
 		return;
 	check_processes();
 	for (int i = 0; i < PROCESSES && ring.memfd >= 0; i++)
@@ -161,13 +164,18 @@ static void before_fork(void)
 					S->file[f].users |= UINT64_C(1) << i;
 			break;
 		}
-	leave();
 }
 
-static void in_parent(void) { unborn = -1; }
+static void in_parent(void)
+{
+	if (forking)
+		leave();
+	forking = false, unborn = -1;
+}
 
 static void in_child(void)
 {
+	forking = false;
 	if (!S)
 		return;
 	if (unborn < 0 || !life(unborn, true)) { /* there is no place for it: none of the descriptors is its */
@@ -198,15 +206,23 @@ static int private(int fd)
 	return high;
 }
 
-static int begin(void)
+static void forks(void) { pthread_atfork(before_fork, in_parent, in_child); }
+
+/* prepare is what a process does once. */
+void prepare(void)
 {
 	static pthread_once_t once = PTHREAD_ONCE_INIT;
-	pthread_mutexattr_t a;
-	void forks(void);
 	const char *s = getenv("XDPD_SPIN_US");
 
 	if (s)
 		spin = atoi(s) * INT64_C(1000);
+	pthread_once(&once, forks);
+}
+
+static int begin(void)
+{
+	pthread_mutexattr_t a;
+
 	if (ring.data_len < sizeof(struct shared) + (1 << 20))
 		return fail(ENOMEM);
 	numbers = mmap(NULL, NUMBERS * sizeof *numbers, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -238,11 +254,9 @@ static int begin(void)
 	pthread_mutex_init(&s0->lock, &a);
 	pthread_mutexattr_destroy(&a);
 	S = s0;
-	pthread_once(&once, forks);
+	prepare();
 	return 0;
 }
-
-void forks(void) { pthread_atfork(before_fork, in_parent, in_child); }
 
 static void end(void)
 {
@@ -257,7 +271,7 @@ static void end(void)
 
 int xdpd_start(const char *path)
 {
-	struct xdpd_hello h = { .sq_entries = 1024, .cq_entries = 4096, .requests = 4096, .data = 32 << 20 };
+	struct xdpd_hello h = { .sq_entries = 1024, .cq_entries = 4096, .requests = 4096, .data = 64 << 20 };
 
 	if (S)
 		return fail(EALREADY);
