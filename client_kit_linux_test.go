@@ -1,8 +1,12 @@
 package xdpd_test
 
 import (
+	"bytes"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -122,6 +126,14 @@ func (p *ringProgram) do(words []string) string {
 		}
 	case "close":
 		res = p.close(fd())
+	case "touch":
+		return p.touch(fd())
+	case "secret": // all over its memory
+		for n := range len(p.q.Data) / len(secret) {
+			copy(p.q.Data[n*len(secret):], secret)
+		}
+	case "search":
+		res = int32(bytes.Count(p.q.Data, []byte(secret)))
 	case "flood": // as many datagrams as go in a while, without waiting for any
 		return p.flood(fd(), addr(2))
 	}
@@ -129,6 +141,32 @@ func (p *ringProgram) do(words []string) string {
 		return unix.ErrnoName(unix.Errno(-res))
 	}
 	return fmt.Sprint(res)
+}
+
+const secret = "what nobody else must see "
+
+// touch tries all that can be done with a number that is no socket of this ring, and with what is no ring and no frame of it, and gives
+// the different outcomes.
+func (p *ringProgram) touch(fd int32) string {
+	addr := p.at(netip.AddrPortFrom(netip.IPv4Unspecified(), 0))
+	seen := map[string]bool{}
+	for _, s := range []rings.SQE{
+		{Opcode: rings.OpRecv, FD: fd, Addr: 64, Len: 100}, {Opcode: rings.OpRecvFrom, FD: fd, Addr: 64, Len: 100},
+		{Opcode: rings.OpRecvZC, FD: fd}, {Opcode: rings.OpSend, FD: fd, Addr: 64, Len: 100}, {Opcode: rings.OpSendZC, FD: fd, Len: 100},
+		{Opcode: rings.OpAccept, FD: fd}, {Opcode: rings.OpListen, FD: fd}, {Opcode: rings.OpShutdown, FD: fd, Len: 2},
+		{Opcode: rings.OpBind, FD: fd, Addr: addr, Off: rings.SockAddrSize}, {Opcode: rings.OpConnect, FD: fd, Addr: addr, Off: rings.SockAddrSize},
+		{Opcode: rings.OpSockName, FD: fd, Addr: 64, Len: 16}, {Opcode: rings.OpPollAdd, FD: fd, OpFlags: 1},
+		{Opcode: rings.OpSetSockOpt, FD: fd, Len: 6, OpFlags: 1, Off: 1}, {Opcode: rings.OpCancel, FD: fd, OpFlags: rings.CancelFD | rings.CancelAll},
+		{Opcode: rings.OpMsg, FD: fd, Off: 1}, {Opcode: rings.OpClose, FD: fd},
+		{Opcode: rings.OpReturn, BufGroup: uint16(fd)}, {Opcode: rings.OpSendArea, FD: fd, BufGroup: uint16(fd), Len: 1},
+	} {
+		if res := p.call(s); res < 0 {
+			seen[unix.ErrnoName(unix.Errno(-res))] = true
+		} else {
+			seen[fmt.Sprintf("opcode %d gave %d", s.Opcode, res)] = true
+		}
+	}
+	return strings.Join(slices.Sorted(maps.Keys(seen)), " ")
 }
 
 // flood sends datagrams to an address, the SQ always full, until the application is ended.

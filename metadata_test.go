@@ -8,11 +8,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"xdpd"
 	"xdpd/internal/netlab"
+	"xdpd/proto"
 )
 
 // hideTags has everything that the peer sends get a VLAN tag that does not stand in the frame.
@@ -195,4 +198,69 @@ func TestStampsRefused(t *testing.T) {
 			checkDetached(t, lab)
 		})
 	}
+}
+
+// TestStampsBehindMetadata: what a sender's XDP program left in front of a frame is not taken for its stamp.
+func TestStampsBehindMetadata(t *testing.T) {
+	onVeth(t)
+	lab := newLab(t, netlab.Options{})
+	cfg := engineConfig(lab)
+	cfg.RXMetadata = xdpd.MetadataOn
+	stack := openStack(t, lab, cfg)
+	l, err := stack.ListenPacket("udp", ":7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for _, size := range []int32{4, 8, 12, 32} {
+		last := monotonic(t)
+		sendBehind(t, lab, size)
+		l.SetDeadline(time.Now().Add(patience))
+		n, _, at, err := l.(*xdpd.UDPConn).ReadStamped(make([]byte, 100))
+		if now := monotonic(t); err != nil || n != 1 || at.Hardware() || at.Time() < last || at.Time() > now {
+			t.Errorf("behind %d bytes: %d bytes at %#x, between %v and %v: %v", size, n, uint64(at), last, now, err)
+		}
+	}
+}
+
+// sendBehind sends a datagram from the peer's end, with bytes of metadata in front of it, from a program of its own.
+func sendBehind(t *testing.T, lab *netlab.Lab, size int32) {
+	t.Helper()
+	in(t, lab.Peer, func() error {
+		peer, err := netlink.LinkByName(lab.PeerDev)
+		if err != nil {
+			return err
+		}
+		prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "GPL", Instructions: asm.Instructions{
+			asm.Mov.Imm(asm.R2, -size),
+			asm.FnXdpAdjustMeta.Call(),
+			asm.Mov.Imm(asm.R1, int32(peer.Attrs().Index)),
+			asm.Mov.Imm(asm.R2, 0),
+			asm.FnRedirect.Call(),
+			asm.Return(),
+		}})
+		if err != nil {
+			return err
+		}
+		defer prog.Close()
+		_, err = prog.Run(&ebpf.RunOptions{Data: datagram(t, lab), Repeat: 1, Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES})
+		return err
+	})
+}
+
+// datagram is a frame from the peer to port 7 of the engine.
+func datagram(t *testing.T, lab *netlab.Lab) []byte {
+	t.Helper()
+	var engine netlink.Link
+	in(t, lab.Engine, func() (err error) {
+		engine, err = netlink.LinkByName(lab.EngineDev)
+		return err
+	})
+	src, _ := proto.AddrFrom(lab.PeerAddr)
+	dst, _ := proto.AddrFrom(lab.EngineAddr)
+	frame := make([]byte, 14+20+8+1)
+	proto.PutEthernet(frame, proto.MAC(engine.Attrs().HardwareAddr), proto.MAC{2, 0, 0, 0, 0, 9}, proto.EtherIPv4)
+	proto.PutIPv4(frame[14:], &proto.IPv4{TotalLen: 29, TTL: 9, Proto: proto.ProtoUDP, Src: src, Dst: dst})
+	copy(frame[34:], []byte{0, 9, 0, 7, 0, 9, 0, 0, 'x'}) // without a checksum
+	return frame
 }

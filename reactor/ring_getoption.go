@@ -15,6 +15,8 @@ const (
 
 	// tcpInfoSize is how much of struct tcp_info (include/uapi/linux/tcp.h) is filled in: up to tcpi_min_rtt.
 	tcpInfoSize = 152
+
+	dupThresh = 3 // segments (RFC 8985): reordering widens a time instead
 )
 
 func init() {
@@ -70,6 +72,9 @@ func appendTCPInfo(b []byte, t *sockets.TCPInfo) []byte {
 		state = 7 // no such connection
 	}
 	phase := map[string]byte{"cwr": 2, "recovery": 3, "loss": 4}[t.Phase]
+	if phase == 0 && t.Sacked > 0 {
+		phase = 1 // TCP_CA_Disorder
+	}
 	options := byte(0)
 	for bit, on := range []bool{t.TS, t.SACK, t.SndScale+t.RcvScale > 0, t.ECN} {
 		if on {
@@ -79,14 +84,15 @@ func appendTCPInfo(b []byte, t *sockets.TCPInfo) []byte {
 	b = append(b, byte(state), phase, byte(t.Backoff), 0, byte(t.Backoff), options, byte(t.SndScale)|byte(t.RcvScale)<<4, 0)
 	us := func(ns int64) uint32 { return uint32(ns / 1000) }
 	segments := func(n int) uint32 { return uint32(n / max(t.MSS, 1)) }
+	some := func(n int) uint32 { return segments(n + t.MSS - 1) } // the last one may be short
 	ssthresh := uint32(1<<31 - 1)
 	if t.Ssthresh > 0 {
 		ssthresh = segments(t.Ssthresh)
 	}
 	for _, v := range []uint32{
-		us(t.RTO), 0, uint32(t.MSS), uint32(t.RcvMSS), segments(t.InFlight), 0, 0, 0, 0, // to tcpi_fackets
+		us(t.RTO), 0, uint32(t.MSS), uint32(t.RcvMSS), some(t.Unacked), some(t.Sacked), some(t.Lost), some(t.Again), 0, // to tcpi_fackets
 		0, 0, 0, 0, // tcpi_last_*
-		uint32(t.PMTU), uint32(t.RcvBuf), us(t.RTT), us(t.RTTVar), ssthresh, segments(t.Cwnd), uint32(t.MSS), uint32(t.Reordering),
+		uint32(t.PMTU), uint32(t.RcvBuf), us(t.RTT), us(t.RTTVar), ssthresh, segments(t.Cwnd), uint32(t.MSS), dupThresh,
 		0, uint32(t.RcvBuf), t.Retransmits,
 	} {
 		b = binary.NativeEndian.AppendUint32(b, v)
@@ -94,6 +100,6 @@ func appendTCPInfo(b []byte, t *sockets.TCPInfo) []byte {
 	for _, v := range []uint64{0, 0, t.BytesAcked, t.BytesReceived, 0} { // from tcpi_pacing_rate to tcpi_segs_in
 		b = binary.NativeEndian.AppendUint64(b, v)
 	}
-	b = binary.NativeEndian.AppendUint32(b, uint32(max(0, t.SendQueue-t.InFlight)))
+	b = binary.NativeEndian.AppendUint32(b, uint32(max(0, t.SendQueue-t.Unacked)))
 	return binary.NativeEndian.AppendUint32(b, us(t.MinRTT))
 }

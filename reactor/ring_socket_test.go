@@ -426,3 +426,27 @@ func TestRingGetSockOpt(t *testing.T) {
 	n.res(get(solSocket, soError), 0)
 	n.idle()
 }
+
+// TestRingUserTimeout: what a peer does not acknowledge ends the connection when TCP_USER_TIMEOUT is over, set before it was there or later.
+func TestRingUserTimeout(t *testing.T) {
+	for _, before := range []bool{true, false} {
+		n := newRingNet(t, RingConfig{})
+		limit := rings.SQE{Opcode: rings.OpSetSockOpt, Len: solTCP, OpFlags: tcpUserLimit, Off: 3000}
+		if before {
+			n.onPeer(func(h *sockets.Host, _ int64) { h.TCPListen(0, 80) })
+			n.res(opSocket(1, sockStream), 0)
+			n.res(limit, 0)
+			n.res(n.opAddr(rings.OpConnect, 2, 0, peerAddr, 80), 0)
+		} else {
+			n.dialed(0)
+			n.res(limit, 0)
+		}
+		n.cut = true
+		n.res(opMem(rings.OpSend, 1, 0, bufAt, 10), 10)
+		n.gives([]rings.SQE{opMem(rings.OpRecv, 4, 0, bufAt, 10)})
+		n.pass(2.9e9)
+		n.want(n.take())
+		n.pass(4e9)
+		n.want(n.take(), cqe(4, -int32(sockets.ETIMEDOUT)))
+	}
+}

@@ -61,7 +61,9 @@ func (h *Host) tcpData(i uint32, c *tcb, s *segment) {
 	if (c.orphan || c.rcvShut && c.state != tcpEstablished) && s.data > 0 {
 		h.drop(s.packet, TCPClosed)
 		c.err = uint8(ECONNRESET)
-		h.tcpAbort(i, c)
+		k, next := c.key, c.sndUna // what the peer waits for: it takes no other number at once (RFC 5961 3.2)
+		h.tcpFree(i, c)
+		h.sendRST(k, next, 0, proto.RST)
 		return
 	}
 	if s.seq != c.rcvNxt {

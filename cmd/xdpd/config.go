@@ -101,6 +101,7 @@ var metadatas = map[string]xdpd.RXMetadata{
 
 var arrangements = map[string]xdpd.Arrangement{
 	"": xdpd.AutoNAPI, "auto": xdpd.AutoNAPI, "softirq": xdpd.SoftirqNAPI, "drive": xdpd.DriveNAPI,
+	"suspend": xdpd.SuspendNAPI, "threaded": xdpd.ThreadedNAPI,
 }
 
 // loadConfig reads a TOML file. What it does not know is an error: a misspelt key must not be a silent default. Errors
@@ -198,7 +199,7 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 	}
 	napi, ok := arrangements[f.NAPI]
 	if !ok {
-		return xdpd.Config{}, fmt.Errorf("napi is %q; there are auto, softirq and drive", f.NAPI)
+		return xdpd.Config{}, fmt.Errorf("napi is %q; there are auto, softirq, drive, suspend and threaded", f.NAPI)
 	}
 	if f.Checksum != "" && f.Checksum != "auto" && f.Checksum != "off" {
 		return xdpd.Config{}, fmt.Errorf("tx_checksum is %q; there are auto and off", f.Checksum)
@@ -213,8 +214,8 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 		}
 		dispatch = xdpd.NeverDispatch
 	}
-	if f.User != nil && napi == xdpd.DriveNAPI {
-		return xdpd.Config{}, errors.New("user does not go with napi drive: the settings of the device that it changes take CAP_NET_ADMIN while the engine runs")
+	if f.User != nil && napi > xdpd.SoftirqNAPI {
+		return xdpd.Config{}, fmt.Errorf("user does not go with napi %v: the settings of the device that it changes take CAP_NET_ADMIN while the engine runs", napi)
 	}
 	spread, err := f.spreads()
 	if err != nil {

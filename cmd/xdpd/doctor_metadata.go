@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"strings"
 
 	"xdpd/rings"
@@ -59,6 +61,62 @@ func (d *trialDevice) tagCure() string {
 		return "none is needed: the driver leaves VLAN tags in frames"
 	}
 	return "none is needed: while an engine runs it has the driver leave VLAN tags in frames (ethtool -K " + d.name + " rxvlan off)"
+}
+
+// checkTXMetadata: what the driver takes of TX metadata in zero copy. An engine asks for checksums only.
+func (d *trialDevice) checkTXMetadata() finding {
+	f := finding{Name: "TX metadata", Status: missing, Cure: "none is needed"}
+	features, err := rings.ReadFeatures(d.index)
+	has := names(features.TXMetadata, "tx-timestamp", "tx-checksum", "tx-launch-time-fifo")
+	switch {
+	case err != nil:
+		f.Text = plain(err)
+	case has == "":
+		f.Text = "the driver takes none in zero copy (xsk-features); copy mode takes requests for checksums"
+	default:
+		f.Status, f.Cure, f.Text = good, "", "in zero copy the driver takes "+has+" (xsk-features), of which an engine uses tx-checksum"
+	}
+	return f
+}
+
+// checkNAPIs: what there is to choose for --napi suspend and threaded. A veth has NAPIs only while an XDP program is attached, or with
+// GRO.
+func (d *trialDevice) checkNAPIs() finding {
+	f := finding{Name: "NAPI settings", Status: missing, Cure: "none is needed: the kernel's defaults serve"}
+	napis, err := rings.OpenNAPIs()
+	if err != nil {
+		f.Text = plain(err)
+		return f
+	}
+	defer napis.Close()
+	if d.xdp == 0 {
+		p, err := d.load(xdpprog.Native)
+		if err != nil {
+			f.Text = plain(err)
+			return f
+		}
+		defer p.Close()
+	}
+	all, err := napis.Of(d.index)
+	if err == nil && len(all) == 0 {
+		err = errors.New("the kernel tells of none")
+	}
+	id := uint32(0)
+	if err == nil {
+		id, err = napis.OfQueue(d.index, 0)
+	}
+	if err != nil {
+		f.Text = plain(err)
+		return f
+	}
+	f.Status, f.Cure = good, ""
+	f.Text = fmt.Sprintf("%d NAPIs; the first has %v", len(all), all[0].NAPISettings)
+	if id != 0 {
+		f.Text += fmt.Sprintf("; queue 0 is NAPI %d: --napi suspend is possible", id)
+	} else {
+		f.Text += "; the driver does not tell which is a queue's, which --napi suspend needs"
+	}
+	return f
 }
 
 // names lists those of which the bit is set.

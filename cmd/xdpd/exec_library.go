@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 
 	"xdpd/libxdpd"
 )
@@ -23,10 +24,29 @@ func preloadLibrary() (string, error) {
 		return "", fmt.Errorf("no place to keep the library: %w; %s", err, otherwise)
 	}
 	dir := filepath.Join(cache, "xdpd")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	err = os.MkdirAll(dir, 0o700)
+	if err == nil {
+		err = ours(dir)
+	}
+	if err != nil {
 		return "", fmt.Errorf("no place to keep the library: %w; %s", err, otherwise)
 	}
 	return buildLibrary(libxdpd.Sources, dir, "cc")
+}
+
+// ours tells whether only this user writes to a folder: what lies there is loaded into programs. HOME may be another user's (sudo -E).
+func ours(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if s, ok := info.Sys().(*syscall.Stat_t); ok && int(s.Uid) != os.Getuid() {
+		return fmt.Errorf("%s belongs to user %d", dir, s.Uid)
+	}
+	if info.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("others may write to %s", dir)
+	}
+	return nil
 }
 
 // buildLibrary compiles all C files of sources, with the flags of libxdpd.PreloadFlags, to a library in dir whose name has a hash of

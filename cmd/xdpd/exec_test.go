@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -131,7 +132,6 @@ func TestExecPrograms(t *testing.T) {
 	build("musl", nil, "cc", "-Wl,--dynamic-linker=/lib/ld-musl-x86_64.so.1", "-o", "musl", "main.c")
 	build("liburing", nil, "cc", "-shared", "-fPIC", "-Wl,-soname,liburing.so.2", "-o", "liburing.so", "uring.c")
 	build("uring", nil, "cc", "-o", "uring", "uses.c", "./liburing.so")
-	build("go", []string{"CGO_ENABLED=0"}, "go", "build", "-o", "go", "main.go")
 	build("go stripped", []string{"CGO_ENABLED=0"}, "go", "build", "-ldflags=-s -w", "-o", "go-stripped", "main.go")
 	build("cgo", []string{"CGO_ENABLED=1"}, "go", "build", "-o", "cgo", "cgo.go")
 	text, err := os.ReadFile(filepath.Join(dir, "dynamic"))
@@ -163,7 +163,6 @@ func TestExecPrograms(t *testing.T) {
 		{name: "script-loop", fault: "without end"},
 		{name: "musl", fault: "musl"},
 		{name: "uring", warning: "io_uring"},
-		{name: "go", fault: "Go program without cgo"},
 		{name: "go-stripped", fault: "Go program without cgo"},
 		{name: "cgo", warning: "C parts"},
 		{name: "other", fault: "another machine"},
@@ -180,6 +179,42 @@ func TestExecPrograms(t *testing.T) {
 		if (warning == "") != (c.warning == "") || !strings.Contains(warning, c.warning) {
 			t.Errorf("%s: warning %q, want %q", c.name, warning, c.warning)
 		}
+	}
+}
+
+// TestExecSources: the compiler finds nothing to warn of, and the linker is told of all calls that are replaced: libxdpd must not call one
+// that is the library's.
+func TestExecSources(t *testing.T) {
+	calls, err := fs.ReadFile(libxdpd.Sources, "src/preload/preload.h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	flags, err := fs.ReadFile(libxdpd.Sources, libxdpd.PreloadFlags)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var replaced, wrapped []string
+	for _, m := range regexp.MustCompile(`(?m)^\tX\([^,]+, (\w+), `).FindAllSubmatch(calls, -1) {
+		replaced = append(replaced, string(m[1]))
+	}
+	for _, m := range regexp.MustCompile(`-Wl,--wrap=(\w+)`).FindAllSubmatch(flags, -1) {
+		wrapped = append(wrapped, string(m[1]))
+	}
+	if len(replaced) < 40 || !slices.Equal(replaced, wrapped) {
+		t.Errorf("preload.h replaces %q\ncc.args wraps %q", replaced, wrapped)
+	}
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, libxdpd.Sources); err != nil {
+		t.Fatal(err)
+	}
+	files, err := fs.Glob(libxdpd.Sources, "src/preload/*.c")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	cmd := exec.CommandContext(t.Context(), "cc", append([]string{"-fsyntax-only", "-Wall", "-Wextra", "-Werror", "@" + libxdpd.PreloadFlags}, files...)...)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 
@@ -210,6 +245,15 @@ func TestExecLibrary(t *testing.T) {
 	sources["src/c.c"] = &fstest.MapFile{Data: []byte("int c\n")}
 	if _, err := buildLibrary(sources, dir, "cc"); err == nil || !strings.Contains(err.Error(), "src/c.c") {
 		t.Errorf("a source that is wrong: %v", err)
+	}
+	if err := ours(dir); err != nil {
+		t.Error(err)
+	}
+	if err := os.Chmod(dir, 0o775); err != nil {
+		t.Fatal(err)
+	}
+	if err := ours(dir); err == nil || !strings.Contains(err.Error(), "others may write") {
+		t.Errorf("a folder that the group may write: %v", err)
 	}
 	left, err := os.ReadDir(dir)
 	if err != nil || len(left) != 2 {

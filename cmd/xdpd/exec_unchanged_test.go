@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"xdpd"
@@ -58,10 +59,10 @@ func newExecLab(t *testing.T) *execLab {
 	return &execLab{t: t, lab: lab, sock: file.ClientSocket, env: []string{"XDG_CACHE_HOME=" + dir, "PATH=" + os.Getenv("PATH"), "HOME=" + dir}}
 }
 
-// command is xdpd exec of a program without blanks in its arguments.
+// command is xdpd exec of a program without blanks in its arguments, or of flags, --, and a program.
 func (l *execLab) command(ctx context.Context, program ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, selfExecuting)
-	cmd.Env = append(l.env, childEnv+"=exec --socket "+l.sock+" -- "+strings.Join(program, " "))
+	cmd.Env = append(l.env, childEnv+"=exec --socket "+l.sock+" "+strings.Join(program, " "))
 	return cmd
 }
 
@@ -155,8 +156,24 @@ func TestExecUnchanged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if out := l.run(nil, "/usr/bin/python3", "-S", script, peer, port); bytes.Count(out, []byte("ok ")) != 8 {
+		if out := l.run(nil, "/usr/bin/python3", "-S", script, peer, port); bytes.Count(out, []byte("ok ")) != 9 {
 			t.Errorf("it said %s", out)
+		}
+	})
+	t.Run("--only", func(t *testing.T) {
+		l := *l
+		l.t = t
+		const connect = "a=__import__('sys').argv;print(__import__('socket').socket().connect_ex((a[1],int(a[2]))))" // without blanks
+		for _, c := range []struct {
+			only string
+			want syscall.Errno // of the kernel: it has no way there
+		}{
+			{peer, 0}, {l.lab.PeerAddr.Next().String(), syscall.ENETUNREACH}, {peer + ":" + port, 0}, {":" + port, 0}, {":1", syscall.ENETUNREACH},
+		} {
+			out := l.run(nil, "--only", c.only, "--", "/usr/bin/python3", "-S", "-c", connect, peer, port)
+			if got := strings.TrimSpace(string(out)); got != strconv.Itoa(int(c.want)) {
+				t.Errorf("--only %s: errno %s, want %d", c.only, got, c.want)
+			}
 		}
 	})
 	t.Run("curl", func(t *testing.T) {

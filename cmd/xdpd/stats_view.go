@@ -65,6 +65,16 @@ type napiView struct {
 	Mode string `json:"mode"`
 	ID   uint32 `json:"id,omitempty"` // of the one that the engine may run
 	What string `json:"what"`         // whose it is, or why there is none
+	// All are the interface's, where the kernel tells.
+	All []napiSettingsView `json:"all,omitempty"`
+}
+
+// napiSettingsView is a NAPI as it is now.
+type napiSettingsView struct {
+	ID  uint32 `json:"id"`
+	IRQ uint32 `json:"irq,omitempty"`
+	PID uint32 `json:"thread,omitempty"`
+	rings.NAPISettings
 }
 
 // serviceView is a service with what it counted; a proxy's TCP and UDP are two.
@@ -181,7 +191,10 @@ func newStatsView(s *xdpd.Stats) statsView {
 		ChunkSize: s.ChunkSize, MTU: s.MTU, Loops: s.Loops, RSS: rssView(s.RSS), Verdicts: make(map[string]verdictView),
 		Checksums: checksumView(s.Checksums),
 		Metadata:  metadataView(s.Metadata),
-		NAPI:      napiView{s.NAPI.Mode.String(), s.NAPI.ID, s.NAPI.What},
+		NAPI:      napiView{Mode: s.NAPI.Mode.String(), ID: s.NAPI.ID, What: s.NAPI.What},
+	}
+	for _, n := range s.NAPI.All {
+		v.NAPI.All = append(v.NAPI.All, napiSettingsView{n.ID, n.IRQ, n.PID, n.NAPISettings})
 	}
 	for _, c := range s.Verdicts {
 		v.Verdicts[c.Name] = verdictView{c.Packets, c.Bytes}

@@ -52,12 +52,17 @@ static pthread_cond_t moved = PTHREAD_COND_INITIALIZER;  /* time or frames: for 
 static pthread_cond_t over = PTHREAD_COND_INITIALIZER;   /* its call: for the main thread */
 static struct { int there, woken, n; const int *ids; int64_t until, ended; } sleeper;
 
-enum { OPS = 256, FDS = 1024, BASE = 1 << 20, BUFFER = 4 << 20 };
-static struct { int used, done, res; } ops[OPS]; /* under way, by user data */
+enum { OPS = 256, FDS = 1024, BASE = 1 << 20, BUFFER = 4 << 20, DATA = 64 << 20 };
+static uint64_t heap = 2 * (BUFFER + 4096); /* of the ring's data: behind it nothing is in use */
+static int64_t sndbuf = 4 << 20;             /* of sockets that do not say otherwise */
 
-struct sock { int used, ring, flags, type, dialling, failed; }; /* dialling: its operation, or -1 */
+/* Operations under way, by user data. owner: one more than the number of the socket whose SEND of size bytes it is, which nobody waits for. */
+static struct { int used, done, res, owner; int64_t size; } ops[OPS];
+
+/* dialling: its CONNECT, or -1; queued: bytes of SENDs under way; last: what comes behind them; used -1: closed but for those. */
+struct sock { int used, ring, flags, type, dialling, error; int64_t queued, sndbuf; struct xdpd_sqe last; };
 static struct sock socks[FDS];
-static struct { int used; struct { int fd, edge; uint32_t seen; struct epoll_event e; } at[16]; } polls[16];
+static struct { int used; struct { int fd, edge; struct epoll_event e; } at[16]; } polls[16];
 
 static void fail(const char *what)
 {
@@ -110,15 +115,31 @@ static void drain(void)
 	}
 }
 
+static int begin(struct xdpd_sqe like);
+
 /* take has completions counted. */
 static void take(void)
 {
 	struct xdpd_cqe c;
 
 	while (xdpd_ring_take(&ring, &c)) {
-		if (c.user_data >= OPS)
+		int id = (int)c.user_data;
+		ops[id].res = c.res, ops[id].done = 1;
+		if (!ops[id].owner)
 			continue;
-		ops[c.user_data].res = c.res, ops[c.user_data].done = 1;
+		ops[id].used = 0;
+		if (ops[id].owner < 0) /* nobody asks what came of it */
+			continue;
+		struct sock *k = &socks[ops[id].owner - 1];
+		k->queued -= ops[id].size;
+		if (c.res < 0 && !k->error)
+			k->error = -c.res;
+		if (!k->queued && k->last.opcode) {
+			ops[begin(k->last)].owner = -1;
+			k->last.opcode = 0;
+			if (k->used < 0)
+				k->used = 0;
+		}
 	}
 }
 
@@ -196,7 +217,7 @@ static int begin(struct xdpd_sqe like)
 	while (ops[id].used)
 		if (++id == OPS)
 			fail("too many operations");
-	ops[id].used = 1, ops[id].done = 0;
+	ops[id].used = 1, ops[id].done = ops[id].owner = 0;
 	struct xdpd_sqe *s = xdpd_ring_sqe(&ring);
 	if (!s)
 		fail("the SQ is full");
@@ -294,443 +315,7 @@ static int time_of_day(void *w, struct timeval *tv, void *zone)
 	return 0;
 }
 
-/* What TCP_INFO says of a connection: what the stack knows of it, in Linux's units. */
-static void tcp_info(const struct xdpd_stack_tcp *s, struct tcp_info *t)
-{
-	static const char *states[] = { "", "ESTABLISHED", "SYN-SENT", "SYN-RECEIVED", "FIN-WAIT-1", "FIN-WAIT-2", "TIME-WAIT", "CLOSED", "CLOSE-WAIT",
-		"LAST-ACK", "LISTEN", "CLOSING" };
-	static const char *phases[] = { "open", "disorder", "cwr", "recovery", "loss" };
-	uint32_t mss = s->mss ? s->mss : 1;
-
-	memset(t, 0, sizeof *t);
-	for (unsigned i = 1; i < sizeof states / sizeof *states; i++)
-		if (!strcmp(s->state, states[i]))
-			t->tcpi_state = (uint8_t)i;
-	for (unsigned i = 0; i < sizeof phases / sizeof *phases; i++)
-		if (!strcmp(s->phase, phases[i]))
-			t->tcpi_ca_state = (uint8_t)i;
-	if (s->phase[0] == 'o' && s->sacked)
-		t->tcpi_ca_state = 1;
-	t->tcpi_backoff = t->tcpi_retransmits = s->backoff;
-	t->tcpi_options = (uint8_t)((s->timestamps ? TCPI_OPT_TIMESTAMPS : 0) | (s->sack ? TCPI_OPT_SACK : 0) |
-		(s->snd_scale || s->rcv_scale ? TCPI_OPT_WSCALE : 0) | (s->ecn ? TCPI_OPT_ECN : 0));
-	t->tcpi_snd_wscale = s->snd_scale & 15, t->tcpi_rcv_wscale = s->rcv_scale & 15;
-	t->tcpi_rto = (uint32_t)(s->rto / 1000), t->tcpi_rtt = (uint32_t)(s->rtt / 1000), t->tcpi_rttvar = (uint32_t)(s->rtt_var / 1000);
-	t->tcpi_min_rtt = (uint32_t)(s->min_rtt / 1000);
-	t->tcpi_snd_mss = s->mss, t->tcpi_rcv_mss = s->rcv_mss, t->tcpi_pmtu = s->pmtu, t->tcpi_advmss = s->rcv_mss;
-	t->tcpi_unacked = (s->unacked + mss - 1) / mss, t->tcpi_sacked = (s->sacked + mss - 1) / mss, t->tcpi_lost = (s->lost + mss - 1) / mss;
-	t->tcpi_retrans = (s->again + mss - 1) / mss, t->tcpi_total_retrans = s->retransmits;
-	t->tcpi_snd_cwnd = s->cwnd / mss, t->tcpi_snd_ssthresh = s->ssthresh ? s->ssthresh / mss : 0x7fffffff;
-	t->tcpi_bytes_acked = s->acked, t->tcpi_bytes_received = s->received;
-	t->tcpi_notsent_bytes = s->send_queue > s->unacked ? s->send_queue - s->unacked : 0;
-	t->tcpi_snd_wnd = s->snd_wnd;
-	t->tcpi_reordering = 3; /* DupThresh of RFC 8985, which nothing here changes */
-}
-
-/* buffer is the calling thread's part of the memory that the stack sees; addresses lie behind it. */
-static uint64_t buffer(void) { return pthread_equal(pthread_self(), mains) ? 0 : BUFFER + 4096; }
-static uint64_t place(void) { return buffer() + BUFFER; }
-
-static struct sock *sock(int fd)
-{
-	return fd >= BASE && fd < BASE + FDS && socks[fd - BASE].used ? &socks[fd - BASE] : NULL;
-}
-
-static int name_of(struct sock *k, int peer, struct sockaddr_in *a)
-{
-	int r = run((struct xdpd_sqe){ .opcode = XDPD_SOCK_NAME, .fd = k->ring, .addr = place(), .len = sizeof *a, .op_flags = (uint32_t)peer });
-
-	memcpy(a, ring.data + place(), sizeof *a);
-	return r;
-}
-
-static int state(struct sock *k, struct xdpd_stack_tcp *s)
-{
-	struct sockaddr_in local, remote;
-
-	memset(s, 0, sizeof *s);
-	strcpy(s->state, "CLOSED"), strcpy(s->phase, "open");
-	if (name_of(k, 0, &local) < 0 || name_of(k, 1, &remote) < 0)
-		return -1;
-	return xdpd_stack_tcp_info(stack, local.sin_addr.s_addr, local.sin_port, remote.sin_addr.s_addr, remote.sin_port, s);
-}
-
-static int info(struct sock *k, void *value, socklen_t *len)
-{
-	struct xdpd_stack_tcp s;
-	struct tcp_info t;
-
-	pthread_mutex_lock(&lock);
-	state(k, &s);
-	pthread_mutex_unlock(&lock);
-	tcp_info(&s, &t);
-	memset(value, 0, *len); /* which may be more than this kernel's headers know */
-	memcpy(value, &t, *len < sizeof t ? *len : sizeof t);
-	return 0;
-}
-
-/* A call's body, under the lock, with k the socket of fd. */
-#define CALL(...) { int64_t r; struct sock *k = sock(fd); (void)w; if (!k) return error(EBADF); \
-	pthread_mutex_lock(&lock); { __VA_ARGS__ } pthread_mutex_unlock(&lock); return r; }
-
-static int number(int ring_fd, int type, int flags)
-{
-	int i = 0;
-
-	while (socks[i].used)
-		if (++i == FDS)
-			fail("too many sockets");
-	socks[i] = (struct sock){ .used = 1, .ring = ring_fd, .type = type, .flags = flags, .dialling = -1 };
-	/* As Linux has it at the beginning: with Nagle's algorithm. */
-	run((struct xdpd_sqe){ .opcode = XDPD_SET_SOCK_OPT, .fd = ring_fd, .len = IPPROTO_TCP, .op_flags = TCP_NODELAY, .off = 0 });
-	return BASE + i;
-}
-
-static int do_socket(void *w, int domain, int type, int protocol)
-{
-	(void)w;
-	pthread_mutex_lock(&lock);
-	int r = run((struct xdpd_sqe){ .opcode = XDPD_SOCKET, .fd = domain, .off = (uint64_t)(type & 15), .len = (uint32_t)protocol });
-	if (r >= 0)
-		r = number(r, type & 15, type & SOCK_NONBLOCK ? O_NONBLOCK : 0);
-	pthread_mutex_unlock(&lock);
-	return (int)result(r);
-}
-
-static int64_t with_address(struct sock *k, int op, const struct sockaddr *a, socklen_t n)
-{
-	if (n > 128)
-		return -EINVAL;
-	memcpy(ring.data + place(), a, n);
-	return run((struct xdpd_sqe){ .opcode = (uint8_t)op, .fd = k->ring, .addr = place(), .off = n });
-}
-
-static int do_bind(void *w, int fd, const struct sockaddr *a, socklen_t n) CALL(r = result(with_address(k, XDPD_BIND, a, n));)
-static int do_listen(void *w, int fd, int n) CALL(r = result(run((struct xdpd_sqe){ .opcode = XDPD_LISTEN, .fd = k->ring, .len = (uint32_t)n }));)
-
-static int do_accept(void *w, int fd, struct sockaddr *a, socklen_t *n) CALL(
-	r = run((struct xdpd_sqe){ .opcode = XDPD_ACCEPT, .fd = k->ring, .addr = place(), .off = sizeof(struct sockaddr_in),
-		.ioprio = k->flags & O_NONBLOCK ? 2 : 0 });
-	if (r >= 0 && a && n) {
-		memcpy(a, ring.data + place(), *n < sizeof(struct sockaddr_in) ? *n : sizeof(struct sockaddr_in));
-		*n = sizeof(struct sockaddr_in);
-	}
-	r = r < 0 ? result(r) : number((int)r, SOCK_STREAM, 0);)
-
-static int do_connect(void *w, int fd, const struct sockaddr *a, socklen_t n) CALL(
-	take();
-	if (k->dialling < 0) {
-		memcpy(ring.data + place(), a, n < 128 ? n : 128);
-		k->dialling = begin((struct xdpd_sqe){ .opcode = XDPD_CONNECT, .fd = k->ring, .addr = place(), .off = n });
-		take();
-		r = -EINPROGRESS;
-	} else {
-		r = -EALREADY;
-	}
-	if (!(k->flags & O_NONBLOCK))
-		finish(&k->dialling, 1, -1);
-	if (ops[k->dialling].done) {
-		r = end(k->dialling);
-		k->dialling = -1;
-	}
-	r = result(r);)
-
-static size_t room(const struct iovec *v, size_t n)
-{
-	size_t sum = 0;
-
-	for (size_t i = 0; i < n; i++)
-		sum += v[i].iov_len;
-	return sum < BUFFER ? sum : BUFFER;
-}
-
-static ssize_t receive(int fd, const struct iovec *v, size_t n, int flags, struct sockaddr *a, socklen_t *len)
-{
-	size_t size = room(v, n);
-	void *w = NULL;
-
-	if (flags & ~(MSG_DONTWAIT | MSG_WAITALL | MSG_NOSIGNAL))
-		return error(EOPNOTSUPP);
-	CALL(
-		int quiet = k->flags & O_NONBLOCK || flags & MSG_DONTWAIT;
-		size_t head = k->type == SOCK_DGRAM ? XDPD_RECV_HEADER : 0;
-		r = run((struct xdpd_sqe){ .opcode = head ? XDPD_RECV_FROM : XDPD_RECV, .fd = k->ring, .addr = buffer(), .len = (uint32_t)(head + size),
-			.op_flags = (uint32_t)((quiet ? MSG_DONTWAIT : 0) | (flags & MSG_WAITALL)) });
-		const uint8_t *p = ring.data + buffer();
-		if (r >= 0 && head && a && len)
-			memcpy(a, p + 16, sizeof(struct sockaddr_in)), *len = sizeof(struct sockaddr_in);
-		r = r < 0 ? result(r) : r - (int64_t)head, p += head;
-		int64_t left = r;
-		for (size_t i = 0; i < n && left > 0; i++) {
-			size_t part = (size_t)left < v[i].iov_len ? (size_t)left : v[i].iov_len;
-			memcpy(v[i].iov_base, p, part);
-			p += part, left -= (int64_t)part;
-		})
-}
-
-static ssize_t transmit(int fd, const struct iovec *v, size_t n, int flags, const struct sockaddr *a, socklen_t len)
-{
-	size_t size = room(v, n);
-	void *w = NULL;
-
-	if (flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL))
-		return error(EOPNOTSUPP);
-	CALL(
-		int quiet = k->flags & O_NONBLOCK || flags & MSG_DONTWAIT;
-		uint8_t *p = ring.data + buffer();
-		size_t left = size;
-		for (size_t i = 0; i < n && left > 0; i++) {
-			size_t part = left < v[i].iov_len ? left : v[i].iov_len;
-			memcpy(p, v[i].iov_base, part);
-			p += part, left -= part;
-		}
-		if (a)
-			memcpy(ring.data + place(), a, len < 128 ? len : 128);
-		r = result(run((struct xdpd_sqe){ .opcode = XDPD_SEND, .fd = k->ring, .addr = buffer(), .len = (uint32_t)size, .off = a ? place() : 0,
-			.file_index = a ? len : 0, .op_flags = (uint32_t)(quiet ? MSG_DONTWAIT : k->type == SOCK_STREAM ? MSG_WAITALL : 0) }));)
-}
-
-static ssize_t do_recvfrom(void *w, int fd, void *b, size_t n, int flags, struct sockaddr *a, socklen_t *len)
-{
-	struct iovec v = { b, n };
-
-	(void)w;
-	return receive(fd, &v, 1, flags, a, len);
-}
-
-static ssize_t do_sendto(void *w, int fd, const void *b, size_t n, int flags, const struct sockaddr *a, socklen_t len)
-{
-	struct iovec v = { (void *)(uintptr_t)b, n };
-
-	(void)w;
-	return transmit(fd, &v, 1, flags, a, len);
-}
-
-static ssize_t do_recv(void *w, int fd, void *b, size_t n, int flags) { return do_recvfrom(w, fd, b, n, flags, NULL, NULL); }
-static ssize_t do_read(void *w, int fd, void *b, size_t n) { return do_recvfrom(w, fd, b, n, 0, NULL, NULL); }
-static ssize_t do_readv(void *w, int fd, const struct iovec *v, int n) { (void)w; return receive(fd, v, (size_t)n, 0, NULL, NULL); }
-static ssize_t do_send(void *w, int fd, const void *b, size_t n, int flags) { return do_sendto(w, fd, b, n, flags, NULL, 0); }
-static ssize_t do_write(void *w, int fd, const void *b, size_t n) { return do_sendto(w, fd, b, n, 0, NULL, 0); }
-static ssize_t do_writev(void *w, int fd, const struct iovec *v, int n) { (void)w; return transmit(fd, v, (size_t)n, 0, NULL, 0); }
-
-static ssize_t do_recvmsg(void *w, int fd, struct msghdr *m, int flags)
-{
-	(void)w;
-	m->msg_flags = 0, m->msg_controllen = 0;
-	return receive(fd, m->msg_iov, m->msg_iovlen, flags, m->msg_name, &m->msg_namelen);
-}
-
-static ssize_t do_sendmsg(void *w, int fd, const struct msghdr *m, int flags)
-{
-	(void)w;
-	return transmit(fd, m->msg_iov, m->msg_iovlen, flags, m->msg_namelen ? m->msg_name : NULL, m->msg_namelen);
-}
-
-static int do_shutdown(void *w, int fd, int how) CALL(r = result(run((struct xdpd_sqe){ .opcode = XDPD_SHUTDOWN, .fd = k->ring, .len = (uint32_t)how }));)
-
-static int do_close(void *w, int fd) CALL(
-	if (k->dialling >= 0)
-		cancel(k->dialling);
-	for (unsigned i = 0; i < 16 * 16; i++) /* leaves the epoll instances */
-		if (polls[i / 16].at[i % 16].fd == fd) {
-			if (polls[i / 16].at[i % 16].edge >= 0)
-				cancel(polls[i / 16].at[i % 16].edge);
-			polls[i / 16].at[i % 16].fd = 0;
-		}
-	r = result(run((struct xdpd_sqe){ .opcode = XDPD_CLOSE, .fd = k->ring }));
-	k->used = 0;)
-
-static int do_setsockopt(void *w, int fd, int level, int name, const void *value, socklen_t n) CALL(
-	int v = 0;
-	memcpy(&v, value, n < sizeof v ? n : sizeof v);
-	if (level == SOL_SOCKET && (name == SO_REUSEADDR || name == SO_SNDBUF || name == SO_RCVBUF))
-		r = 0; /* the stack needs no leave for the one, and has settings of its own for the others */
-	else
-		r = result(run((struct xdpd_sqe){ .opcode = XDPD_SET_SOCK_OPT, .fd = k->ring, .len = (uint32_t)level, .op_flags = (uint32_t)name,
-			.off = (uint32_t)v }));)
-
-/* ask is what a socket is ready for, of events. */
-static int ask(struct sock *k, uint32_t events)
-{
-	int id = begin((struct xdpd_sqe){ .opcode = XDPD_POLL_ADD, .fd = k->ring, .op_flags = events });
-
-	take();
-	if (!ops[id].done) {
-		cancel(id);
-		return 0;
-	}
-	int r = end(id);
-	return r < 0 ? POLLNVAL : r & (int)(events | POLLERR | POLLHUP);
-}
-
-static int do_getsockopt(void *w, int fd, int level, int name, void *value, socklen_t *len)
-{
-	struct sock *k = sock(fd);
-
-	if (k && level == IPPROTO_TCP && name == TCP_INFO)
-		return info(k, value, len);
-	if (level != SOL_SOCKET || name != SO_ERROR || *len < sizeof(int))
-		return error(ENOPROTOOPT);
-	CALL(
-		int v = 0;
-		take();
-		if (k->dialling >= 0 && ops[k->dialling].done) {
-			v = -end(k->dialling), k->dialling = -1;
-		} else if (ask(k, POLLERR) & POLLERR) {
-			v = -run((struct xdpd_sqe){ .opcode = XDPD_RECV, .fd = k->ring, .addr = buffer(), .len = 1, .op_flags = MSG_DONTWAIT });
-			v = v > 0 ? v : 0;
-		}
-		memcpy(value, &v, sizeof v);
-		*len = sizeof v;
-		r = 0;)
-}
-
-static int do_fcntl(void *w, int fd, int cmd, ...) CALL(
-	va_list v;
-	va_start(v, cmd);
-	int arg = va_arg(v, int);
-	va_end(v);
-	r = 0;
-	if (cmd == F_GETFL)
-		r = O_RDWR | k->flags;
-	else if (cmd == F_SETFL)
-		k->flags = arg & O_NONBLOCK;
-	else
-		r = error(EINVAL);)
-
-static int do_ioctl(void *w, int fd, unsigned long request, ...) CALL(
-	struct xdpd_stack_tcp s;
-	va_list v;
-	va_start(v, request);
-	int *arg = va_arg(v, int *);
-	va_end(v);
-	state(k, &s);
-	r = 0;
-	if (request == SIOCINQ)
-		*arg = (int)s.recv_queue;
-	else if (request == SIOCOUTQ)
-		*arg = (int)s.send_queue;
-	else
-		r = error(EINVAL);)
-
-/* Waiting for several: each has an operation that ends when it is ready. */
-static int64_t until_ms(int ms) { return ms < 0 ? -1 : xdpd_stack_now(stack) + ms * INT64_C(1000000); }
-
-static int do_poll(void *w, struct pollfd *p, nfds_t n, int ms)
-{
-	int ids[16], ready = 0, waits = 0;
-
-	(void)w;
-	if (n > 16)
-		return error(EINVAL);
-	pthread_mutex_lock(&lock);
-	for (int round = 0; round < 2 && !ready; round++) {
-		for (nfds_t i = 0; i < n; i++) {
-			struct sock *k = sock(p[i].fd);
-			p[i].revents = (short)(k ? ask(k, (uint16_t)p[i].events) : POLLNVAL);
-			ready += p[i].revents != 0;
-		}
-		if (ready || round || ms == 0)
-			break;
-		for (nfds_t i = 0; i < n; i++)
-			ids[waits++] = begin((struct xdpd_sqe){ .opcode = XDPD_POLL_ADD, .fd = sock(p[i].fd)->ring, .op_flags = (uint16_t)p[i].events });
-		finish(ids, waits, until_ms(ms));
-		for (int i = 0; i < waits; i++)
-			cancel(ids[i]);
-	}
-	pthread_mutex_unlock(&lock);
-	return ready;
-}
-
-static int do_epoll_create(void *w, int n)
-{
-	(void)w, (void)n;
-	for (int i = 0; i < 16; i++)
-		if (!polls[i].used) {
-			polls[i].used = 1;
-			return BASE + FDS + i;
-		}
-	return error(EMFILE);
-}
-
-static int do_epoll_ctl(void *w, int e, int op, int fd, struct epoll_event *v) CALL(
-	int free = -1; int at = -1; int p = e - BASE - FDS;
-	if (p < 0 || p > 15 || !polls[p].used)
-		fail("not an epoll instance");
-	for (int i = 0; i < 16; i++) {
-		if (polls[p].at[i].fd == fd)
-			at = i;
-		else if (!polls[p].at[i].fd && free < 0)
-			free = i;
-	}
-	r = op == EPOLL_CTL_ADD ? (at >= 0 ? -EEXIST : 0) : (at < 0 ? -ENOENT : 0);
-	if (r == 0 && op != EPOLL_CTL_ADD && polls[p].at[at].edge >= 0)
-		cancel(polls[p].at[at].edge);
-	if (r == 0 && op == EPOLL_CTL_DEL) {
-		polls[p].at[at].fd = 0;
-	} else if (r == 0) {
-		int i = at >= 0 ? at : free;
-		polls[p].at[i].fd = fd; polls[p].at[i].e = *v; polls[p].at[i].edge = -1;
-		if (v->events & EPOLLET) {
-			polls[p].at[i].edge = begin((struct xdpd_sqe){ .opcode = XDPD_POLL_ADD, .fd = k->ring, .op_flags = v->events & 0xffff, .len = 1 });
-			take();
-		}
-	}
-	r = result(r);)
-
-static int do_epoll_wait(void *w, int e, struct epoll_event *v, int max, int ms)
-{
-	int ids[16], fds[16], n, got = 0, p = e - BASE - FDS;
-
-	(void)w;
-	pthread_mutex_lock(&lock);
-	for (int round = 0; round < 2 && !got; round++) {
-		take();
-		n = 0;
-		for (int i = 0; i < 16 && got < max; i++) {
-			struct sock *k = sock(polls[p].at[i].fd);
-			uint32_t is = 0;
-			if (!k)
-				continue;
-			fds[n] = polls[p].at[i].edge, n++;
-			if (polls[p].at[i].edge >= 0 && !ops[polls[p].at[i].edge].done)
-				continue;
-			is = (uint32_t)ask(k, polls[p].at[i].e.events & 0xffff);
-			if (polls[p].at[i].edge >= 0)
-				ops[polls[p].at[i].edge].done = 0;
-			if (is)
-				v[got++] = (struct epoll_event){ .events = is, .data = polls[p].at[i].e.data };
-		}
-		if (got || round || ms == 0)
-			break;
-		for (int i = 0, j = 0; i < 16; i++) {
-			struct sock *k = sock(polls[p].at[i].fd);
-			if (k && (ids[j] = fds[j]) < 0)
-				ids[j] = begin((struct xdpd_sqe){ .opcode = XDPD_POLL_ADD, .fd = k->ring, .op_flags = polls[p].at[i].e.events & 0xffff });
-			j += k != NULL;
-		}
-		finish(ids, n, until_ms(ms));
-		for (int i = 0; i < n; i++)
-			if (fds[i] < 0)
-				cancel(ids[i]);
-	}
-	pthread_mutex_unlock(&lock);
-	return got;
-}
-
-static int do_pipe(void *w, int fds[2])
-{
-	(void)w;
-	return pipe(fds);
-}
-
-static ssize_t do_splice(void *w, int in, off_t *in_at, int out, off_t *out_at, size_t n, unsigned flags)
-{
-	(void)w, (void)in, (void)in_at, (void)out, (void)out_at, (void)n, (void)flags;
-	return error(EINVAL); /* the kernel's only */
-}
-
-static void do_free(void *w) { (void)w; } /* the process ends */
+#include "packetdrill_sockets.h"
 
 /* What its scripts assert of TCP_INFO and the sockets that they leave open packetdrill asks the C library for, so these stand before that
  * (LD_PRELOAD). Of what else it asks there nothing is known. */
@@ -776,7 +361,7 @@ static void set(struct xdpd_stack_config *c, const char *key, const char *value)
 	else if (!strcmp(key, "rcv_max"))
 		c->rcv_max = n;
 	else if (!strcmp(key, "snd_buf"))
-		c->snd_buf = n;
+		sndbuf = c->snd_buf = n;
 	else if (!strcmp(key, "no_ecn"))
 		c->no_ecn = (uint8_t)n;
 	else if (!strcmp(key, "seed"))
@@ -808,7 +393,7 @@ void packetdrill_interface_init(const char *flags, void *table)
 	mains = pthread_self();
 	if (!(stack = xdpd_stack_open(&c, why, sizeof why)))
 		fail(why);
-	if (xdpd_stack_ring(stack, 256, 2 * (BUFFER + 4096), &m) < 0)
+	if (xdpd_stack_ring(stack, 256, DATA, &m) < 0)
 		fail("no ring");
 	ring.conn = ring.memfd = -1, ring.size = m.size, ring.mtu = m.mtu, ring.knock = knock;
 	xdpd_ring_join(&ring, m.mem, m.data, m.data_len);

@@ -13,8 +13,8 @@ int me, relay = -1;
 int64_t spin = 20000;
 _Atomic int32_t *numbers;
 uint32_t held[FILES];
-static int unborn = -1; /* the place of the process that is being forked */
-static bool forking;
+static __thread int unborn = -1; /* the place of the process that this thread is forking */
+static __thread bool forking;    /* it has the lock for that */
 
 int fail(int err)
 {
@@ -103,7 +103,7 @@ void leave(void)
 }
 
 /* A process holds the lock of byte PROCESS of the memory's file, which the kernel takes from it when it dies, however that comes. */
-static bool life(int process, bool take)
+bool life(int process, bool take)
 {
 	struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = process, .l_len = 1 };
 
@@ -206,15 +206,23 @@ static int private(int fd)
 	return high;
 }
 
-static int begin(void)
+static void forks(void) { pthread_atfork(before_fork, in_parent, in_child); }
+
+/* prepare is what a process does once. */
+void prepare(void)
 {
 	static pthread_once_t once = PTHREAD_ONCE_INIT;
-	pthread_mutexattr_t a;
-	void forks(void);
 	const char *s = getenv("XDPD_SPIN_US");
 
 	if (s)
 		spin = atoi(s) * INT64_C(1000);
+	pthread_once(&once, forks);
+}
+
+static int begin(void)
+{
+	pthread_mutexattr_t a;
+
 	if (ring.data_len < sizeof(struct shared) + (1 << 20))
 		return fail(ENOMEM);
 	numbers = mmap(NULL, NUMBERS * sizeof *numbers, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -246,11 +254,9 @@ static int begin(void)
 	pthread_mutex_init(&s0->lock, &a);
 	pthread_mutexattr_destroy(&a);
 	S = s0;
-	pthread_once(&once, forks);
+	prepare();
 	return 0;
 }
-
-void forks(void) { pthread_atfork(before_fork, in_parent, in_child); }
 
 static void end(void)
 {
@@ -346,6 +352,10 @@ static void finish(void)
 		if (s)
 			slot_put(s);
 	}
+	/* Its place is free now, and not when it is dead: who is forked next may get it before. */
+	struct flock l = { .l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = me, .l_len = 1 };
+	if (ring.memfd >= 0)
+		k_fcntl(ring.memfd, F_SETLK, (long)&l);
 	S->processes[me].used = false;
 	leave();
 }
@@ -364,8 +374,10 @@ void xdpd_stop(void)
 	end();
 }
 
-__attribute__((destructor)) static void at_exit(void)
+void xdpd_finish(void)
 {
 	if (S)
 		finish();
 }
+
+__attribute__((destructor)) static void at_exit(void) { xdpd_finish(); }

@@ -94,7 +94,7 @@ int xdpd_stack_ring_close(xdpd_stack s, uint32_t ring);
 int xdpd_stack_input(xdpd_stack s, const void *frame, size_t n);
 
 /* xdpd_stack_output moves the oldest frame that was sent to frame, and the time at which it was to when, if that is not NULL. It says how long it
- * is, 0: there is none. -EMSGSIZE: room is too small, and it stays. */
+ * is, 0: there is none. -EMSGSIZE: room is too small, and it stays. 16384 frames wait at most; more are lost, and counted as "output_full". */
 int64_t xdpd_stack_output(xdpd_stack s, void *frame, size_t room, int64_t *when);
 
 /* xdpd_stack_run does what there is to do now: SQEs are taken, completions come. It says when a timer is due, in ns; INT64_MAX: none is. */
@@ -110,7 +110,8 @@ int64_t xdpd_stack_step(xdpd_stack s, int64_t limit);
 /* xdpd_stack_now is the time. */
 int64_t xdpd_stack_now(xdpd_stack s);
 
-/* xdpd_stack_counter gives a counter of `xdpd stats` by its name: "rx_frames", "tcp_retransmits", "tcp_out_of_window"... -ENOENT: there is none. */
+/* xdpd_stack_counter gives a counter of `xdpd stats` by its name: "rx_frames", "tcp_retransmits", "tcp_out_of_window"..., or "output_full". -ENOENT: there
+ * is none. */
 int64_t xdpd_stack_counter(xdpd_stack s, const char *name);
 
 /* xdpd_stack_tcp_info tells of the connection between two addresses, ports in network byte order. -ENOENT: there is none. */

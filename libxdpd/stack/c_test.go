@@ -12,11 +12,11 @@ import (
 	"testing"
 )
 
-// TestC: a program in C, with ASan, linked with the archive, talks UDP and TCP over frames written by hand. The same seed gives the same
-// frames at the same times, another one others.
+// TestC: programs in C over the archive. One, with ASan, talks UDP and TCP over frames written by hand: the same seed gives the same
+// frames at the same times, another one others. The other uses libxdpd. What drives the stack for packetdrill compiles.
 func TestC(t *testing.T) {
 	dir := t.TempDir()
-	archive, bin := filepath.Join(dir, "libxdpd_stack.a"), filepath.Join(dir, "wire")
+	archive := filepath.Join(dir, "libxdpd_stack.a")
 	run := func(name string, args ...string) string {
 		t.Helper()
 		cmd := exec.CommandContext(t.Context(), name, args...)
@@ -27,19 +27,33 @@ func TestC(t *testing.T) {
 		}
 		return string(out)
 	}
+	strict := []string{"-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-I../src"}
+	build := func(name string, more ...string) string {
+		t.Helper()
+		bin := filepath.Join(dir, name)
+		run("cc", slices.Concat(strict, []string{"-o", bin, "testdata/" + name + ".c"}, more, []string{archive, "-pthread"})...)
+		return bin
+	}
 	run("go", "build", "-buildmode=c-archive", "-o", archive, ".")
-	run("cc", "-g", "-std=gnu11", "-fsanitize=address,undefined", "-fno-sanitize-recover", "-Wall", "-Wextra", "-Werror", "-I../src", "-o", bin,
-		"testdata/wire.c", archive, "-pthread")
-	one := run(bin, "1")
+	wire := build("wire", "-fsanitize=address,undefined", "-fno-sanitize-recover")
+	one := run(wire, "1")
 	if !strings.HasSuffix(one, "\ndone\n") || strings.Count(one, "\n") < 10 {
 		t.Errorf("printed:\n%s", one)
 	}
-	if again := run(bin, "1"); again != one {
+	if again := run(wire, "1"); again != one {
 		t.Errorf("the same seed gave other frames:\n%s\nand\n%s", one, again)
 	}
-	if other := run(bin, "2"); other == one {
+	if other := run(wire, "2"); other == one {
 		t.Error("two seeds gave the same frames: nothing in them is random")
 	}
+	library, err := filepath.Glob("../src/*.c")
+	if err != nil || len(library) == 0 {
+		t.Fatal(library, err)
+	}
+	if got := run(build("sockets", library...)); got != "done\n" {
+		t.Errorf("printed:\n%s", got)
+	}
+	run("cc", slices.Concat(strict, []string{"-Wno-cast-function-type", "-fsyntax-only", "../conformance/packetdrill_xdpd.c"})...)
 }
 
 // TestHeader compares the names in xdpd_stack.h with those that are exported. Their types the compiler compares.

@@ -33,6 +33,7 @@ const (
 	minFrames     = 64
 	// maxTurns bounds what is done at one time of the clock. Something that has work for ever would otherwise never return.
 	maxTurns = 1 << 16
+	maxSent  = 1 << 14 // frames that wait for the caller; what is sent beyond is lost, and counted as output_full
 )
 
 // config is what a stack is made of; what is zero has its default.
@@ -52,6 +53,7 @@ type stack struct {
 	host   *sockets.Host
 	next   int64 // when a timer is due
 	sent   []sentFrame
+	full   uint64 // frames lost for want of a place in sent
 	rings  map[uint32]*ring
 	last   uint32 // number of a ring
 	ended  bool
@@ -80,11 +82,20 @@ func (w wire) Kick() error {
 		return err
 	}
 	for {
-		n := w.Transmit(ringSize, func(frame []byte) { w.s.sent = append(w.s.sent, sentFrame{w.s.now, slices.Clone(frame)}) })
+		n := w.Transmit(ringSize, w.s.keep)
 		if w.Complete(n); n == 0 {
 			return nil
 		}
 	}
+}
+
+// keep keeps a frame for the caller.
+func (s *stack) keep(frame []byte) {
+	if len(s.sent) == maxSent {
+		s.full++
+		return
+	}
+	s.sent = append(s.sent, sentFrame{s.now, slices.Clone(frame)})
 }
 
 func newStack(c config) (*stack, error) {
@@ -230,6 +241,9 @@ func (s *stack) closeRing(n uint32) unix.Errno {
 
 // counter finds a counter of the ledger by its name.
 func (s *stack) counter(name string) (int64, unix.Errno) {
+	if name == "output_full" {
+		return int64(s.full), 0
+	}
 	c := s.host.Counters()
 	for i := range sockets.NStats {
 		if i.String() == name {

@@ -2,7 +2,8 @@
 
 /*
  * What a driver knows of a frame besides its bytes (Documentation/networking/xdp-rx-metadata.rst), for programs that are
- * bound to their device. The kfuncs are calls into its driver.
+ * bound to their device. The kfuncs are calls into its driver. Without CAP_PERFMON the verifier wants what they write to be
+ * initialized.
  */
 
 extern int bpf_xdp_metadata_rx_timestamp(const struct xdp_md *ctx, __u64 *timestamp) __ksym;
@@ -18,8 +19,8 @@ struct tagged {
 /* Whether the driver took a VLAN tag out of a frame. */
 static __always_inline int has_tag(struct xdp_md *ctx)
 {
-	__be16 tpid;
-	__u16 tci;
+	__be16 tpid = 0;
+	__u16 tci = 0;
 
 	return !bpf_xdp_metadata_rx_vlan_tag(ctx, &tpid, &tci);
 }
@@ -31,8 +32,8 @@ static __always_inline int has_tag(struct xdp_md *ctx)
 static __always_inline int restore_tag(struct xdp_md *ctx)
 {
 	struct tagged *frame;
-	__be16 tpid;
-	__u16 tci;
+	__be16 tpid = 0;
+	__u16 tci = 0;
 
 	if (bpf_xdp_metadata_rx_vlan_tag(ctx, &tpid, &tci))
 		return 1;
@@ -56,9 +57,10 @@ static __always_inline int put_stamp(struct xdp_md *ctx)
 	__u64 ns = 0, *stamp;
 	int i;
 
-	/* What a program of the sender's end left there would stand between. */
-	for (i = 0; i < 64 && (void *)(long)ctx->data_meta < (void *)(long)ctx->data; i++)
-		if (bpf_xdp_adjust_meta(ctx, 4))
+	/* What a program of the sender's end left there, up to 252 bytes, would stand between. */
+#pragma unroll
+	for (i = 128; i >= 4; i /= 2)
+		if ((void *)(long)ctx->data_meta + i <= (void *)(long)ctx->data && bpf_xdp_adjust_meta(ctx, i))
 			return 0;
 	if (bpf_xdp_adjust_meta(ctx, -(int)sizeof(*stamp)))
 		return 0;

@@ -135,6 +135,13 @@ def forks():
     assert exactly(s, 4) == b"left"
     assert u.recv(100) == b"from the child"
     echoes(s, b"parent")
+    held = socket.create_connection(ECHO)  # by the child alone
+    child = os.fork()
+    if child == 0:
+        held.sendall(b"unread" * 10000)
+        os._exit(0)
+    held.close()
+    os.waitpid(child, 0)
     child = os.fork()
     if child == 0:
         signal.pause()
@@ -192,6 +199,35 @@ def children():
     code = "import socket,sys; s=socket.create_connection((sys.argv[1],int(sys.argv[2]))); s.sendall(b'c'); assert s.recv(1)==b'c'"
     for close_fds in (True, False):
         subprocess.run([sys.executable, "-S", "-c", code, *sys.argv[1:]], check=True, close_fds=close_fds, timeout=30)
+    with socket.create_connection(ECHO) as s:  # as inetd starts servers
+        subprocess.run(["printf", "by stdio"], stdout=s, check=True, timeout=30)
+        s.shutdown(socket.SHUT_WR)
+        got = subprocess.run(["cat"], stdin=s, stdout=subprocess.PIPE, check=True, timeout=30).stdout
+        assert got == b"by stdio", got
+    with socket.create_connection(ECHO) as s:
+        said = subprocess.run(["/bin/cat"], env={}, stdin=s, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=30).stderr
+    assert b"not the library" in said and b"not connected" in said, said
+
+
+def options():
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    s.connect(ECHO)
+    assert s.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1, "an option of before"
+    s.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+    assert s.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == 1
+    try:
+        s.setsockopt(socket.SOL_SOCKET, 60, 1)  # SO_ZEROCOPY
+        assert False, "what is not there was set"
+    except OSError:
+        pass
+    free = socket.socket()
+    free.bind(("", 0))
+    port = free.getsockname()[1]
+    assert port, "a free port is none"
+    free.listen()
+    echo = socket.create_connection(("127.0.0.1", port))
+    echo.close()
 
 
 def errors():
@@ -211,6 +247,6 @@ def errors():
         pass
 
 
-for f in (one_epoll_set, nonblocking, threads, forks, descriptors, datagrams, children, errors):
+for f in (one_epoll_set, nonblocking, threads, forks, descriptors, datagrams, children, options, errors):
     f()
     print("ok", f.__name__, flush=True)

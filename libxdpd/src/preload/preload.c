@@ -15,8 +15,8 @@ static size_t nrules;
 
 static bool matches(uint32_t addr, unsigned port, bool local)
 {
-	if (!nrules) /* 127.0.0.0/8; multicast and above */
-		return addr >> 24 != 127 && addr >> 28 < 14;
+	if (!nrules) /* who connects to 0.0.0.0 means this machine, as with 127.0.0.0/8; multicast and above */
+		return addr >> 24 != 127 && addr >> 28 < 14 && (local || addr >> 24);
 	for (size_t i = 0; i < nrules; i++)
 		if (port >= rules[i].first && port <= rules[i].last && ((local && !addr) || (addr & rules[i].mask) == rules[i].network))
 			return true;
@@ -120,6 +120,14 @@ static void after_fork(void) { pthread_mutex_unlock(&starting); }
 
 __attribute__((constructor)) static void init(void)
 {
+	const char *ring = getenv("XDPD_RING");
+
 	read_rules(getenv("XDPD_ONLY"));
+	if (ring) {
+		started = xdpd_take_over(ring) == 0;
+		unsetenv("XDPD_RING");
+		for (int fd = 0; fd < 3; fd++)
+			preload_standard(fd);
+	}
 	pthread_atfork(before_fork, after_fork, after_fork);
 }

@@ -1,7 +1,7 @@
 /* socket.c: the calls of sockets under libc's names. bind, connect and sends with an address decide whose a socket is. */
 #include "preload.h"
 
-#include <string.h>
+#include <netinet/tcp.h>
 #include <sys/syscall.h>
 
 /* <sys/socket.h> declares parameters of these types where one calls. */
@@ -57,7 +57,14 @@ EXPORT int bind(int fd, __CONST_SOCKADDR_ARG addr, socklen_t len)
 		if (!not_engines(fd, in) && preload_move(fd) < 0)
 			return -1;
 	}
-	return xdpd_is(fd) ? xdpd_bind(fd, ADDR(addr), len) : LIBC(bind)(fd, ADDR(addr), len);
+	if (!xdpd_is(fd))
+		return LIBC(bind)(fd, ADDR(addr), len);
+	/* The sockets of a program that ended are closed when the daemon has noticed: whoever starts it anew need not know. */
+	static const struct timespec moment = { 0, 5000000 };
+	int r, tries = 0;
+	while ((r = xdpd_bind(fd, ADDR(addr), len)) < 0 && errno == EADDRINUSE && tries++ < 20)
+		nanosleep(&moment, NULL);
+	return r;
 }
 
 EXPORT int connect(int fd, __CONST_SOCKADDR_ARG addr, socklen_t len)
@@ -119,14 +126,57 @@ EXPORT ssize_t recvfrom(int fd, void *restrict p, size_t n, int flags, __SOCKADD
 	return xdpd_is(fd) ? xdpd_recvfrom(fd, p, n, flags, ADDR(from), len) : LIBC(recvfrom)(fd, p, n, flags, ADDR(from), len);
 }
 
+/*
+ * is_hint: what the engine has not and nobody misses but by how fast it goes. The kernel's socket keeps it, so that it can be read
+ * again. What would change the data or who gets it is not among them, and fails.
+ */
+static bool is_hint(int level, int option)
+{
+	switch (level) {
+	case SOL_SOCKET:
+		return option == SO_PRIORITY || option == SO_INCOMING_CPU || option == SO_BUSY_POLL;
+	case IPPROTO_IP:
+		return option == IP_TOS || option == IP_TTL || option == IP_MTU_DISCOVER || option == IP_BIND_ADDRESS_NO_PORT;
+	case IPPROTO_TCP:
+		return option == TCP_CORK || option == TCP_QUICKACK || option == TCP_NOTSENT_LOWAT || option == TCP_USER_TIMEOUT ||
+		       option == TCP_DEFER_ACCEPT || option == TCP_WINDOW_CLAMP || option == TCP_FASTOPEN || option == TCP_CONGESTION ||
+		       option == TCP_MAXSEG || option == TCP_SYNCNT || option == TCP_LINGER2;
+	}
+	return false;
+}
+
+EXPORT int getsockopt(int fd, int level, int option, void *restrict v, socklen_t *restrict n)
+{
+	int err = errno;
+
+	if (!xdpd_is(fd))
+		return LIBC(getsockopt)(fd, level, option, v, n);
+	int r = xdpd_getsockopt(fd, level, option, v, n);
+	if (r == 0 || errno != ENOPROTOOPT || !is_hint(level, option))
+		return r;
+	errno = err;
+	return LIBC(getsockopt)(fd, level, option, v, n);
+}
+
+EXPORT int setsockopt(int fd, int level, int option, const void *v, socklen_t n)
+{
+	int err = errno;
+
+	if (!xdpd_is(fd))
+		return LIBC(setsockopt)(fd, level, option, v, n);
+	int r = xdpd_setsockopt(fd, level, option, v, n);
+	if (r == 0 || errno != ENOPROTOOPT || !is_hint(level, option))
+		return r;
+	errno = err;
+	return LIBC(setsockopt)(fd, level, option, v, n);
+}
+
 /* FORWARD is a call that only asks whose the descriptor is. */
 #define FORWARD(result, name, params, args) \
 	EXPORT result name params { return xdpd_is(fd) ? xdpd_##name args : LIBC(name) args; }
 
 FORWARD(int, listen, (int fd, int n), (fd, n))
 FORWARD(int, shutdown, (int fd, int how), (fd, how))
-FORWARD(int, getsockopt, (int fd, int level, int option, void *restrict v, socklen_t *restrict n), (fd, level, option, v, n))
-FORWARD(int, setsockopt, (int fd, int level, int option, const void *v, socklen_t n), (fd, level, option, v, n))
 FORWARD(ssize_t, send, (int fd, const void *p, size_t n, int flags), (fd, p, n, flags))
 FORWARD(ssize_t, recv, (int fd, void *p, size_t n, int flags), (fd, p, n, flags))
 FORWARD(ssize_t, recvmsg, (int fd, struct msghdr *m, int flags), (fd, m, flags))
