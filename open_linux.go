@@ -198,9 +198,7 @@ func (s *Stack) open() error {
 			return err
 		}
 	}
-	if most := zeroCopyMTU(dev.driver, chunk); s.cfg.Mode != Copy && packet == 1 && dev.mtu > most {
-		why := fmt.Sprintf("zero copy of %s receives packets of an MTU up to %d into frames of %d bytes; interface %s has MTU %d",
-			dev.driver, most, chunk, s.cfg.Interface, dev.mtu)
+	if why := tooLong(s.cfg.Interface, dev.driver, dev.mtu, chunk); s.cfg.Mode != Copy && packet == 1 && why != "" {
 		if s.cfg.Mode == ZeroCopy {
 			return fmt.Errorf("xdpd: %s: use larger frames, a smaller MTU, or copy mode", why)
 		}

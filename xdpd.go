@@ -190,7 +190,18 @@ func zeroCopyMTU(driver string, chunk int) int {
 	return sockets.MaxMTU(rings.ZeroCopyRoom(driver, chunk)+umem.Headroom, 1)
 }
 
-// chunkFor chooses the frame size for an MTU, and how many frames a packet may consist of: one if one can hold it.
+// tooLong is why packets of the MTU cannot be received in zero copy into frames of chunk bytes; "": they can.
+func tooLong(iface, driver string, mtu, chunk int) string {
+	most := zeroCopyMTU(driver, chunk)
+	if mtu <= most {
+		return ""
+	}
+	return fmt.Sprintf("zero copy of %s receives packets of an MTU up to %d into frames of %d bytes; interface %s has MTU %d",
+		driver, most, chunk, iface, mtu)
+}
+
+// chunkFor chooses the frame size for an MTU, and how many frames a packet may consist of: one if one can hold it. The mode
+// does not matter: it can be changed (SetMode), and the frames cannot.
 func (c *Config) chunkFor(driver string, mtu int) (size, frames int, err error) {
 	limit := 0
 	for _, frames := range []int{1, sockets.MaxPacketFrames} {
@@ -198,7 +209,7 @@ func (c *Config) chunkFor(driver string, mtu int) (size, frames int, err error) 
 			if c.ChunkSize != 0 && c.ChunkSize != size || frames > 1 && size < 4096 && c.ChunkSize == 0 {
 				continue
 			}
-			if c.ChunkSize == 0 && size == 2048 && c.Mode != Copy && mtu > zeroCopyMTU(driver, size) {
+			if c.ChunkSize == 0 && size == 2048 && mtu > zeroCopyMTU(driver, size) {
 				continue
 			}
 			if limit = sockets.MaxMTU(size, frames); mtu <= limit {
