@@ -3,6 +3,7 @@ package xdpd_test
 import (
 	"encoding/binary"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -25,9 +26,10 @@ type besieger struct {
 	tail uint32 // as it should be
 }
 
-// expected are the errors that a daemon may have for such a client: it is full, or wants nothing more from this user just now.
+// expected are the errors that a daemon may have for such a client: it is full, or wants nothing more from this user just now, and may end
+// the connection without a word.
 func (b *besieger) expected(err error) bool {
-	return slices.ContainsFunc([]error{unix.EUSERS, unix.ECONNRESET, unix.EPIPE, unix.EAGAIN, unix.EMFILE, unix.ENOMEM},
+	return slices.ContainsFunc([]error{io.EOF, unix.EUSERS, unix.ECONNRESET, unix.EPIPE, unix.EAGAIN, unix.EMFILE, unix.ENOMEM},
 		func(e error) bool { return errors.Is(err, e) })
 }
 

@@ -2,14 +2,18 @@ package xdpd_test
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"xdpd"
 	"xdpd/internal/netlab"
+	"xdpd/rings"
 )
 
 // TestClientPortsOfOthers: where each queue has a Host of its own, a port that a user has on one is not to be had by another on the next,
@@ -89,4 +93,88 @@ func refusesRights() bool {
 	defer unix.Close(fds[0])
 	defer unix.Close(fds[1])
 	return unix.SetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_PASSRIGHTS, 0) == nil
+}
+
+// TestClientCrowd: a client that finds the daemon's queue full of others that connect waits its turn.
+func TestClientCrowd(t *testing.T) {
+	path := openDoor(t)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+	}
+	if err == nil {
+		err = unix.Listen(fd, 1)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "door")
+	l, err := net.FileListener(f)
+	f.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for err == nil { // who is there already
+		var c net.Conn
+		if c, err = net.Dial("unixpacket", path); err == nil {
+			defer c.Close()
+		}
+	}
+	if !errors.Is(err, unix.EAGAIN) {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { _, err := xdpd.OpenRing(t.Context(), path, xdpd.RemoteConfig{}); ended <- err }()
+	select {
+	case err := <-ended:
+		t.Fatalf("it did not wait: %v", err)
+	case <-time.After(20 * time.Millisecond): // some of its tries
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	if err := <-ended; err == nil || errors.Is(err, unix.EAGAIN) {
+		t.Errorf("what it heard from who turns everybody away: %v", err)
+	}
+}
+
+// TestClientDoorIsCheap: what a handshake costs the engine does not grow with the sockets that there are.
+func TestClientDoorIsCheap(t *testing.T) {
+	_, stack := engine(t, netlab.Options{})
+	_, path := daemon(t, stack, func(p *xdpd.ClientPolicy) { p.Sockets, p.Clients = 1024, 100 })
+	allocated := func() uint64 {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		for range 20 {
+			c, err := join(path, rings.ShareHello{SQEntries: 8, CQEntries: 8, Requests: 8, Sockets: 8, Data: 4096})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.close()
+		}
+		runtime.ReadMemStats(&after)
+		return after.TotalAlloc - before.TotalAlloc
+	}
+	few := allocated()
+	q, err := xdpd.OpenRing(t.Context(), path, xdpd.RemoteConfig{Sockets: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.Close()
+	p := &ringProgram{q: q}
+	for range 500 {
+		if fd := p.socket(dgramSocket); p.bind(fd, netip.AddrPortFrom(netip.IPv4Unspecified(), 0)) != 0 {
+			t.Fatal("no socket")
+		}
+	}
+	if many := allocated(); many > 2*few {
+		t.Errorf("twenty handshakes beside 500 sockets allocate %d bytes, beside none %d", many, few)
+	}
 }

@@ -235,11 +235,12 @@ func (s *ClientServer) welcome(conn *net.UnixConn, cred *unix.Ucred) (c *client,
 		return nil, err
 	}
 	w := c.share.Welcome()
-	stats, err := s.st.Stats()
-	if err == nil {
-		w.Reactor, w.Reactors, w.MTU = uint32(c.view.Reactor), uint32(len(s.st.Reactors())), uint32(stats.MTU)
-		err = rings.SendShare(conn, &w, c.share.FD())
+	w.Reactor, w.Reactors = uint32(c.view.Reactor), uint32(len(s.st.Reactors()))
+	if host, _, ok := c.r.Enter(); ok {
+		w.MTU = uint32(host.MTU())
 	}
+	c.r.Leave()
+	err = rings.SendShare(conn, &w, c.share.FD())
 	if err == nil {
 		err = conn.SetDeadline(time.Time{})
 	}

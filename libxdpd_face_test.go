@@ -91,9 +91,6 @@ func startCalls(t testing.TB, path string, cflags ...string) *callServer {
 // buildLibxdpd compiles a program of testdata with the library's sources.
 func buildLibxdpd(t testing.TB, name string, cflags ...string) (bin string) {
 	t.Helper()
-	if bin = os.Getenv("LIBXDPD_BIN"); bin != "" {
-		return bin
-	}
 	bin = filepath.Join(t.TempDir(), name)
 	sources, err := filepath.Glob("libxdpd/src/*.c")
 	if err != nil || len(sources) == 0 {
@@ -367,7 +364,7 @@ func (c *callConn) limit(dir int, t time.Time) error {
 	return nil
 }
 
-// sideOf is the process as one end of the wire.
+// side is the process as one end of the wire.
 func (s *callServer) side(addr netip.Addr) side {
 	open := func(call uint32, to string) (fd int32, res int32) {
 		a, err := netip.ParseAddrPort(to)

@@ -2,6 +2,7 @@ package xdpd_test
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"io"
 	"net"
@@ -13,80 +14,56 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"xdpd"
 	"xdpd/internal/netlab"
 )
 
-// viaLibrary is a process with libxdpd and the kernel, as server and client of each other.
-func viaLibrary(t *testing.T, cflags ...string) []role {
-	t.Helper()
-	lab, stack := engine(t, netlab.Options{})
-	_, path := daemon(t, stack, nil)
-	ours, kernels := startCalls(t, path, cflags...).side(lab.EngineAddr), kernelSide(lab.Peer, lab.PeerAddr)
-	return []role{{"library dials", ours, kernels}, {"kernel dials", kernels, ours}}
-}
-
-// TestLibxdpdNettest is the test of golang.org/x/net for connections by the calls of libxdpd.
-func TestLibxdpdNettest(t *testing.T) {
-	for _, r := range viaLibrary(t) {
-		r.nettest(t)
-	}
-}
-
-// TestLibxdpdStreams: megabytes both ways at once, and the ends of both, on 20 connections.
-func TestLibxdpdStreams(t *testing.T) {
-	for _, r := range viaLibrary(t) {
-		t.Run(r.name, func(t *testing.T) {
-			ln := r.server.open(t)
-			sent := bytes.Repeat([]byte("sixteen bytes .."), 1<<15)
-			var wg sync.WaitGroup
-			for range 20 {
-				c, s, err := connect(r.client, ln)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer c.Close()
-				defer s.Close()
-				for _, pair := range [][2]net.Conn{{c, s}, {s, c}} {
-					wg.Go(func() {
-						if n, err := pair[0].Write(sent); n != len(sent) || err != nil {
-							t.Errorf("wrote %d: %v", n, err)
-						}
-						if err := pair[0].(interface{ CloseWrite() error }).CloseWrite(); err != nil {
-							t.Error(err)
-						}
-					})
-					wg.Go(func() {
-						if got, err := io.ReadAll(pair[1]); err != nil || !bytes.Equal(got, sent) {
-							t.Errorf("read %d bytes of %d, or others: %v", len(got), len(sent), err)
-						}
-					})
-				}
-			}
-			wg.Wait()
-		})
-	}
-}
-
-// TestLibxdpdSuite runs testdata/libxdpd_suite.c: each call and its errors, beside the kernel's.
-func TestLibxdpdSuite(t *testing.T) {
-	lab, stack := engine(t, netlab.Options{})
-	_, path := daemon(t, stack, nil)
-	bin := buildLibxdpd(t, "libxdpd_suite")
-	args := []string{path, lab.Peer.Path(), lab.EngineAddr.String(), lab.PeerAddr.String()}
-	if only := os.Getenv("SUITE"); only != "" {
-		args = append(args, only)
-	}
-	out, err := exec.CommandContext(t.Context(), bin, args...).CombinedOutput()
-	if err != nil || len(out) > 0 {
-		t.Errorf("%v\n%s", err, out)
-	}
-}
-
-// TestLibxdpdGone: when the daemon throws the process out, what waits ends with an error, and the peer hears of it.
-func TestLibxdpdGone(t *testing.T) {
+// TestLibxdpd drives the library's calls from here, as package net does the kernel's: as server and client of the kernel it passes the
+// test of golang.org/x/net and carries megabytes, until the daemon throws it out.
+func TestLibxdpd(t *testing.T) {
 	lab, stack := engine(t, netlab.Options{})
 	server, path := daemon(t, stack, nil)
-	ours := startCalls(t, path).side(lab.EngineAddr)
+	ours, kernels := startCalls(t, path).side(lab.EngineAddr), kernelSide(lab.Peer, lab.PeerAddr)
+	for _, r := range []role{{"library dials", ours, kernels}, {"kernel dials", kernels, ours}} {
+		r.nettest(t)
+		t.Run(r.name+"/streams", func(t *testing.T) { manyStreams(t, r) })
+	}
+	t.Run("gone", func(t *testing.T) { libraryGone(t, lab, server, ours) })
+}
+
+// manyStreams: megabytes both ways at once, and the ends of both, on 20 connections.
+func manyStreams(t *testing.T, r role) {
+	ln := r.server.open(t)
+	sent := bytes.Repeat([]byte("sixteen bytes .."), 1<<15)
+	var wg sync.WaitGroup
+	for range 20 {
+		c, s, err := connect(r.client, ln)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		defer s.Close()
+		for _, pair := range [][2]net.Conn{{c, s}, {s, c}} {
+			wg.Go(func() {
+				if n, err := pair[0].Write(sent); n != len(sent) || err != nil {
+					t.Errorf("wrote %d: %v", n, err)
+				}
+				if err := pair[0].(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+					t.Error(err)
+				}
+			})
+			wg.Go(func() {
+				if got, err := io.ReadAll(pair[1]); err != nil || !bytes.Equal(got, sent) {
+					t.Errorf("read %d bytes of %d, or others: %v", len(got), len(sent), err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+}
+
+// libraryGone: when the daemon throws the process out, what waits ends with an error, and the peer hears of it.
+func libraryGone(t *testing.T, lab *netlab.Lab, server *xdpd.ClientServer, ours side) {
 	c, far, err := connect(ours, kernelSide(lab.Peer, lab.PeerAddr).open(t))
 	if err != nil {
 		t.Fatal(err)
@@ -122,4 +99,17 @@ func TestLibxdpdGone(t *testing.T) {
 	}
 	c.Close()
 	ln.Close()
+}
+
+// TestLibxdpdSuite runs testdata/libxdpd_suite.c with a sanitizer: each call and its errors, beside the kernel's, several threads and processes,
+// and that the kernel is asked nothing while there is much to do.
+func TestLibxdpdSuite(t *testing.T) {
+	lab, stack := engine(t, netlab.Options{})
+	_, path := daemon(t, stack, nil)
+	sanitizer := cmp.Or(os.Getenv("XDPD_SANITIZE"), "address,undefined")
+	bin := buildLibxdpd(t, "libxdpd_suite", "-O1", "-g", "-fsanitize="+sanitizer, "-fno-sanitize-recover=undefined", "-Wl,--wrap=syscall,--wrap=send")
+	out, err := exec.CommandContext(t.Context(), bin, path, lab.Peer.Path(), lab.EngineAddr.String(), lab.PeerAddr.String()).CombinedOutput()
+	if err != nil || len(out) > 0 {
+		t.Errorf("%v\n%s", err, out)
+	}
 }

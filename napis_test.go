@@ -30,7 +30,8 @@ func settings(t *testing.T, stack *xdpd.Stack) map[uint32]rings.NAPIInfo {
 
 // TestThreadedNAPI: threads of the kernel's run all NAPIs while the engine runs, and no more when it stopped. Traffic goes through.
 func TestThreadedNAPI(t *testing.T) {
-	lab := napiLab(t, netlab.Options{Queues: 2})
+	lab := newLab(t, netlab.Options{})
+	run(t, lab.Engine, "ethtool", "-K", lab.EngineDev, "gro", "on") // a veth keeps its NAPI then
 	cfg := engineConfig(lab)
 	cfg.NAPI, cfg.JournalDir = xdpd.ThreadedNAPI, t.TempDir()
 	stack := openStack(t, lab, cfg)
@@ -39,15 +40,19 @@ func TestThreadedNAPI(t *testing.T) {
 	for range 100 {
 		ask(t, c, "hello")
 	}
-	all := settings(t, stack)
+	all, threaded := settings(t, stack), 0
 	for id, i := range all {
+		if i.Threaded == 0 { // one that sends only, or of a queue that is not served
+			continue
+		}
+		threaded++
 		name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", i.PID))
-		if i.Threaded != 1 || err != nil || !strings.HasPrefix(string(name), "napi/") {
+		if err != nil || !strings.HasPrefix(string(name), "napi/") {
 			t.Errorf("NAPI %d: %+v; its thread is %q, %v", id, i, name, err)
 		}
 	}
-	if len(all) != 2 {
-		t.Errorf("%d NAPIs", len(all))
+	if n := len(getStats(t, stack).Queues); threaded != n {
+		t.Errorf("%d of %d NAPIs have a thread, for %d queues", threaded, len(all), n)
 	}
 	if err := stack.Close(); err != nil {
 		t.Error(err)
@@ -134,9 +139,11 @@ func TestSuspendNAPI(t *testing.T) {
 	_, to := echo(t, lab, stack)
 	c := kernelUDP(t, lab.Peer, netip.AddrPort{}, to)
 	for range 3 {
+		from := time.Now()
 		for range 200 {
 			ask(t, c, "suspended")
 		}
+		t.Logf("200 questions in %v", time.Since(from))
 		ping(t, lab.Peer, lab.EngineAddr, 20, "-i", "0.01") // the kernel's own packets
 		time.Sleep(30 * time.Millisecond)                   // longer than a suspension
 	}

@@ -3,6 +3,7 @@ package xdpd
 import (
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -306,10 +307,18 @@ func (c *UDPConn) closeEnds() {
 func opError(op, network string, local, remote netip.AddrPort, err error) error {
 	e := &net.OpError{Op: op, Net: network, Err: err}
 	if local.IsValid() {
-		e.Source = net.UDPAddrFromAddrPort(local)
+		e.Source = netAddrOf(network, local)
 	}
 	if remote.IsValid() {
-		e.Addr = net.UDPAddrFromAddrPort(remote)
+		e.Addr = netAddrOf(network, remote)
 	}
 	return e
+}
+
+// netAddrOf is an address as package net has it.
+func netAddrOf(network string, a netip.AddrPort) net.Addr {
+	if strings.HasPrefix(network, "tcp") {
+		return net.TCPAddrFromAddrPort(a)
+	}
+	return net.UDPAddrFromAddrPort(a)
 }

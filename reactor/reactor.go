@@ -56,26 +56,27 @@ type Reactor struct {
 	epoll *napiEpoll
 	now   func() int64
 
-	mu      sync.Mutex
-	over    bool  // stopped, and nobody waits on it any more: the loop's
-	asleep  bool  // in ppoll, or about to be: guarded by mu
-	until   int64 // when a sleeping reactor wakes by itself: guarded by mu
-	stopped bool
-	err     error
-	sinks   sockets.Table[Sink] // of sockets that are in no poller
-	watches watchTable          // of those that are in some
-	pollers []*Poller           // nil: a place that is free
-	due     []*Poller           // with a handler, and something ready for it since they were served last
-	dueNow  []*Poller           // scratch of serveDue: the two change places
-	rings   []*Ring
-	tagged  map[uint16]*Ring
-	tag     uint16   // of the last ring
-	first   int      // of the rings that had no time in the last turn
-	freed   []uint32 // scratch of tellFreed
-	events  []sockets.Event
-	refs    []ref       // scratch of tell
-	waits   waitHeap    // goroutines in Wait with a limit
-	serving atomic.Bool // a handler runs
+	mu          sync.Mutex
+	over        bool  // stopped, and nobody waits on it any more: the loop's
+	asleep      bool  // in ppoll, or about to be: guarded by mu
+	until       int64 // when a sleeping reactor wakes by itself: guarded by mu
+	stopped     bool
+	err         error
+	sinks       sockets.Table[Sink] // of sockets that are in no poller, but for a ring's
+	ringPollers int                 // pollers of rings, whose sockets are in them and the ring's as well
+	watches     watchTable          // of those that are in some
+	pollers     []*Poller           // nil: a place that is free
+	due         []*Poller           // with a handler, and something ready for it since they were served last
+	dueNow      []*Poller           // scratch of serveDue: the two change places
+	rings       []*Ring
+	tagged      map[uint16]*Ring
+	tag         uint16   // of the last ring
+	forgotAt    int64    // when what the rings spent was halved
+	freed       []uint32 // scratch of tellFreed
+	events      []sockets.Event
+	refs        []ref       // scratch of tell
+	waits       waitHeap    // goroutines in Wait with a limit
+	serving     atomic.Bool // a handler runs
 
 	poked    atomic.Bool // somebody left work for an awake reactor
 	dozing   atomic.Bool // it sleeps, or is about to and will look at poked once more

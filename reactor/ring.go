@@ -92,6 +92,8 @@ type Ring struct {
 	areas    [][]byte
 	groups   map[uint16]*rings.BufTaker
 	readyQ   sockList
+	epolls   []*epoll // by number; nil: nobody asked for one
+	epollDue int      // waits that are to look
 	mail     mailbox
 	peers    []*Ring
 	backlog  backlog
@@ -109,6 +111,7 @@ type Ring struct {
 	guard    Guard
 	account  sockets.Account // who pays for the frames of its sockets; 0: nobody
 	pace     pace
+	spent    int64 // time of the reactor, of late: see orderRings
 	rates    rates
 	now      int64 // of the turn
 	steps    int   // of this turn, see maxSteps
@@ -182,6 +185,9 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 		if q.account, ok = r.host.NewAccount(max(1, rx*cfg.Frames/100), max(1, tx*cfg.Frames/100)); !ok {
 			return nil, ErrTooManyRings
 		}
+	}
+	for _, other := range r.rings { // or who comes again and again would always be first
+		q.spent = max(q.spent, other.spent)
 	}
 	q.tag = r.ringTag()
 	r.rings, r.tagged[q.tag] = append(r.rings, q), q
@@ -364,6 +370,7 @@ func (q *Ring) Close() {
 	if ok && !q.closed.Load() {
 		q.now = now
 		q.cancelEverything()
+		q.forgetEpolls()
 		q.socks.closeAll(q)
 		q.freeLends()
 		if q.account != 0 { // what is on its way, and connections that have something to send, are paid for until they are done

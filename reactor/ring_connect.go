@@ -43,6 +43,10 @@ func issueConnect(q *Ring, i uint32) verdict {
 		return p.fail(err)
 	}
 	q.rates.connects.take(1)
+	if p.sqe.OpFlags&rings.MsgDontWait != 0 { // the Host says EAGAIN of it until it is connected, and then what went wrong
+		q.connected(q.sock(p))
+		return p.fail(sockets.EINPROGRESS)
+	}
 	p.arg[0] = 1
 	return q.connecting(p)
 }

@@ -55,7 +55,7 @@ func init() {
 	ops[rings.OpSocket] = operation{check: checkSocket, issue: issueSocket, instant: true}
 	ops[rings.OpBind] = operation{check: checkAddr, issue: issueBind, socket: true, instant: true}
 	ops[rings.OpListen] = operation{check: checkListen, issue: issueListen, socket: true, instant: true}
-	ops[rings.OpConnect] = operation{check: checkAddr, issue: issueConnect, cancel: cancelConnect, queue: waitOut, socket: true}
+	ops[rings.OpConnect] = operation{check: checkConnect, issue: issueConnect, cancel: cancelConnect, queue: waitOut, socket: true}
 	ops[rings.OpAccept] = operation{
 		check: checkAccept, issue: issueAccept, queue: waitIn, socket: true,
 		ioprio: rings.AcceptMultishot | rings.AcceptDontWait | rings.AcceptPollFirst,
@@ -125,6 +125,12 @@ func checkAddr(_ *Ring, s *rings.SQE) sockets.Errno {
 		return sockets.EINVAL
 	}
 	return 0
+}
+
+func checkConnect(q *Ring, s *rings.SQE) sockets.Errno {
+	c := *s
+	c.OpFlags &^= rings.MsgDontWait
+	return checkAddr(q, &c)
 }
 
 // sockAddr reads the struct sockaddr_in of n bytes at addr.

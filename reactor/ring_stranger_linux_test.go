@@ -1,6 +1,7 @@
 package reactor
 
 import (
+	"net/netip"
 	"runtime/debug"
 	"testing"
 
@@ -97,5 +98,62 @@ func TestRingKnocksAreCharged(t *testing.T) {
 	}
 	if knocks == 0 || knocks > 20 {
 		t.Errorf("%d knocks of a millisecond each within as much; of one in a hundred it has few", knocks)
+	}
+}
+
+// slowGuard takes its time.
+type slowGuard struct {
+	now *int64
+	ns  int64
+}
+
+func (g slowGuard) MayBind(uint8, netip.AddrPort) bool  { *g.now += g.ns; return false }
+func (g slowGuard) MayReach(uint8, netip.AddrPort) bool { return false }
+
+// TestRingLightFirst: however many rings are never done, one that takes little of the time is served in each turn; the others share the rest.
+func TestRingLightFirst(t *testing.T) {
+	now := int64(1e12)
+	g := newRig(t, options{change: func(c *Config, _ *sockets.Config) {
+		c.Clock = func() int64 { return now }
+	}})
+	bind := rings.SQE{Opcode: rings.OpBind, FD: 0, Off: rings.SockAddrSize}
+	var heavy []*ringRig
+	for range 10 {
+		data := make([]byte, 64)
+		rings.PutSockAddr(data, peerPort)
+		r := ringOn(g, RingConfig{SQEntries: 1, CQEntries: 64, Data: data, Guard: slowGuard{&now, turnNS / 2}})
+		r.push(opSocket(1, sockDgram))
+		r.want(r.reap(), cqe(1, 0))
+		heavy = append(heavy, r)
+	}
+	light := ringOn(g, RingConfig{SQEntries: 1, CQEntries: 64})
+	missed, served := 0, 0
+	for turn := range 300 {
+		for _, r := range heavy {
+			if s := r.c.SQE(); s != nil {
+				*s = bind
+				r.c.Submit()
+			}
+			served += r.c.Reap(make([]rings.CQE, 4))
+		}
+		if s := light.c.SQE(); s != nil {
+			*s = nop(1, 0)
+			light.c.Submit()
+		}
+		g.r.Turn()
+		if n := light.c.Reap(make([]rings.CQE, 4)); n == 0 && turn >= len(heavy) { // until it is known who takes how much
+			missed++
+		}
+	}
+	if missed > 3 { // each time that what was long ago is forgotten all are nearer to each other
+		t.Errorf("the light ring was not served in %d turns of 300", missed)
+	}
+	if served < 300 {
+		t.Errorf("the heavy ones had %d turns, which is less than one a turn", served)
+	}
+	for i, r := range heavy {
+		if n := r.q.counters.Completed; n < 20 {
+			t.Errorf("heavy ring %d was served %d times in 300 turns", i, n)
+		}
 	}
 }

@@ -314,8 +314,11 @@ func (r *Reactor) deliver(now int64) bool {
 				r.seen += r.watches.touch(r.events[i:min(i+sockets.AheadMax, len(r.events))])
 			}
 			if w := r.watches.find(e.Sock); w != nil {
-				r.woke = r.tell(e, w) || r.woke
-			} else if sink, ok := r.sinks.Get(e.Sock); ok {
+				if r.woke = r.tell(e, w) || r.woke; r.ringPollers == 0 {
+					continue
+				}
+			}
+			if sink, ok := r.sinks.Get(e.Sock); ok {
 				r.woke = sink.Ready(e.Sock, r.host.Ready(e.Sock)) || r.woke
 			}
 		}
@@ -331,7 +334,8 @@ func (r *Reactor) deliver(now int64) bool {
 		}
 		if r.watches.find(s) != nil {
 			r.forget(s)
-		} else if sink, ok := r.sinks.Get(s); ok {
+		}
+		if sink, ok := r.sinks.Get(s); ok {
 			r.sinks.Delete(s)
 			r.woke = sink.Ready(s, sockets.Err|sockets.Hup) || r.woke
 		}

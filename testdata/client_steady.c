@@ -1,13 +1,13 @@
 /* client_steady PATH OPERATIONS ADDRESS PORT: does so many operations, always with 64 in flight and never sleeping: with PORT 0 NOPs, else
  * datagrams of 64 bytes to ADDRESS:PORT. "go" and a byte read before it, "done" and a byte read after it. */
-#include "../rings/xdpd_client.h"
+#include "../libxdpd/src/xdpd_client.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-static struct xdpd x;
+static struct xdpd_ring x;
 
 static void pause_for(const char *word)
 {
@@ -20,11 +20,11 @@ static void pause_for(const char *word)
 static int call(struct xdpd_sqe s)
 {
 	struct xdpd_cqe c;
-	struct xdpd_sqe *p = xdpd_sqe(&x);
+	struct xdpd_sqe *p = xdpd_ring_sqe(&x);
 
 	*p = s;
-	xdpd_submit(&x);
-	while (!xdpd_take(&x, &c))
+	xdpd_ring_submit(&x);
+	while (!xdpd_ring_take(&x, &c))
 		;
 	if (c.res < 0) {
 		fprintf(stderr, "opcode %d: %s\n", s.opcode, strerror(-c.res));
@@ -39,10 +39,10 @@ static void run(long n, uint8_t opcode, int fd)
 	struct xdpd_sqe *s;
 
 	for (long sent = 0, got = 0; got < n;) {
-		for (; sent < n && sent - got < 64 && (s = xdpd_sqe(&x)); sent++)
+		for (; sent < n && sent - got < 64 && (s = xdpd_ring_sqe(&x)); sent++)
 			s->opcode = opcode, s->fd = fd, s->addr = 64, s->len = opcode == XDPD_SEND ? 64 : 0;
-		xdpd_submit(&x);
-		for (; xdpd_take(&x, &c); got++)
+		xdpd_ring_submit(&x);
+		for (; xdpd_ring_take(&x, &c); got++)
 			if (c.res < 0) {
 				fprintf(stderr, "%s\n", strerror(-c.res));
 				exit(1);
@@ -52,7 +52,7 @@ static void run(long n, uint8_t opcode, int fd)
 
 int main(int argc, char **argv)
 {
-	if (argc != 5 || xdpd_open(&x, argv[1], 128, 1 << 16) < 0) {
+	if (argc != 5 || xdpd_ring_open(&x, argv[1], 128, 1 << 16) < 0) {
 		fprintf(stderr, "%s %s\n", strerror(errno), x.reason);
 		return 1;
 	}

@@ -1,10 +1,10 @@
-// A UDP echo over the rings of an engine in another process (rings/xdpd_client.h, docs/clients.md), which `bench -serve client-c` is.
+// A UDP echo over the rings of an engine in another process (libxdpd/src/xdpd_client.h, docs/clients.md), which `bench -serve client-c` is.
 //
 //	client udp-echo PATH PORT
 //
 // 64 datagrams in hand at a time, each with a place of its own: a RECV_FROM, then the SEND of what it received, with the address that
 // came with it. It prints "ready", sleeps when nothing is there, and ends with the engine.
-#include "../../rings/xdpd_client.h"
+#include "../../libxdpd/src/xdpd_client.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -14,16 +14,16 @@
 enum { SLOTS = 64, SLOT = 9600 };
 #define SENDING (1ull << 32)
 
-static struct xdpd x;
+static struct xdpd_ring x;
 
 static int call(struct xdpd_sqe s)
 {
 	struct xdpd_cqe c;
 
-	*xdpd_sqe(&x) = s;
-	xdpd_submit(&x);
-	while (!xdpd_take(&x, &c))
-		if (xdpd_wait(&x, -1) < 0)
+	*xdpd_ring_sqe(&x) = s;
+	xdpd_ring_submit(&x);
+	while (!xdpd_ring_take(&x, &c))
+		if (xdpd_ring_wait(&x, -1) < 0)
 			exit(1);
 	if (c.res < 0) {
 		fprintf(stderr, "client: opcode %d: %s\n", s.opcode, strerror(-c.res));
@@ -34,7 +34,7 @@ static int call(struct xdpd_sqe s)
 
 static void receive(int fd, uint64_t slot)
 {
-	*xdpd_sqe(&x) = (struct xdpd_sqe){ .opcode = XDPD_RECV_FROM, .fd = fd, .addr = slot * SLOT, .len = SLOT, .user_data = slot };
+	*xdpd_ring_sqe(&x) = (struct xdpd_sqe){ .opcode = XDPD_RECV_FROM, .fd = fd, .addr = slot * SLOT, .len = SLOT, .user_data = slot };
 }
 
 int main(int argc, char **argv)
@@ -43,7 +43,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: client udp-echo PATH PORT\n");
 		return 2;
 	}
-	if (xdpd_open(&x, argv[2], 2 * SLOTS, SLOTS * SLOT) < 0) {
+	if (xdpd_ring_open(&x, argv[2], 2 * SLOTS, SLOTS * SLOT) < 0) {
 		fprintf(stderr, "client: %s: %s %s\n", argv[2], strerror(errno), x.reason);
 		return 1;
 	}
@@ -53,27 +53,27 @@ int main(int argc, char **argv)
 	call((struct xdpd_sqe){ .opcode = XDPD_BIND, .fd = fd, .off = sizeof a });
 	for (uint64_t slot = 0; slot < SLOTS; slot++)
 		receive(fd, slot);
-	xdpd_submit(&x);
+	xdpd_ring_submit(&x);
 	puts("ready");
 	fflush(stdout);
 	for (;;) {
 		struct xdpd_cqe c;
 		int any = 0;
 
-		for (; xdpd_take(&x, &c); any = 1) {
+		for (; xdpd_ring_take(&x, &c); any = 1) {
 			uint64_t slot = c.user_data & ~SENDING, base = slot * SLOT;
 
 			if (c.user_data & SENDING || c.res < XDPD_RECV_HEADER)
 				receive(fd, slot);
 			else
-				*xdpd_sqe(&x) = (struct xdpd_sqe){
+				*xdpd_ring_sqe(&x) = (struct xdpd_sqe){
 					.opcode = XDPD_SEND, .fd = fd, .addr = base + XDPD_RECV_HEADER, .len = (uint32_t)c.res - XDPD_RECV_HEADER,
 					.off = base + XDPD_RECV_HEADER - sizeof a, .file_index = sizeof a, .user_data = slot | SENDING,
 				};
 		}
 		if (any)
-			xdpd_submit(&x);
-		else if (xdpd_wait(&x, -1) < 0)
+			xdpd_ring_submit(&x);
+		else if (xdpd_ring_wait(&x, -1) < 0)
 			return 0;
 	}
 }

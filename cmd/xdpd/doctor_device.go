@@ -64,7 +64,7 @@ func checkDevice(where, name string, tell func(finding)) {
 	if say(d.checkCopy()).Status == blocking {
 		return // the rest would only repeat it
 	}
-	for _, check := range []func() finding{d.checkZeroCopy, d.checkNeedWakeup, d.checkBusyPoll, d.checkNAPI, d.checkNAPIs, d.checkMultiBuffer, d.checkChecksum, d.checkMetadata} {
+	for _, check := range []func() finding{d.checkZeroCopy, d.checkNeedWakeup, d.checkBusyPoll, d.checkNAPI, d.checkNAPIs, d.checkMultiBuffer, d.checkChecksum, d.checkTXMetadata, d.checkMetadata} {
 		say(check())
 	}
 }

@@ -63,6 +63,22 @@ func (d *trialDevice) tagCure() string {
 	return "none is needed: while an engine runs it has the driver leave VLAN tags in frames (ethtool -K " + d.name + " rxvlan off)"
 }
 
+// checkTXMetadata: what the driver takes of TX metadata in zero copy. An engine asks for checksums only.
+func (d *trialDevice) checkTXMetadata() finding {
+	f := finding{Name: "TX metadata", Status: missing, Cure: "none is needed"}
+	features, err := rings.ReadFeatures(d.index)
+	has := names(features.TXMetadata, "tx-timestamp", "tx-checksum", "tx-launch-time-fifo")
+	switch {
+	case err != nil:
+		f.Text = plain(err)
+	case has == "":
+		f.Text = "the driver takes none in zero copy (xsk-features); copy mode takes requests for checksums"
+	default:
+		f.Status, f.Cure, f.Text = good, "", "in zero copy the driver takes "+has+" (xsk-features), of which an engine uses tx-checksum"
+	}
+	return f
+}
+
 // checkNAPIs: what there is to choose for --napi suspend and threaded. A veth has NAPIs only while an XDP program is attached, or with
 // GRO.
 func (d *trialDevice) checkNAPIs() finding {

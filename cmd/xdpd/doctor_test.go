@@ -114,7 +114,8 @@ func TestDoctor(t *testing.T) {
 	d.want(t, throwAway, "driving the NAPI", since(6, 13))
 	d.want(t, throwAway, "NAPI settings", since(6, 13), "1 NAPIs", "--napi suspend needs")
 	d.want(t, throwAway, "TX checksum", since(6, 11))
-	d.want(t, throwAway, "RX metadata", since(6, 8))
+	d.want(t, throwAway, "TX metadata", "missing", "xsk-features", "none is needed")
+	d.want(t, throwAway, "RX metadata", since(6, 8), "timestamp, hash, vlan-tag")
 	d.want(t, machine, "TX budget", since(6, 17))
 	for _, c := range d.Checks {
 		if c.Status == "ok" && c.Cure != "" && c.Check != "interface" {

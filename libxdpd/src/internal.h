@@ -140,6 +140,8 @@ enum { NUMBERS = 1 << 20 };
 bool enter(void); /* takes the lock; false, with errno: it can't be had */
 void leave(void);
 void check_processes(void);
+bool life(int process, bool take);
+void prepare(void);
 int64_t now(void);
 int fail(int err); /* errno = err, -1 */
 

@@ -39,6 +39,14 @@ XDPD_API int xdpd_start_ring(struct xdpd_ring *ring);
 XDPD_API void xdpd_stop(void);
 /* xdpd_finish is what exit(3) does here, for who is about to call _exit(2). */
 XDPD_API void xdpd_finish(void);
+/*
+ * Sockets go on over execve(2) in a program that uses this library as well. xdpd_hand_on gives what is to be in its environment, or NULL: no
+ * descriptor of xdpd's stays open. xdpd_hand_back is for an execve that failed. xdpd_take_over, instead of xdpd_start, is given what
+ * stands behind XDPD_RING= there. 0, or -1 with errno.
+ */
+XDPD_API char *xdpd_hand_on(void);
+XDPD_API void xdpd_hand_back(char *env);
+XDPD_API int xdpd_take_over(const char *value);
 /* xdpd_reason says in words why xdpd_start failed; it may be empty. */
 XDPD_API const char *xdpd_reason(void);
 /* xdpd_gone: the daemon ended, or threw us out. What is asked of sockets fails from then on. */

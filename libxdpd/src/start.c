@@ -102,7 +102,7 @@ void leave(void)
 }
 
 /* A process holds the lock of byte PROCESS of the memory's file, which the kernel takes from it when it dies, however that comes. */
-static bool life(int process, bool take)
+bool life(int process, bool take)
 {
 	struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = process, .l_len = 1 };
 
@@ -198,15 +198,23 @@ static int private(int fd)
 	return high;
 }
 
-static int begin(void)
+static void forks(void) { pthread_atfork(before_fork, in_parent, in_child); }
+
+/* prepare is what a process does once. */
+void prepare(void)
 {
 	static pthread_once_t once = PTHREAD_ONCE_INIT;
-	pthread_mutexattr_t a;
-	void forks(void);
 	const char *s = getenv("XDPD_SPIN_US");
 
 	if (s)
 		spin = atoi(s) * INT64_C(1000);
+	pthread_once(&once, forks);
+}
+
+static int begin(void)
+{
+	pthread_mutexattr_t a;
+
 	if (ring.data_len < sizeof(struct shared) + (1 << 20))
 		return fail(ENOMEM);
 	numbers = mmap(NULL, NUMBERS * sizeof *numbers, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -238,11 +246,9 @@ static int begin(void)
 	pthread_mutex_init(&s0->lock, &a);
 	pthread_mutexattr_destroy(&a);
 	S = s0;
-	pthread_once(&once, forks);
+	prepare();
 	return 0;
 }
-
-void forks(void) { pthread_atfork(before_fork, in_parent, in_child); }
 
 static void end(void)
 {

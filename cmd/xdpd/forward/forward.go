@@ -103,7 +103,7 @@ func (f *Forward) open() error {
 			return fmt.Errorf("forward: %w", err)
 		}
 	}
-	queues, mtu := 0, 0
+	queues := 0
 	for _, name := range f.cfg.Interfaces {
 		p, err := findPort(name)
 		if err != nil {
@@ -114,9 +114,8 @@ func (f *Forward) open() error {
 		}
 		f.ports = append(f.ports, p)
 		queues += p.queues
-		mtu = max(mtu, p.mtu)
 	}
-	if err := f.makeMemory(queues, mtu); err != nil {
+	if err := f.makeMemory(queues); err != nil {
 		return err
 	}
 	var opened []*rings.Socket
@@ -137,14 +136,16 @@ func (f *Forward) open() error {
 	return nil
 }
 
-func (f *Forward) makeMemory(queues, mtu int) error {
+func (f *Forward) makeMemory(queues int) error {
 	chunk := 2048
-	if mtu > sockets.MaxMTU(chunk, 1) {
-		chunk = 4096
-	}
-	if most := sockets.MaxMTU(chunk, 1); mtu > most {
-		return fmt.Errorf("forward: an MTU of %d: packets of more than one frame are not forwarded, the most is %d: ip link set DEV mtu %d",
-			mtu, most, most)
+	for _, p := range f.ports {
+		if p.mtu > sockets.MaxMTU(chunk, 1) || f.cfg.Mode != rings.Copy && p.mtu > p.zeroCopyMTU(chunk) {
+			chunk = 4096
+		}
+		if most := sockets.MaxMTU(chunk, 1); p.mtu > most {
+			return fmt.Errorf("forward: interface %s has an MTU of %d: packets of more than one frame are not forwarded, the most is %d: ip link set %s mtu %d",
+				p.name, p.mtu, most, p.name, most)
+		}
 	}
 	frames := queues*fillSize + len(f.ports)*f.cfg.Frames
 	var err error
@@ -326,6 +327,9 @@ func (f *Forward) linkChange(i int, e krnet.LinkChange) {
 		was := f.machinePortNow(i)
 		is := was
 		is.MAC, is.MTU, is.Up = e.MAC, e.MTU, e.Up
+		if most := p.zeroCopyMTU(f.region.ChunkSize()); p.zeroCopy() && e.MTU > most {
+			defer f.loop.Fail(fmt.Errorf("forward: interface %s has an MTU of %d by now, in zero copy %d is possible: start the forwarder again", p.name, e.MTU, most))
+		}
 		if changed = is != was; changed {
 			if err := f.setPort(i, is); err != nil {
 				defer f.loop.Fail(fmt.Errorf("forward: interface %s: %w", p.name, err))

@@ -57,6 +57,16 @@ func findPort(name string) (*port, error) {
 	return p, nil
 }
 
+// zeroCopyMTU is the largest MTU whose packets the driver receives in zero copy into frames of so many bytes.
+func (p *port) zeroCopyMTU(chunk int) int {
+	return sockets.MaxMTU(rings.ZeroCopyRoom(p.driver, chunk)+umem.Headroom, 1)
+}
+
+// zeroCopy says whether the driver works on the packet memory itself.
+func (p *port) zeroCopy() bool {
+	return slices.ContainsFunc(p.sockets, (*rings.Socket).ZeroCopy)
+}
+
 // machinePort is the port as the machine sees it.
 func (p *port) machinePort() sockets.PortConfig {
 	// Their other end may be a kernel that believes in a checksum offload.
@@ -81,7 +91,13 @@ func (p *port) openSockets(r *umem.Region, mode rings.Mode, opened *[]*rings.Soc
 
 func (p *port) openSocket(r *umem.Region, queue int, mode rings.Mode, opened []*rings.Socket) (*rings.Socket, error) {
 	modes := []rings.Mode{mode}
-	if mode == rings.Best {
+	switch most := p.zeroCopyMTU(r.ChunkSize()); {
+	case mode == rings.ZeroCopy && p.mtu > most:
+		return nil, fmt.Errorf("forward: interface %s has an MTU of %d; zero copy of %s receives packets up to %d: use a smaller MTU, or copy mode",
+			p.name, p.mtu, p.driver, most)
+	case mode == rings.Best && p.mtu > most:
+		modes = []rings.Mode{rings.Copy}
+	case mode == rings.Best:
 		modes = []rings.Mode{rings.ZeroCopy, rings.Copy}
 	}
 	var err error

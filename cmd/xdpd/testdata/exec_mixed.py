@@ -199,9 +199,14 @@ def children():
     code = "import socket,sys; s=socket.create_connection((sys.argv[1],int(sys.argv[2]))); s.sendall(b'c'); assert s.recv(1)==b'c'"
     for close_fds in (True, False):
         subprocess.run([sys.executable, "-S", "-c", code, *sys.argv[1:]], check=True, close_fds=close_fds, timeout=30)
+    with socket.create_connection(ECHO) as s:  # as inetd starts servers
+        subprocess.run(["printf", "by stdio"], stdout=s, check=True, timeout=30)
+        s.shutdown(socket.SHUT_WR)
+        got = subprocess.run(["cat"], stdin=s, stdout=subprocess.PIPE, check=True, timeout=30).stdout
+        assert got == b"by stdio", got
     with socket.create_connection(ECHO) as s:
-        said = subprocess.run(["cat"], stdin=s, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=30).stderr
-    assert b"descriptor 0; it ends here" in said and b"not connected" in said, said
+        said = subprocess.run(["/bin/cat"], env={}, stdin=s, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=30).stderr
+    assert b"not the library" in said and b"not connected" in said, said
 
 
 def options():

@@ -51,7 +51,10 @@ EXPORT int dup3(int fd, int to, int flags)
 	}
 	if (fd != to)
 		preload_forget((unsigned)to, (unsigned)to);
-	return xdpd_dup3(fd, to, flags);
+	int r = xdpd_dup3(fd, to, flags);
+	if (r >= 0)
+		preload_standard(to);
+	return r;
 }
 
 EXPORT int dup2(int fd, int to)
@@ -141,7 +144,15 @@ EXPORT ssize_t splice(int in, off64_t *in_at, int out, off64_t *out_at, size_t n
 
 /* A stream of stdio calls libc's own read and write, which nobody can replace. One over the engine's socket has ours instead. */
 static ssize_t stream_read(void *fd, char *p, size_t n) { return xdpd_read((int)(long)fd, p, n); }
-static int stream_close(void *fd) { return close((int)(long)fd); }
+
+static FILE *standard[3]; /* streams over the engine's sockets in the place of libc's */
+
+static int stream_close(void *fd)
+{
+	if ((long)fd < 3)
+		standard[(long)fd] = NULL;
+	return close((int)(long)fd);
+}
 
 static ssize_t stream_write(void *fd, const char *p, size_t n)
 {
@@ -158,4 +169,24 @@ EXPORT FILE *fdopen(int fd, const char *mode)
 	if (f)
 		f->_fileno = fd; /* fileno(3) tells it */
 	return f;
+}
+
+/* preload_standard has standard input, output or error be a stream of the right kind, after its descriptor has become something else. */
+void preload_standard(int fd)
+{
+	static FILE *libcs[3];
+	FILE **streams[] = { &stdin, &stdout, &stderr }, **stream;
+
+	if (fd < 0 || fd > 2)
+		return;
+	stream = streams[fd];
+	if (!xdpd_is(fd)) {
+		if (standard[fd] && *stream == standard[fd])
+			*stream = libcs[fd];
+		return;
+	}
+	if (!standard[fd] && (standard[fd] = fdopen(fd, fd ? "w" : "r")) && fd == 2)
+		setvbuf(standard[fd], NULL, _IONBF, 0);
+	if (standard[fd] && *stream != standard[fd])
+		libcs[fd] = *stream, *stream = standard[fd];
 }

@@ -120,6 +120,14 @@ static void after_fork(void) { pthread_mutex_unlock(&starting); }
 
 __attribute__((constructor)) static void init(void)
 {
+	const char *ring = getenv("XDPD_RING");
+
 	read_rules(getenv("XDPD_ONLY"));
+	if (ring) {
+		started = xdpd_take_over(ring) == 0;
+		unsetenv("XDPD_RING");
+		for (int fd = 0; fd < 3; fd++)
+			preload_standard(fd);
+	}
 	pthread_atfork(before_fork, after_fork, after_fork);
 }

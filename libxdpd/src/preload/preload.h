@@ -69,8 +69,6 @@
 	X(int, epoll_pwait, (int ep, struct epoll_event *e, int max, int ms, const sigset_t *s), (ep, e, max, ms, s)) \
 	X(pid_t, fork, (void), ()) \
 	X(int, execve, (const char *p, char *const a[], char *const e[]), (p, a, e)) \
-	X(int, execv, (const char *p, char *const a[]), (p, a)) \
-	X(int, execvp, (const char *p, char *const a[]), (p, a)) \
 	X(int, execvpe, (const char *p, char *const a[], char *const e[]), (p, a, e)) \
 	X(long, syscall, (long n, long a, long b, long c, long d, long e, long g), (n, a, b, c, d, e, g))
 
@@ -88,6 +86,7 @@ bool preload_may(int fd);
 bool preload_ours(const struct sockaddr *a, socklen_t len, bool local);
 int preload_move(int fd);
 int preload_move_to(int fd, const struct sockaddr *to, socklen_t len);
+void preload_standard(int fd);
 void preload_forget(unsigned first, unsigned last);
 
 #endif
