@@ -101,14 +101,24 @@ func libraryGone(t *testing.T, lab *netlab.Lab, server *xdpd.ClientServer, ours 
 	ln.Close()
 }
 
-// TestLibxdpdSuite runs testdata/libxdpd_suite.c with a sanitizer: each call and its errors, beside the kernel's, several threads and processes,
-// and that the kernel is asked nothing while there is much to do.
+// TestLibxdpdSuite runs testdata/libxdpd_suite.c with a sanitizer: each call and its errors, beside the kernel's, several threads and processes.
 func TestLibxdpdSuite(t *testing.T) {
-	lab, stack := engine(t, netlab.Options{})
-	_, path := daemon(t, stack, nil)
 	sanitizer := cmp.Or(os.Getenv("XDPD_SANITIZE"), "address,undefined")
 	bin := buildLibxdpd(t, "libxdpd_suite", "-O1", "-g", "-fsanitize="+sanitizer, "-fno-sanitize-recover=undefined", "-Wl,--wrap=syscall,--wrap=send")
-	out, err := exec.CommandContext(t.Context(), bin, path, lab.Peer.Path(), lab.EngineAddr.String(), lab.PeerAddr.String()).CombinedOutput()
+	lab, stack := engine(t, netlab.Options{})
+	runSuite(t, bin, lab, stack)
+	// That the kernel is asked nothing while there is much to do can be counted where the engine never sleeps.
+	lab = newLab(t, netlab.Options{})
+	cfg := engineConfig(lab)
+	cfg.MaxSpin = -1
+	runSuite(t, bin, lab, openStack(t, lab, cfg), "silent")
+}
+
+func runSuite(t *testing.T, bin string, lab *netlab.Lab, stack *xdpd.Stack, only ...string) {
+	t.Helper()
+	_, path := daemon(t, stack, nil)
+	args := append([]string{path, lab.Peer.Path(), lab.EngineAddr.String(), lab.PeerAddr.String()}, only...)
+	out, err := exec.CommandContext(t.Context(), bin, args...).CombinedOutput()
 	if err != nil || len(out) > 0 {
 		t.Errorf("%v\n%s", err, out)
 	}

@@ -13,7 +13,8 @@ int me, relay = -1;
 int64_t spin = 20000;
 _Atomic int32_t *numbers;
 uint32_t held[FILES];
-static int unborn = -1; /* the place of the process that is being forked */
+static __thread int unborn = -1; /* the place of the process that this thread is forking */
+static __thread bool forking;    /* it has the lock for that */
 
 int fail(int err)
 {
@@ -146,10 +147,12 @@ void check_processes(void)
 	}
 }
 
+/* Nobody opens or closes anything while the process forks, so that both have the same descriptors. The lock is the parent's. */
 static void before_fork(void)
 {
 	unborn = -1;
-	if (!S || !enter())
+	forking = S && enter();
+	if (!forking)
 		return;
 	check_processes();
 	for (int i = 0; i < PROCESSES && ring.memfd >= 0; i++)
@@ -161,13 +164,18 @@ static void before_fork(void)
 					S->file[f].users |= UINT64_C(1) << i;
 			break;
 		}
-	leave();
 }
 
-static void in_parent(void) { unborn = -1; }
+static void in_parent(void)
+{
+	if (forking)
+		leave();
+	forking = false, unborn = -1;
+}
 
 static void in_child(void)
 {
+	forking = false;
 	if (!S)
 		return;
 	if (unborn < 0 || !life(unborn, true)) { /* there is no place for it: none of the descriptors is its */
@@ -263,7 +271,7 @@ static void end(void)
 
 int xdpd_start(const char *path)
 {
-	struct xdpd_hello h = { .sq_entries = 1024, .cq_entries = 4096, .requests = 4096, .data = 32 << 20 };
+	struct xdpd_hello h = { .sq_entries = 1024, .cq_entries = 4096, .requests = 4096, .data = 64 << 20 };
 
 	if (S)
 		return fail(EALREADY);
