@@ -121,7 +121,8 @@ func (a calls) since(before calls, only ...uint32) (sum uint64) {
 	return sum
 }
 
-// ioCalls are what an operation could be done by: all that reads, writes, waits for a descriptor or rings a bell.
+// ioCalls are what an operation could be done by, or somebody woken in another process: all that reads, writes or waits for a descriptor.
+// Threads of one process wake each other by futex(2), which Go's runtime also does by the clock.
 var ioCalls = []uint32{
 	unix.SYS_READ, unix.SYS_WRITE, unix.SYS_READV, unix.SYS_WRITEV, unix.SYS_SENDTO, unix.SYS_RECVFROM, unix.SYS_SENDMSG, unix.SYS_RECVMSG,
 	unix.SYS_SENDMMSG, unix.SYS_RECVMMSG, unix.SYS_PPOLL, unix.SYS_IOCTL, unix.SYS_EPOLL_CTL, unix.SYS_GETSOCKOPT, unix.SYS_SETSOCKOPT,
@@ -209,14 +210,8 @@ func steady(t *testing.T, cmd *exec.Cmd, stack *xdpd.Stack, exact bool, operatio
 	if exact && all > 3 || io > 3 { // reading the go, writing that it is done, and reading again
 		t.Errorf("the application: %v system calls, of which are for input or output %d; want none", all, io)
 	}
-	if n := theirsNow.since(theirs, unix.SYS_FUTEX); n > operations/10 {
-		t.Errorf("the application was put to sleep, or woken, %d times", n)
-	}
 	if n := oursNow.since(ours, ioCalls...); n > device+own {
 		t.Errorf("the daemon: %d system calls, %d of them to its device", n, device)
-	}
-	if n := oursNow.since(ours, unix.SYS_FUTEX); n > operations/10 {
-		t.Errorf("the daemon's threads were woken, or put to sleep, %d times", n)
 	}
 }
 

@@ -110,7 +110,7 @@ func firstConn(t *testing.T, lab *netlab.Lab, to netip.AddrPort) *net.TCPConn {
 // time.
 func TestFaces(t *testing.T) {
 	if netlab.NICs() != nil {
-		t.Skip(t.Name(), ": ", netlab.ErrNICs, ": the guest has no Go to compile the programs with")
+		t.Skipf("%s: %v: the guest has no Go to compile the programs with", t.Name(), netlab.ErrNICs)
 	}
 	found := listings(t, "docs/faces.md")
 	if len(found) != 3 {

@@ -53,7 +53,7 @@ const (
 // needSources leaves a test of the sources out where there are only the programs.
 func needSources(t *testing.T) {
 	if netlab.NICs() != nil {
-		t.Skip(t.Name(), ": ", netlab.ErrNICs, ": the guest has no sources")
+		t.Skipf("%s: %v: the guest has no sources", t.Name(), netlab.ErrNICs)
 	}
 }
 

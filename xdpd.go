@@ -204,21 +204,31 @@ func zeroCopyMTU(driver string, chunk int) int {
 // (xdp-zc-max-segs; 0: not told, and with 1 it refuses the socket), where these hold the MTU. notZeroCopy is why the MTU does not
 // go with zero copy.
 func fitZeroCopy(dev device, chunk, frames, segs int) (packet int, notZeroCopy string) {
-	most := zeroCopyMTU(dev.driver, chunk)
 	switch {
-	case frames == 1 && dev.mtu > most:
-		return 1, fmt.Sprintf("zero copy of %s receives packets of an MTU up to %d into frames of %d bytes; the MTU is %d", dev.driver, most, chunk, dev.mtu)
-	case frames == 1 || segs < 2:
+	case frames == 1:
+		return 1, tooLong(dev.driver, dev.mtu, chunk)
+	case segs < 2:
 		return frames, ""
 	}
-	if most = sockets.MaxMTU(chunk, segs); dev.mtu > most {
+	if most := sockets.MaxMTU(chunk, segs); dev.mtu > most {
 		return frames, fmt.Sprintf("zero copy of %s sends packets of %d frames at most (xdp-zc-max-segs), which hold an MTU up to %d; the MTU is %d",
 			dev.driver, segs, most, dev.mtu)
 	}
 	return min(frames, segs), ""
 }
 
-// chunkFor chooses the frame size for an MTU, and how many frames a packet may consist of: one if one can hold it.
+// tooLong is why packets of the MTU cannot be received in zero copy into frames of chunk bytes; "": they can.
+func tooLong(driver string, mtu, chunk int) string {
+	most := zeroCopyMTU(driver, chunk)
+	if mtu <= most {
+		return ""
+	}
+	return fmt.Sprintf("zero copy of %s receives packets of an MTU up to %d into frames of %d bytes; the MTU is %d",
+		driver, most, chunk, mtu)
+}
+
+// chunkFor chooses the frame size for an MTU, and how many frames a packet may consist of: one if one can hold it. The mode
+// does not matter: it can be changed (SetMode), and the frames cannot.
 func (c *Config) chunkFor(driver string, mtu int) (size, frames int, err error) {
 	limit := 0
 	for _, frames := range []int{1, sockets.MaxPacketFrames} {
@@ -226,7 +236,7 @@ func (c *Config) chunkFor(driver string, mtu int) (size, frames int, err error) 
 			if c.ChunkSize != 0 && c.ChunkSize != size || frames > 1 && size < 4096 && c.ChunkSize == 0 {
 				continue
 			}
-			if c.ChunkSize == 0 && size == 2048 && c.Mode != Copy && mtu > zeroCopyMTU(driver, size) {
+			if c.ChunkSize == 0 && size == 2048 && mtu > zeroCopyMTU(driver, size) {
 				continue
 			}
 			if limit = sockets.MaxMTU(size, frames); mtu <= limit {

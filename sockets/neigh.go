@@ -189,10 +189,14 @@ func (h *Host) emit(f umem.Frame, off, n int, dst proto.MAC, etherType uint16) b
 
 func (h *Host) neighWait(e *neighbour, f umem.Frame, off, n int) bool {
 	b := h.pool.Buf(f)
+	limit := min(neighWaitMax, h.txLimit/4)
+	if e.head == umem.None { // the first: else who sends to addresses where nobody is would keep others from new neighbours
+		limit = h.txLimit / 2
+	}
 	// A frame of a TCP send queue is linked there already; the retransmission timer brings it again. In the last free frame
 	// nothing waits: it is for the request.
 	if b.Flags&bufKept != 0 || h.txFree() == 0 || int(e.waiting)+h.sentTogether(f) > neighQueueMax ||
-		h.neigh.waiting >= min(neighWaitMax, h.txLimit/4) {
+		h.neigh.waiting >= limit {
 		h.counters.Drops[NeighQueueFull]++
 		return false
 	}

@@ -858,7 +858,12 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	close(ns);
-	for (A = apis; A < apis + 2; A++) {
+#ifdef __SANITIZE_THREAD__ /* which holds back the signals that interrupt the kernel's calls */
+	const struct api *end = apis + 1;
+#else
+	const struct api *end = apis + 2;
+#endif
+	for (A = apis; A < end; A++) {
 		inet_aton(argv[4], &their);
 		inet_aton(A == apis ? argv[3] : argv[4], &our);
 		for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {

@@ -17,7 +17,7 @@ import (
 func TestImage(t *testing.T) {
 	needRoot(t)
 	if netlab.NICs() != nil {
-		t.Skip(t.Name(), ": ", netlab.ErrNICs, ": the guest has no Go to compile the program with")
+		t.Skipf("%s: %v: the guest has no Go to compile the program with", t.Name(), netlab.ErrNICs)
 	}
 	lab, err := netlab.New(netlab.Options{})
 	if err != nil {

@@ -18,7 +18,8 @@ type restoreCmd struct {
 func (*restoreCmd) Help() string {
 	return `An engine undoes at its end what it changed on a device. One that was killed could not: this command does it, and
 so does the next xdpd run in the same namespace. What belongs to a running engine, and what somebody else changed since, is
-left alone. Undone are the settings of NAPIs, and membership in a dispatcher of XDP programs (docs/dispatch.md).`
+left alone. Undone are the settings of NAPIs, that devices leave VLAN tags in frames, and membership in a dispatcher of XDP programs
+(docs/dispatch.md).`
 }
 
 // Run implements the command.

@@ -19,6 +19,7 @@
 #include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,7 +51,7 @@ static pthread_t mains;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of what follows, and of the ring */
 static pthread_cond_t moved = PTHREAD_COND_INITIALIZER;  /* time or frames: for the thread that waits */
 static pthread_cond_t over = PTHREAD_COND_INITIALIZER;   /* its call: for the main thread */
-static struct { int there, woken, n; const int *ids; int64_t until, ended; } sleeper;
+static struct { int there, woken, n, thread; const int *ids; int64_t until, ended; } sleeper;
 
 enum { OPS = 256, FDS = 1024, BASE = 1 << 20, BUFFER = 4 << 20, DATA = 64 << 20 };
 static uint64_t heap = 2 * (BUFFER + 4096); /* of the ring's data: behind it nothing is in use */
@@ -153,9 +154,29 @@ static int can(const int *ids, int n, int64_t until)
 	return until >= 0 && xdpd_stack_now(stack) >= until;
 }
 
+/* settle waits until a thread sleeps. When its call is over it has things to write down of which the main thread must know. */
+static void settle(int thread)
+{
+	char name[64], text[256], state = 0;
+
+	snprintf(name, sizeof name, "/proc/self/task/%d/stat", thread);
+	for (int i = 0; i < 10000 && state != 'S'; i++) {
+		int fd = open(name, O_RDONLY | O_CLOEXEC);
+		ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+		if (fd >= 0)
+			close(fd);
+		text[n > 0 ? n : 0] = 0;
+		char *end = strrchr(text, ')');
+		state = end ? end[2] : 'S';
+		sched_yield();
+	}
+}
+
 /* let has the thread in a blocking call go on, if it can, and returns when its call is over or it waits again. */
 static void let(void)
 {
+	int ended = 0;
+
 	drain();
 	pthread_mutex_lock(&lock);
 	while (sleeper.there && (sleeper.woken || can(sleeper.ids, sleeper.n, sleeper.until))) {
@@ -164,8 +185,11 @@ static void let(void)
 			pthread_cond_broadcast(&moved);
 		}
 		pthread_cond_wait(&over, &lock);
+		ended = !sleeper.there;
 	}
 	pthread_mutex_unlock(&lock);
+	if (ended)
+		settle(sleeper.thread);
 }
 
 /* step moves time to the next timer, or to limit. 0: it is there. */
@@ -197,7 +221,7 @@ static void finish(const int *ids, int n, int64_t until)
 	}
 	if (can(ids, n, until))
 		return;
-	sleeper.there = 1, sleeper.woken = 0, sleeper.ids = ids, sleeper.n = n, sleeper.until = until;
+	sleeper.there = 1, sleeper.woken = 0, sleeper.thread = (int)syscall(SYS_gettid), sleeper.ids = ids, sleeper.n = n, sleeper.until = until;
 	pthread_cond_broadcast(&over);
 	while (!sleeper.woken)
 		pthread_cond_wait(&moved, &lock);

@@ -123,7 +123,10 @@ static ssize_t read_datagram(struct file *f, struct msghdr *m, size_t room, int 
 	size_t size = (size_t)f->rcv_size[f->rcv_first], n = size < room ? size : room;
 	scatter(m, 0, d + HEADER, n);
 	if (m->msg_name) {
-		memcpy(m->msg_name, d + HEADER - sizeof f->peer, m->msg_namelen < sizeof f->peer ? m->msg_namelen : sizeof f->peer);
+		struct sockaddr_in from;
+		memcpy(&from, d + HEADER - sizeof from, sizeof from);
+		memset(from.sin_zero, 0, sizeof from.sin_zero); /* the engine's stamp */
+		memcpy(m->msg_name, &from, m->msg_namelen < sizeof from ? m->msg_namelen : sizeof from);
 		m->msg_namelen = sizeof f->peer;
 	}
 	if (n < size)

@@ -31,7 +31,7 @@ enum {
 	XDPD_SQE_LINK = 1 << 2, XDPD_SQE_HARD_LINK = 1 << 3, XDPD_SQE_SKIP_SUCCESS = 1 << 6, /* flags */
 	XDPD_POLL_MULTI = 1 << 0, /* len of POLL_ADD */
 	XDPD_CQE_MORE = 1 << 1,
-	XDPD_RECV_HEADER = 32 /* bytes of RECV_FROM's header: length of the address, 0, length of the datagram, flags; then the sockaddr_in */
+	XDPD_RECV_HEADER = 32 /* bytes of RECV_FROM's header: length of the address, 0, length of the datagram, flags; then the sockaddr_in, in its sin_zero when it came (umem.Stamp), or 0 */
 };
 
 struct xdpd_sqe {
