@@ -10,7 +10,7 @@ func TestChunkFor(t *testing.T) {
 		size, frames int
 		zeroCopy     bool
 	}{
-		{"veth", 1500, 2048, 1, true}, {"veth", 3000, 4096, 1, true}, {"veth", 9000, 4096, 18, false},
+		{"veth", 1500, 2048, 1, true}, {"veth", 3000, 4096, 1, true}, {"veth", 9000, 4096, 18, true},
 		{"igb", 1000, 2048, 1, true}, {"igb", 1500, 4096, 1, true}, {"igb", 3050, 4096, 1, true}, {"igb", 3051, 4096, 1, false},
 	} {
 		for _, mode := range []Mode{Best, Copy, ZeroCopy} {
@@ -19,7 +19,7 @@ func TestChunkFor(t *testing.T) {
 			if err != nil || size != c.size || frames != c.frames {
 				t.Errorf("%s, MTU %d, mode %d: frames of %d, %d to a packet, %v", c.driver, c.mtu, mode, size, frames, err)
 			}
-			if why := tooLong("eth0", c.driver, c.mtu, size); (why == "") != c.zeroCopy {
+			if _, why := fitZeroCopy(device{driver: c.driver, mtu: c.mtu}, size, frames, 0); (why == "") != c.zeroCopy {
 				t.Errorf("%s, MTU %d: %q", c.driver, c.mtu, why)
 			}
 		}

@@ -5,12 +5,9 @@ import (
 	"errors"
 	"net"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"xdpd/reactor"
-	"xdpd/rings"
-	"xdpd/sockets"
 )
 
 // Client is the net face over an engine in another process: Listen, ListenPacket and Dial as Stack has them. When the daemon goes
@@ -52,7 +49,7 @@ func (c *Client) session(ctx context.Context) (*session, error) {
 	switch {
 	case c.closed:
 		return nil, net.ErrClosed
-	case c.now != nil && !c.now.gone.Load():
+	case c.now != nil && !c.now.Gone():
 		return c.now, nil
 	}
 	q, err := OpenRing(ctx, c.path, c.cfg)
@@ -79,58 +76,16 @@ func (c *Client) Close() error {
 	return err
 }
 
-// session is a ring and the operations under way on it.
+// session is a ring, and the calls over it.
 type session struct {
-	q      *RemoteRing
-	mu     sync.Mutex // submitting; and nobody submits when the ring is gone
-	ops    []clientOp
-	free   chan uint32 // numbers of ops, and of their chunks of the ring's memory
-	gone   atomic.Bool
-	reaped sync.WaitGroup
-	users  sync.WaitGroup // operations, which look into the memory
+	*reactor.RingCalls
+	q *RemoteRing
 }
 
-type clientOp struct {
-	res  atomic.Int32  // what orders its uses goes through the rings, where no tool sees it
-	done chan struct{} // a token: res is the result
-}
-
-const cancelData = ^uint64(0) // user data of CANCEL, whose failure says that there was nothing to cancel
+type call = reactor.Call
 
 func newSession(q *RemoteRing) *session {
-	s := &session{q: q, ops: make([]clientOp, clientOps), free: make(chan uint32, clientOps)}
-	for i := range s.ops {
-		s.ops[i].done = make(chan struct{}, 1)
-		s.free <- uint32(i)
-	}
-	s.reaped.Go(s.reap)
-	return s
-}
-
-// reap gives completions to those who wait, until the ring is gone; then everybody is told that.
-func (s *session) reap() {
-	buf := make([]rings.CQE, 64)
-	for {
-		_, err := s.q.Wait(1, -1)
-		n := s.q.Reap(buf)
-		for _, c := range buf[:n] {
-			if c.UserData < uint64(len(s.ops)) {
-				op := &s.ops[c.UserData]
-				op.res.Store(c.Res)
-				token(op.done)
-			}
-		}
-		if n == 0 && errors.Is(err, reactor.ErrRingClosed) {
-			s.gone.Store(true)
-			s.mu.Lock() // who submitted before this lock waits, and hears of it; who comes after it sees gone
-			defer s.mu.Unlock()
-			for i := range s.ops {
-				s.ops[i].res.Store(-int32(sockets.EBADFD))
-				token(s.ops[i].done)
-			}
-			return
-		}
-	}
+	return &session{reactor.NewRingCalls(q.RingClient, q.Data, clientOps, clientChunk, ErrDaemonGone), q}
 }
 
 // close ends the session. Operations that wait end with net.ErrClosed or ErrDaemonGone.
@@ -138,115 +93,8 @@ func (s *session) close() error {
 	// The end of reading is the ring's end for us: everybody who waits is woken, and the memory may go when the last of them has left
 	// it. Where the daemon has ended the connection before it is an error, and done already.
 	_ = s.q.conn.CloseRead()
-	s.reaped.Wait()
-	s.users.Wait()
+	s.Drain()
 	return s.q.Close()
-}
-
-// call is an operation of one goroutine: a number, and a chunk of memory.
-type call struct {
-	s  *session
-	i  uint32
-	ch <-chan struct{}
-}
-
-// begin takes an operation's number, when one is free.
-func (s *session) begin(stop ...<-chan struct{}) (call, error) {
-	a, b := stopPair(stop)
-	select {
-	case i := <-s.free:
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.gone.Load() {
-			s.free <- i
-			return call{}, ErrDaemonGone
-		}
-		s.users.Add(1)
-		return call{s: s, i: i, ch: s.ops[i].done}, nil
-	case <-a:
-	case <-b:
-	}
-	return call{}, errStopped
-}
-
-var errStopped = errors.New("stopped")
-
-func stopPair(stop []<-chan struct{}) (a, b <-chan struct{}) {
-	if len(stop) > 0 {
-		a = stop[0]
-	}
-	if len(stop) > 1 {
-		b = stop[1]
-	}
-	return a, b
-}
-
-// end gives the number back.
-func (o call) end() {
-	o.s.users.Done()
-	o.s.free <- o.i
-}
-
-// mem is the call's memory, and base where it begins.
-func (o call) mem() []byte  { return o.s.q.Data[o.base():][:clientChunk:clientChunk] }
-func (o call) base() uint64 { return uint64(o.i) * clientChunk }
-
-// submit gives an SQE to the engine.
-func (o call) submit(sqe *rings.SQE) error {
-	o.s.mu.Lock()
-	defer o.s.mu.Unlock()
-	if o.s.gone.Load() {
-		return ErrDaemonGone
-	}
-	s := o.s.q.SQE() // there is room: clientOps is half of the entries
-	*s = *sqe
-	s.UserData = uint64(o.i)
-	o.s.q.Submit()
-	return nil
-}
-
-// do submits an SQE and waits for its result. When one of stop is closed it is cancelled, and the result is that of the cancelled
-// request: the bytes that it had moved, or ECANCELED.
-func (o call) do(sqe *rings.SQE, stop ...<-chan struct{}) (res int, errno sockets.Errno, err error) {
-	if err := o.submit(sqe); err != nil {
-		return 0, 0, err
-	}
-	return o.wait(stop...)
-}
-
-func (o call) wait(stop ...<-chan struct{}) (res int, errno sockets.Errno, err error) {
-	a, b := stopPair(stop)
-	stopped := true
-	select {
-	case <-o.ch:
-		stopped = false
-	case <-a:
-	case <-b:
-	}
-	if stopped {
-		o.cancel()
-		<-o.ch
-	}
-	r := o.s.ops[o.i].res.Load()
-	switch {
-	case o.s.gone.Load(), !stopped && sockets.Errno(-r) == sockets.ECANCELED: // by the daemon, which gives up the ring
-		return 0, 0, ErrDaemonGone
-	case r < 0:
-		return 0, sockets.Errno(-r), nil
-	}
-	return int(r), 0, nil
-}
-
-func (o call) cancel() {
-	o.s.mu.Lock()
-	defer o.s.mu.Unlock()
-	if o.s.gone.Load() {
-		return
-	}
-	if s := o.s.q.SQE(); s != nil {
-		*s = rings.SQE{Opcode: rings.OpCancel, Flags: rings.SQESkipSuccess, Addr: uint64(o.i), UserData: cancelData}
-		o.s.q.Submit()
-	}
 }
 
 // timeLimit is a deadline that can be waited for: package net's pipeDeadline.

@@ -14,7 +14,7 @@ import (
 	"xdpd/internal/netlab"
 )
 
-// TestClientC: a server in C over rings/xdpd_client.h, written from the contract, echoes streams and datagrams to the kernel; when
+// TestClientC: a server in C over libxdpd/src/xdpd_client.h, written from the contract, echoes streams and datagrams to the kernel; when
 // the daemon ends it says so.
 func TestClientC(t *testing.T) {
 	lab, stack := engine(t, netlab.Options{Veth: "the guest has no C compiler"})

@@ -28,6 +28,7 @@ import (
 type rawClient struct {
 	conn *net.UnixConn
 	mem  []byte
+	data int // offset of its own memory
 }
 
 func (c *rawClient) close() {
@@ -61,7 +62,7 @@ func join(path string, h rings.ShareHello) (*rawClient, error) {
 	}
 	mem, err := unix.Mmap(fds[0], 0, int(w.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	_ = unix.Close(fds[0])
-	return &rawClient{conn, mem}, err
+	return &rawClient{conn, mem, int(w.Data)}, err
 }
 
 // echoes has an honest client send and get back data over a connection to the kernel, round by round until stop, and checks every byte.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -45,8 +46,7 @@ const (
 
 // OpenRing asks the daemon at path, the unix socket that it serves clients on, for a ring.
 func OpenRing(ctx context.Context, path string, cfg RemoteConfig) (*RemoteRing, error) {
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unixpacket", path)
+	c, err := dialDoor(ctx, path)
 	if err != nil {
 		return nil, err
 	}
@@ -56,6 +56,26 @@ func OpenRing(ctx context.Context, path string, cfg RemoteConfig) (*RemoteRing, 
 		return nil, fmt.Errorf("xdpd at %s: %w", path, err)
 	}
 	return q, nil
+}
+
+// doorPatience is how long a door may be crowded.
+const doorPatience = 5 * time.Second
+
+// dialDoor connects to the daemon's socket. Where so many connect that its queue is full, connect(2) waits, but package net's, which never
+// blocks, is told EAGAIN.
+func dialDoor(ctx context.Context, path string) (net.Conn, error) {
+	for until := time.Now().Add(doorPatience); ; {
+		var d net.Dialer
+		c, err := d.DialContext(ctx, "unixpacket", path)
+		if !errors.Is(err, unix.EAGAIN) || time.Now().After(until) {
+			return c, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 func joinRing(ctx context.Context, conn *net.UnixConn, cfg RemoteConfig) (*RemoteRing, error) {

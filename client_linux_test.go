@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -59,9 +58,7 @@ func client(t testing.TB, path string) *xdpd.Client {
 	return c
 }
 
-func clientSide(c *xdpd.Client, addr netip.Addr) side {
-	return side{addr: addr, listen: func(a string) (net.Listener, error) { return c.Listen("tcp", a) }, dial: c.DialContext}
-}
+func clientSide(c *xdpd.Client, addr netip.Addr) side { return engineSide(c, addr) }
 
 // viaDaemon is a client of a daemon and the kernel, as server and client of each other.
 func viaDaemon(t *testing.T, o netlab.Options) (*netlab.Lab, *xdpd.Client, []role) {
@@ -71,14 +68,6 @@ func viaDaemon(t *testing.T, o netlab.Options) (*netlab.Lab, *xdpd.Client, []rol
 	c := client(t, path)
 	ours, kernels := clientSide(c, lab.EngineAddr), kernelSide(lab.Peer, lab.PeerAddr)
 	return lab, c, []role{{"client dials", ours, kernels}, {"kernel dials", kernels, ours}}
-}
-
-// TestClientNettest is the test of golang.org/x/net for connections over a daemon.
-func TestClientNettest(t *testing.T) {
-	_, _, roles := viaDaemon(t, netlab.Options{})
-	for _, r := range roles {
-		r.nettest(t)
-	}
 }
 
 // TestClientStreams: megabytes both ways at once, and the ends of both.
@@ -112,94 +101,6 @@ func TestClientStreams(t *testing.T) {
 			}
 			wg.Wait()
 		})
-	}
-}
-
-// TestClientUDP: datagrams of all kinds of sizes to an echo over a daemon, and back.
-func TestClientUDP(t *testing.T) {
-	lab, c, _ := viaDaemon(t, netlab.Options{})
-	pc, err := c.ListenPacket("udp", ":5353")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		buf := make([]byte, 65536)
-		for {
-			n, from, err := pc.ReadFrom(buf)
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if err == nil {
-				_, err = pc.WriteTo(buf[:n], from)
-			}
-			if err != nil {
-				t.Error(err)
-				return
-			}
-		}
-	})
-	var k net.Conn
-	if err := lab.Peer.Do(func() (err error) {
-		k, err = net.Dial("udp4", netip.AddrPortFrom(lab.EngineAddr, 5353).String())
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	defer k.Close()
-	want := make([]byte, 65507)
-	for i := range want {
-		want[i] = byte(i * 7)
-	}
-	got := make([]byte, 65536)
-	for _, n := range []int{1, 0, 100, 1472, 1473, 9000, 65507} {
-		if _, err := k.Write(want[:n]); err != nil {
-			t.Fatal(err)
-		}
-		_ = k.SetReadDeadline(time.Now().Add(patience))
-		m, err := k.Read(got)
-		if err != nil || !bytes.Equal(got[:m], want[:n]) {
-			t.Fatalf("%d bytes: got %d, %v", n, m, err)
-		}
-	}
-	if err := pc.Close(); err != nil {
-		t.Error(err)
-	}
-	wg.Wait()
-}
-
-// TestClientHTTP: package http serves over a daemon as it is.
-func TestClientHTTP(t *testing.T) {
-	lab, c, _ := viaDaemon(t, netlab.Options{})
-	l, err := c.Listen("tcp", ":80")
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, err := io.ReadAll(r.Body)
-		if err != nil {
-			t.Error(err)
-		}
-		_, _ = w.Write(body)
-	})}
-	var wg sync.WaitGroup
-	wg.Go(func() { _ = srv.Serve(l) })
-	defer wg.Wait()
-	defer srv.Close()
-	kernel := kernelSide(lab.Peer, lab.PeerAddr)
-	hc := http.Client{Transport: &http.Transport{DialContext: kernel.dial}}
-	defer hc.CloseIdleConnections()
-	for i := range 100 {
-		body := bytes.Repeat([]byte{byte(i)}, i*i*10)
-		resp, err := hc.Post("http://"+lab.EngineAddr.String()+"/", "text/plain", bytes.NewReader(body))
-		if err != nil {
-			t.Fatal(err)
-		}
-		got, err := io.ReadAll(resp.Body)
-		resp.Body.Close()
-		if err != nil || !bytes.Equal(got, body) {
-			t.Fatalf("request %d: %d bytes back of %d, or others: %v", i, len(got), len(body), err)
-		}
 	}
 }
 

@@ -9,6 +9,9 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"xdpd/reactor"
 	"xdpd/rings"
 	"xdpd/sockets"
 )
@@ -44,12 +47,11 @@ type clientSock struct {
 	closed bool
 	done   chan struct{}
 
-	local func() netip.AddrPort
+	local netip.AddrPort
 }
 
-func (k *clientSock) init(s *session, network string, fd int32, remote netip.AddrPort) {
-	k.s, k.network, k.fd, k.remote, k.done = s, network, fd, remote, make(chan struct{})
-	k.local = sync.OnceValue(k.name)
+func (k *clientSock) init(s *session, network string, fd int32, local, remote netip.AddrPort) {
+	k.s, k.network, k.fd, k.local, k.remote, k.done = s, network, fd, local, remote, make(chan struct{})
 }
 
 // do is an operation on the socket. A nil error and 0: the result counts.
@@ -59,11 +61,11 @@ func (k *clientSock) do(o call, sqe *rings.SQE, stop <-chan struct{}) (res int, 
 		err = net.ErrClosed
 	} else {
 		sqe.FD = k.fd
-		err = o.submit(sqe)
+		err = o.Submit(sqe)
 	}
 	k.mu.RUnlock()
 	if err == nil {
-		res, errno, err = o.wait(stop, k.done)
+		res, errno, err = o.Wait(stop, k.done)
 	}
 	return res, errno, err
 }
@@ -77,9 +79,9 @@ func (k *clientSock) outcome(call string, res int, errno sockets.Errno, err erro
 	default:
 	}
 	switch {
-	case closed && (res == 0 || err != nil || errno != 0), errors.Is(err, errStopped) && closed:
+	case closed && (res == 0 || err != nil || errno != 0), errors.Is(err, reactor.ErrCallStopped) && closed:
 		return net.ErrClosed
-	case errno == sockets.ECANCELED || errors.Is(err, errStopped):
+	case errno == sockets.ECANCELED || errors.Is(err, reactor.ErrCallStopped):
 		return os.ErrDeadlineExceeded
 	case err != nil:
 		return err
@@ -113,12 +115,12 @@ func (k *clientSock) Close() error {
 
 // closeFD closes a number. A daemon that is gone has closed it already.
 func closeFD(s *session, fd int32) error {
-	o, err := s.begin()
+	o, err := s.Begin()
 	if err != nil {
 		return nil
 	}
-	defer o.end()
-	_, errno, err := o.do(&rings.SQE{Opcode: rings.OpClose, FD: fd})
+	defer o.End()
+	_, errno, err := o.Do(&rings.SQE{Opcode: rings.OpClose, FD: fd})
 	if err == nil && errno != 0 {
 		err = os.NewSyscallError("close", errno)
 	}
@@ -129,45 +131,32 @@ func closeFD(s *session, fd int32) error {
 }
 
 func (k *clientSock) fail(op string, err error) error {
-	var local netip.AddrPort
-	return opError(op, k.network, local, k.remote, err)
+	return opError(op, k.network, k.local, k.remote, err)
 }
 
-// name asks for the local address.
-func (k *clientSock) name() (a netip.AddrPort) {
-	o, err := k.s.begin(k.done)
-	if err != nil {
-		return a
+// nameOf asks for a number's local address.
+func nameOf(o call, fd int32) (a netip.AddrPort) {
+	if _, errno, err := o.Do(&rings.SQE{Opcode: rings.OpSockName, FD: fd, Addr: o.Base(), Len: rings.SockAddrSize}); errno != 0 || err != nil {
+		return a // the daemon is gone
 	}
-	defer o.end()
-	if _, errno, err := k.do(o, &rings.SQE{Opcode: rings.OpSockName, Addr: o.base(), Len: rings.SockAddrSize}, nil); errno != 0 || err != nil {
-		return a
-	}
-	a, _ = rings.SockAddr(o.mem())
+	a, _ = rings.SockAddr(o.Mem())
 	return a
 }
 
-func (k *clientSock) netAddr(a netip.AddrPort) net.Addr {
-	if k.network[:3] == "tcp" {
-		return net.TCPAddrFromAddrPort(a)
-	}
-	return net.UDPAddrFromAddrPort(a)
-}
-
 // LocalAddr is the socket's own address.
-func (k *clientSock) LocalAddr() net.Addr { return k.netAddr(k.local()) }
+func (k *clientSock) LocalAddr() net.Addr { return netAddrOf(k.network, k.local) }
 
 // RemoteAddr is the peer of a connected socket, else nil.
 func (k *clientSock) RemoteAddr() net.Addr {
 	if !k.remote.IsValid() {
 		return nil
 	}
-	return k.netAddr(k.remote)
+	return netAddrOf(k.network, k.remote)
 }
 
-func newClientConn(s *session, network string, fd int32, remote netip.AddrPort) *ClientConn {
+func newClientConn(s *session, o call, network string, fd int32, remote netip.AddrPort) *ClientConn {
 	c := &ClientConn{reading: make(chan struct{}, 1), writing: make(chan struct{}, 1)}
-	c.init(s, network, fd, remote)
+	c.init(s, network, fd, nameOf(o, fd), remote)
 	c.rd.init()
 	c.wd.init()
 	return c
@@ -188,7 +177,7 @@ func (c *ClientConn) turn(place chan struct{}, stop <-chan struct{}) (call, erro
 	case <-stop:
 		return call{}, os.ErrDeadlineExceeded
 	}
-	o, err := c.s.begin(stop, c.done)
+	o, err := c.s.Begin(stop, c.done)
 	if err != nil {
 		<-place
 		err = c.outcome("", 0, 0, err, stop)
@@ -203,12 +192,12 @@ func (c *ClientConn) receive(op rings.Op, n int, take func(b []byte)) (int, erro
 	if err != nil {
 		return 0, c.fail("read", err)
 	}
-	defer func() { o.end(); <-c.reading }()
-	res, errno, err := c.do(o, &rings.SQE{Opcode: op, Addr: o.base(), Len: uint32(min(n, clientChunk))}, stop)
+	defer func() { o.End(); <-c.reading }()
+	res, errno, err := c.do(o, &rings.SQE{Opcode: op, Addr: o.Base(), Len: uint32(min(n, clientChunk))}, stop)
 	if err := c.outcome("read", res, errno, err, stop); err != nil {
 		return 0, c.fail("read", err)
 	}
-	take(o.mem()[:res])
+	take(o.Mem()[:res])
 	return res, nil
 }
 
@@ -250,7 +239,7 @@ func (c *ClientConn) Write(b []byte) (int, error) { return c.send(b, netip.AddrP
 func (c *ClientConn) WriteTo(b []byte, to net.Addr) (int, error) {
 	a, ok := to.(*net.UDPAddr)
 	if !ok || a == nil {
-		return 0, c.fail("write", net.InvalidAddrError("not a UDP address"))
+		return 0, c.fail("write", unix.EINVAL)
 	}
 	return c.WriteToUDPAddrPort(b, a.AddrPort())
 }
@@ -259,6 +248,9 @@ func (c *ClientConn) WriteTo(b []byte, to net.Addr) (int, error) {
 func (c *ClientConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) {
 	if c.remote.IsValid() {
 		return 0, c.fail("write", net.ErrWriteToConnected)
+	}
+	if to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port()); to.Addr().Is6() {
+		return 0, c.fail("write", unix.EINVAL)
 	}
 	return c.send(b, to)
 }
@@ -271,17 +263,17 @@ func (c *ClientConn) send(b []byte, to netip.AddrPort) (n int, err error) {
 	if err != nil {
 		return 0, c.fail("write", err)
 	}
-	defer func() { o.end(); <-c.writing }()
+	defer func() { o.End(); <-c.writing }()
 	stream := c.network[:3] == "tcp"
 	if !stream && len(b) > maxDatagram {
 		return 0, c.fail("write", os.NewSyscallError("write", sockets.EMSGSIZE))
 	}
 	for {
-		mem := o.mem()
-		sqe := rings.SQE{Opcode: rings.OpSend, Addr: o.base() + rings.SockAddrSize}
+		mem := o.Mem()
+		sqe := rings.SQE{Opcode: rings.OpSend, Addr: o.Base() + rings.SockAddrSize}
 		if to.IsValid() {
 			rings.PutSockAddr(mem, to)
-			sqe.Off, sqe.FileIndex = o.base(), rings.SockAddrSize
+			sqe.Off, sqe.FileIndex = o.Base(), rings.SockAddrSize
 		}
 		if stream {
 			sqe.OpFlags = rings.MsgWaitAll
@@ -315,9 +307,9 @@ func (c *ClientConn) CloseWrite() error { return c.shutdown(1) }
 func (c *ClientConn) CloseRead() error { return c.shutdown(0) }
 
 func (c *ClientConn) shutdown(how uint32) error {
-	o, err := c.s.begin(c.done)
+	o, err := c.s.Begin(c.done)
 	if err == nil {
-		defer o.end()
+		defer o.End()
 		var errno sockets.Errno
 		_, errno, err = c.do(o, &rings.SQE{Opcode: rings.OpShutdown, Len: how}, nil)
 		err = c.outcome("shutdown", 1, errno, err, nil)

@@ -14,15 +14,15 @@ import (
 
 // socket opens a socket and binds it, if local is an address.
 func (s *session) socket(o call, typ uint64, local netip.AddrPort) (fd int32, err error) {
-	res, errno, err := o.do(&rings.SQE{Opcode: rings.OpSocket, FD: 2, Off: typ})
+	res, errno, err := o.Do(&rings.SQE{Opcode: rings.OpSocket, FD: 2, Off: typ})
 	if err == nil && errno != 0 {
 		err = os.NewSyscallError("socket", errno)
 	}
 	if err != nil || !local.IsValid() {
 		return int32(res), err
 	}
-	rings.PutSockAddr(o.mem(), local)
-	_, errno, err = o.do(&rings.SQE{Opcode: rings.OpBind, FD: int32(res), Addr: o.base(), Off: rings.SockAddrSize})
+	rings.PutSockAddr(o.Mem(), local)
+	_, errno, err = o.Do(&rings.SQE{Opcode: rings.OpBind, FD: int32(res), Addr: o.Base(), Off: rings.SockAddrSize})
 	if err == nil && errno != 0 {
 		err = os.NewSyscallError("bind", errno)
 	}
@@ -34,7 +34,7 @@ func (s *session) socket(o call, typ uint64, local netip.AddrPort) (fd int32, er
 
 // drop closes a number within a call.
 func (s *session) drop(o call, fd int32) error {
-	_, _, err := o.do(&rings.SQE{Opcode: rings.OpClose, FD: fd})
+	_, _, err := o.Do(&rings.SQE{Opcode: rings.OpClose, FD: fd})
 	return err
 }
 
@@ -49,11 +49,11 @@ func (c *Client) Listen(network, address string) (net.Listener, error) {
 	if err != nil {
 		return nil, opError("listen", network, local, netip.AddrPort{}, err)
 	}
-	defer o.end()
+	defer o.End()
 	fd, err := s.socket(o, sockStream, local)
 	if err == nil {
 		var errno sockets.Errno
-		if _, errno, err = o.do(&rings.SQE{Opcode: rings.OpListen, FD: fd}); err == nil && errno != 0 {
+		if _, errno, err = o.Do(&rings.SQE{Opcode: rings.OpListen, FD: fd}); err == nil && errno != 0 {
 			err = errors.Join(os.NewSyscallError("listen", errno), s.drop(o, fd))
 		}
 	}
@@ -61,7 +61,7 @@ func (c *Client) Listen(network, address string) (net.Listener, error) {
 		return nil, opError("listen", network, local, netip.AddrPort{}, err)
 	}
 	l := &ClientListener{}
-	l.init(s, network, fd, netip.AddrPort{})
+	l.init(s, network, fd, nameOf(o, fd), netip.AddrPort{})
 	l.limit.init()
 	return l, nil
 }
@@ -87,7 +87,7 @@ func (c *Client) prepare(network, transport, address string) (a netip.AddrPort, 
 	}
 	a = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 	if s, err = c.session(context.Background()); err == nil {
-		o, err = s.begin()
+		o, err = s.Begin()
 	}
 	return a, s, o, err
 }
@@ -98,17 +98,17 @@ func (l *ClientListener) Accept() (net.Conn, error) {
 	if passed(l.done) {
 		return nil, l.fail("accept", net.ErrClosed)
 	}
-	o, err := l.s.begin(stop, l.done)
+	o, err := l.s.Begin(stop, l.done)
 	if err != nil {
 		return nil, l.fail("accept", l.outcome("accept", 0, 0, err, stop))
 	}
-	defer o.end()
-	fd, errno, err := l.do(o, &rings.SQE{Opcode: rings.OpAccept, Addr: o.base(), Off: rings.SockAddrSize}, stop)
+	defer o.End()
+	fd, errno, err := l.do(o, &rings.SQE{Opcode: rings.OpAccept, Addr: o.Base(), Off: rings.SockAddrSize}, stop)
 	if err := l.outcome("accept", 1, errno, err, stop); err != nil {
 		return nil, l.fail("accept", err)
 	}
-	remote, _ := rings.SockAddr(o.mem())
-	return newClientConn(l.s, l.network, int32(fd), remote), nil
+	remote, _ := rings.SockAddr(o.Mem())
+	return newClientConn(l.s, o, l.network, int32(fd), remote), nil
 }
 
 // Addr is the listener's address.
@@ -123,12 +123,12 @@ func (c *Client) ListenPacket(network, address string) (net.PacketConn, error) {
 	if err != nil {
 		return nil, opError("listen", network, local, netip.AddrPort{}, err)
 	}
-	defer o.end()
+	defer o.End()
 	fd, err := s.socket(o, sockDgram, local)
 	if err != nil {
 		return nil, opError("listen", network, local, netip.AddrPort{}, err)
 	}
-	return newClientConn(s, network, fd, netip.AddrPort{}), nil
+	return newClientConn(s, o, network, fd, netip.AddrPort{}), nil
 }
 
 // Dial connects to address: "tcp", "tcp4", "udp" and "udp4".
@@ -168,14 +168,14 @@ func (c *Client) dial(ctx context.Context, network string, remote netip.AddrPort
 	if err != nil {
 		return nil, err
 	}
-	o, err := s.begin(ctx.Done())
+	o, err := s.Begin(ctx.Done())
 	if err != nil {
 		if ctx.Err() != nil {
 			err = contextError{cause: ctx.Err()}
 		}
 		return nil, err
 	}
-	defer o.end()
+	defer o.End()
 	typ := uint64(sockStream)
 	if network[:3] == "udp" {
 		typ = sockDgram
@@ -184,8 +184,8 @@ func (c *Client) dial(ctx context.Context, network string, remote netip.AddrPort
 	if err != nil {
 		return nil, err
 	}
-	rings.PutSockAddr(o.mem(), remote)
-	_, errno, err := o.do(&rings.SQE{Opcode: rings.OpConnect, FD: fd, Addr: o.base(), Off: rings.SockAddrSize}, ctx.Done())
+	rings.PutSockAddr(o.Mem(), remote)
+	_, errno, err := o.Do(&rings.SQE{Opcode: rings.OpConnect, FD: fd, Addr: o.Base(), Off: rings.SockAddrSize}, ctx.Done())
 	switch {
 	case err != nil:
 	case errno == sockets.ECANCELED && ctx.Err() != nil:
@@ -197,5 +197,5 @@ func (c *Client) dial(ctx context.Context, network string, remote netip.AddrPort
 		_ = s.drop(o, fd) // what went wrong is known
 		return nil, err
 	}
-	return newClientConn(s, network, fd, remote), nil
+	return newClientConn(s, o, network, fd, remote), nil
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"xdpd/proto"
+	"xdpd/reactor"
 )
 
 // ClientPolicy says what the processes of some users may do. The zero value of a limit is a default.
@@ -25,6 +26,9 @@ type ClientPolicy struct {
 	Sockets  int    // of one client (default 1024)
 	Requests int    // of one that may be in flight (default 4096)
 	CPU      int    // percent of the reactor's time that one client's requests may take (default 50)
+	Frames   int    // percent of the reactor's packet memory that one client's sockets may hold, each way (default 25)
+
+	Rates reactor.Rates // of one client; 0: no limit
 }
 
 // PortRange is a range of ports of one transport, or of both.
@@ -39,6 +43,7 @@ const (
 	clientSockets  = 1024
 	clientRequests = 4096
 	clientCPU      = 50
+	clientFrames   = 25
 	clientEntries  = 1 << 15
 )
 
@@ -46,6 +51,7 @@ func (p *ClientPolicy) withDefaults() ClientPolicy {
 	q := *p
 	q.Clients, q.Memory = cmp.Or(q.Clients, clientsDefault), cmp.Or(q.Memory, clientMemory)
 	q.Sockets, q.Requests, q.CPU = cmp.Or(q.Sockets, clientSockets), cmp.Or(q.Requests, clientRequests), cmp.Or(q.CPU, clientCPU)
+	q.Frames = cmp.Or(q.Frames, clientFrames)
 	return q
 }
 
@@ -58,6 +64,10 @@ func (p *ClientPolicy) Check() error {
 		return fmt.Errorf("clients %q: a limit is negative", p.Name)
 	case p.CPU < 0 || p.CPU > 100:
 		return fmt.Errorf("clients %q: %d percent of the time; 1 to 100 can be", p.Name, p.CPU)
+	case p.Frames < 0 || p.Frames > 100:
+		return fmt.Errorf("clients %q: %d percent of the frames; 1 to 100 can be", p.Name, p.Frames)
+	case min(p.Rates.Connects, p.Rates.Packets, p.Rates.Bytes) < 0 || max(p.Rates.Connects, p.Rates.Packets, p.Rates.Bytes) > reactor.MaxRate:
+		return fmt.Errorf("clients %q: rates go from 1 to %d a second", p.Name, int64(reactor.MaxRate))
 	}
 	for _, r := range p.Bind {
 		if r.First == 0 || r.Last < r.First {

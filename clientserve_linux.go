@@ -9,22 +9,14 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"xdpd/reactor"
 	"xdpd/rings"
-)
-
-const (
-	handshakeTime = time.Second
-	// maxWaiting bounds a user's processes that are connected and have no ring yet: who connects and says nothing costs a descriptor
-	// for a second, and keeps nobody out but himself.
-	maxWaiting = 32
-	// knockRest is how long a client that knocks is not heard after it was answered: a flood of knocks costs the engine a look
-	// every so often, and who really has submitted to one that sleeps waits that much longer at most.
-	knockRest = 20 * time.Microsecond
+	"xdpd/sockets"
 )
 
 // ClientServer hands out rings of a stack.
@@ -32,11 +24,14 @@ type ClientServer struct {
 	st       *Stack
 	policies []ClientPolicy
 	l        *net.UnixListener
+	owners   portOwners
 	serving  sync.WaitGroup
+	doors    doors
+	rests    rests
 
 	mu      sync.Mutex
-	waiting map[uint32]int // uid: processes in the handshake
 	clients map[uint64]*client
+	past    []pastClient
 	next    uint64
 	refused uint64
 	closed  bool
@@ -55,27 +50,50 @@ type ClientView struct {
 	Requests int                `json:"requests"`
 	Since    time.Time          `json:"since"`
 	Counters rings.RingCounters `json:"counters"`
+	Frames   sockets.AccountUse `json:"frames"`
+	HeldBack uint64             `json:"held_back"` // connections and data to send that had to wait because of the policy's rates
+	Knocks   uint64             `json:"knocks"`    // wake-ups of the engine
+	Limits   ClientLimits       `json:"limits"`
+}
+
+// ClientLimits is what a client may have: what it asked for, and what its policy says.
+type ClientLimits struct {
+	Sockets  int           `json:"sockets"`
+	Requests int           `json:"requests"`
+	CPU      int           `json:"cpu"`
+	Rates    reactor.Rates `json:"rates"`
 }
 
 // client is a process with a ring.
 type client struct {
-	view  ClientView
-	conn  *net.UnixConn
-	share *rings.Share
-	ring  *reactor.Ring
-	r     *reactor.Reactor
-	bell  int // another descriptor of the connection, for the reactor
+	view   ClientView
+	conn   *net.UnixConn
+	share  *rings.Share
+	ring   *reactor.Ring
+	r      *reactor.Reactor
+	bell   int // another descriptor of the connection, for the reactor
+	knocks atomic.Uint64
+}
+
+// pastClient is one that is gone, whose connections may still have something to send.
+type pastClient struct {
+	policy string
+	frames func() int
 }
 
 // ServeClients serves applications in processes of their own at l, a listener of type unixpacket, until Close. A process is admitted by the first policy that names
 // its user or group.
 func (st *Stack) ServeClients(l *net.UnixListener, policies []ClientPolicy) (*ClientServer, error) {
-	s := &ClientServer{st: st, l: l, clients: map[uint64]*client{}, waiting: map[uint32]int{}}
+	s := &ClientServer{st: st, l: l, clients: map[uint64]*client{}, doors: doors{of: map[uint32]*door{}}}
+	s.owners.ports = map[ownedPort][]portOwner{}
 	for _, p := range policies {
 		if err := p.Check(); err != nil {
 			return nil, err
 		}
 		s.policies = append(s.policies, p.withDefaults())
+	}
+	if err := takeNoRights(l); err != nil {
+		return nil, err
 	}
 	s.serving.Go(s.accept)
 	return s, nil
@@ -105,6 +123,9 @@ func (s *ClientServer) Clients() (list []ClientView, refused uint64) {
 		v := c.view
 		c.r.Enter()
 		v.Counters, v.Sockets, v.Requests = c.ring.Counters(), c.ring.Sockets(), c.ring.InFlight()
+		v.Frames = c.ring.Held()
+		connects, sends := c.ring.HeldBack()
+		v.HeldBack, v.Knocks = connects+sends, c.knocks.Load()
 		c.r.Leave()
 		list = append(list, v)
 	}
@@ -133,33 +154,22 @@ func (s *ClientServer) accept() {
 			time.Sleep(10 * time.Millisecond) // out of descriptors: somebody may go
 			continue
 		}
+		cred, err := peerCred(conn)
+		wait, ok := time.Duration(0), false
+		if err == nil {
+			wait, ok = s.doors.enter(cred.Uid, time.Now())
+		}
+		if !ok {
+			conn.Close()
+			s.refuse()
+			time.Sleep(refuseRest)
+			continue
+		}
 		s.serving.Go(func() {
 			defer conn.Close()
-			if cred, err := peerCred(conn); err == nil && s.enter(cred.Uid) {
-				s.serve(conn, cred)
-			} else {
-				s.refuse()
-			}
+			time.Sleep(wait)
+			s.serve(conn, cred)
 		})
-	}
-}
-
-// enter reports whether one more of a user's processes may begin the handshake.
-func (s *ClientServer) enter(uid uint32) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed || s.waiting[uid] >= maxWaiting {
-		return false
-	}
-	s.waiting[uid]++
-	return true
-}
-
-func (s *ClientServer) leave(uid uint32) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.waiting[uid]--; s.waiting[uid] == 0 {
-		delete(s.waiting, uid)
 	}
 }
 
@@ -172,7 +182,7 @@ func (s *ClientServer) refuse() {
 // serve is a connection's life.
 func (s *ClientServer) serve(conn *net.UnixConn, cred *unix.Ucred) {
 	c, err := s.welcome(conn, cred)
-	s.leave(cred.Uid)
+	s.doors.leave(cred.Uid)
 	if err != nil {
 		s.refuse()
 		w := rings.ShareWelcome{Magic: rings.ShareMagic, Version: rings.ShareVersion, Errno: uint32(unix.EACCES)}
@@ -183,11 +193,18 @@ func (s *ClientServer) serve(conn *net.UnixConn, cred *unix.Ucred) {
 		_ = rings.SendShare(conn, &w) // it went away, or does not listen
 		return
 	}
-	c.answer()
+	c.answer(&s.rests)
+	s.end(c)
+}
+
+// end gives back what a client had; only then is it gone, so that its place is not taken before its memory is free.
+func (s *ClientServer) end(c *client) {
+	rest := pastClient{c.view.Policy, c.ring.Rest()}
+	c.close()
 	s.mu.Lock()
 	delete(s.clients, c.view.ID)
+	s.past = append(s.past, rest)
 	s.mu.Unlock()
-	c.close()
 }
 
 // refusal is why a process gets no ring, with the errno that its library shows.
@@ -201,13 +218,9 @@ func (s *ClientServer) welcome(conn *net.UnixConn, cred *unix.Ucred) (c *client,
 	if err := conn.SetDeadline(time.Now().Add(handshakeTime)); err != nil {
 		return nil, err
 	}
-	var h rings.ShareHello
-	fds, err := rings.RecvShare(conn, &h)
+	h, err := rings.RecvHello(conn)
 	if err != nil {
 		return nil, err
-	}
-	for _, fd := range fds { // nobody asked for any
-		_ = unix.Close(fd)
 	}
 	i := slices.IndexFunc(s.policies, func(p ClientPolicy) bool { return p.admits(cred.Uid, cred.Gid) })
 	if i < 0 {
@@ -215,26 +228,24 @@ func (s *ClientServer) welcome(conn *net.UnixConn, cred *unix.Ucred) (c *client,
 	}
 	p := &s.policies[i]
 	h.Sockets, h.Requests = cmp.Or(h.Sockets, uint32(p.Sockets)), cmp.Or(h.Requests, uint32(p.Requests))
-	if err := p.allows(&h); err != nil {
+	if err := p.allows(h); err != nil {
 		return nil, err
 	}
-	if c, err = s.newClient(conn, cred, p, &h); err != nil {
+	if c, err = s.newClient(conn, cred, p, h); err != nil {
 		return nil, err
 	}
 	w := c.share.Welcome()
-	stats, err := s.st.Stats()
-	if err == nil {
-		w.Reactor, w.Reactors, w.MTU = uint32(c.view.Reactor), uint32(len(s.st.Reactors())), uint32(stats.MTU)
-		err = rings.SendShare(conn, &w, c.share.FD())
+	w.Reactor, w.Reactors = uint32(c.view.Reactor), uint32(len(s.st.Reactors()))
+	if host, _, ok := c.r.Enter(); ok {
+		w.MTU = uint32(host.MTU())
 	}
+	c.r.Leave()
+	err = rings.SendShare(conn, &w, c.share.FD())
 	if err == nil {
 		err = conn.SetDeadline(time.Time{})
 	}
 	if err != nil {
-		s.mu.Lock()
-		delete(s.clients, c.view.ID)
-		s.mu.Unlock()
-		c.close()
+		s.end(c)
 		return nil, err
 	}
 	return c, nil
@@ -259,7 +270,7 @@ func (p *ClientPolicy) allows(h *rings.ShareHello) error {
 func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *ClientPolicy, h *rings.ShareHello) (c *client, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := 0
+	n := s.forget(p.Name)
 	for _, c := range s.clients {
 		if c.view.Policy == p.Name {
 			n++
@@ -287,20 +298,40 @@ func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *Client
 	reactors := s.st.Reactors()
 	number := int(h.Reactor % uint32(len(reactors)))
 	c.r = reactors[number]
-	cfg := RingConfig{Reactor: number, RingConfig: reactor.RingConfig{
+	cfg := reactor.RingConfig{
+		Ports:     clientPorts{&s.owners, cred.Uid, s.st.ringPorts()},
 		SQEntries: h.SQEntries, CQEntries: h.CQEntries, Requests: int(h.Requests), Sockets: int(h.Sockets), Fixed: int(h.Fixed),
-		Area: share.Ring, Data: share.Data, Bell: c.wake, Guard: p, CPU: p.CPU,
-	}}
-	if c.ring, err = s.st.Ring(cfg); err != nil {
+		Area: share.Ring, Data: share.Data, Bell: c.wake, Guard: p, CPU: p.CPU, Frames: p.Frames, Rates: p.Rates,
+	}
+	if c.ring, err = reactor.NewRing(c.r, cfg); errors.Is(err, reactor.ErrRingClosed) {
+		err = refusal(unix.ESHUTDOWN, "the engine ends")
+	}
+	if err != nil {
 		return nil, err
 	}
 	s.next++
 	c.view = ClientView{
 		ID: s.next, PID: cred.Pid, UID: cred.Uid, GID: cred.Gid, Policy: p.Name, Reactor: number,
 		Memory: share.Welcome().Size, Since: time.Now(),
+		Limits: ClientLimits{Sockets: int(h.Sockets + h.Fixed), Requests: int(h.Requests), CPU: p.CPU, Rates: p.Rates},
 	}
 	s.clients[c.view.ID] = c
 	return c, nil
+}
+
+// forget lets go of clients that hold nothing any more, and says how many of a policy still do. They count as clients: else who writes
+// to peers that take nothing, dies and comes again would hold more each time.
+func (s *ClientServer) forget(policy string) (n int) {
+	s.past = slices.DeleteFunc(s.past, func(c pastClient) bool {
+		if c.frames() == 0 {
+			return true
+		}
+		if c.policy == policy {
+			n++
+		}
+		return false
+	})
+	return n
 }
 
 // close gives back what a client had.
@@ -316,15 +347,30 @@ func (c *client) close() {
 
 // answer has the reactor look at the ring when the application, which saw it asleep, knocks; until the connection ends, as it does
 // with the process, however that came.
-func (c *client) answer() {
+func (c *client) answer(rests *rests) {
 	var b [1]byte
-	for {
+	for rest := knockRest; ; {
 		if n, err := c.conn.Read(b[:]); n == 0 || err != nil {
 			return
 		}
+		c.knocks.Add(1)
+		for range knocksHeard {
+			n, err := unix.Read(c.bell, b[:])
+			if err != nil {
+				break
+			}
+			if n == 0 {
+				return
+			}
+		}
 		c.r.Enter()
+		if c.ring.Waiting() {
+			rest = knockRest
+		} else {
+			rest = min(2*rest, knockRestMax)
+		}
 		c.r.Leave()
-		time.Sleep(knockRest)
+		rests.rest(rest)
 	}
 }
 
@@ -332,6 +378,22 @@ func (c *client) answer() {
 func (c *client) wake() { _ = unix.Send(c.bell, knock, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL) }
 
 var knock = []byte{1}
+
+// takeNoRights has the kernel refuse descriptors that a client sends along (SO_PASSRIGHTS, Linux 6.16). Nobody wants them, and the last
+// close of a file can take as long as its owner likes. An older kernel throws them away when the message is read.
+func takeNoRights(l *net.UnixListener) error {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if e := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSRIGHTS, 0) }); e != nil {
+		return e
+	}
+	if errors.Is(err, unix.ENOPROTOOPT) {
+		err = nil
+	}
+	return err
+}
 
 // dupConn gives another descriptor of a connection.
 func dupConn(conn *net.UnixConn) (fd int, err error) {

@@ -63,7 +63,11 @@ func buildListing(t *testing.T, name, source string) (program string) {
 // runListing starts it on the engine's interface, and kills it when the test ends: it has no end of its own.
 func runListing(t *testing.T, lab *netlab.Lab, program string) {
 	t.Helper()
-	cmd := exec.Command(program, lab.EngineDev, netip.PrefixFrom(lab.EngineAddr, 24).String())
+	runProgram(t, lab, exec.Command(program, lab.EngineDev, netip.PrefixFrom(lab.EngineAddr, 24).String()))
+}
+
+func runProgram(t *testing.T, lab *netlab.Lab, cmd *exec.Cmd) {
+	t.Helper()
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := lab.Engine.Start(cmd); err != nil {
@@ -123,58 +127,90 @@ func TestFaces(t *testing.T) {
 			}
 			lab := newLab(t, netlab.Options{})
 			runListing(t, lab, buildListing(t, face, found[face]))
-			to := netip.AddrPortFrom(lab.EngineAddr, 7)
-			clients := make([]*net.TCPConn, 100)
-			clients[0] = firstConn(t, lab, to)
-			for i := range clients[1:] {
-				c, err := kernelTCP(t, lab.Peer, to)
-				if err != nil {
-					t.Fatal(err)
-				}
-				clients[i+1] = c
+			testEchoFace(t, lab, seed)
+		})
+	}
+}
+
+// testEchoFace has a hundred kernel clients at a time, and rude ones, ask an echo server.
+func testEchoFace(t *testing.T, lab *netlab.Lab, seed uint64) {
+	t.Helper()
+	to := netip.AddrPortFrom(lab.EngineAddr, 7)
+	clients := make([]*net.TCPConn, 100)
+	clients[0] = firstConn(t, lab, to)
+	for i := range clients[1:] {
+		c, err := kernelTCP(t, lab.Peer, to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		clients[i+1] = c
+	}
+	var work sync.WaitGroup
+	faults := make([]error, len(clients))
+	for i, c := range clients {
+		work.Go(func() {
+			defer c.Close()
+			size := int64(50_000 + i)
+			if i == 0 {
+				size = 4 << 20
 			}
-			var work sync.WaitGroup
-			faults := make([]error, len(clients))
-			for i, c := range clients {
-				work.Go(func() {
-					defer c.Close()
-					size := int64(50_000 + i)
-					if i == 0 {
-						size = 4 << 20
-					}
-					if err := echoBulk(c, size, seed+uint64(i)); err != nil {
-						faults[i] = fmt.Errorf("client %d: %w", i, err)
-					}
-				})
+			if err := echoBulk(c, size, seed+uint64(i)); err != nil {
+				faults[i] = fmt.Errorf("client %d: %w", i, err)
 			}
-			work.Wait()
-			if err := errors.Join(faults...); err != nil {
-				t.Error(err)
+		})
+	}
+	work.Wait()
+	if err := errors.Join(faults...); err != nil {
+		t.Error(err)
+	}
+	// Who resets, or does not read what it is sent, harms nobody else.
+	rude, err := kernelTCP(t, lab.Peer, to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rude.SetDeadline(time.Now().Add(200 * time.Millisecond))
+	for err == nil { // until both windows are full
+		_, err = rude.Write(make([]byte, 1<<16))
+	}
+	polite, err := kernelTCP(t, lab.Peer, to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := echoBulk(polite, 1<<20, seed); err != nil {
+		t.Errorf("beside one that does not read: %v", err)
+	}
+	rude.SetLinger(0)
+	rude.Close()
+	if polite, err = kernelTCP(t, lab.Peer, to); err != nil {
+		t.Fatal(err)
+	}
+	if err := echoBulk(polite, 1<<20, seed); err != nil {
+		t.Errorf("after one that was reset: %v", err)
+	}
+}
+
+// TestFacesClient is TestFaces for programs that differ in one line, by which they are clients of a daemon. The ring's is not among them: it
+// sends the frames that it receives, and to other processes none are lent.
+func TestFacesClient(t *testing.T) {
+	if netlab.NICs() != nil {
+		t.Skip(t.Name(), ": ", netlab.ErrNICs, ": the guest has no Go to compile the programs with")
+	}
+	found := listings(t, "docs/faces.md")
+	seed := seeds.One(t)
+	open := regexp.MustCompile("(?m)^\tprefix := .*\n\tstack, err := xdpd.Open.*$")
+	for _, face := range []string{"net", "Poller"} {
+		t.Run(face, func(t *testing.T) {
+			source := strings.Replace(found[face], "import (\n", "import (\n\t\"context\"\n", 1)
+			source = strings.Replace(source, "\t\"net/netip\"\n", "", 1)
+			if !open.MatchString(source) {
+				t.Fatal("the line that opens the engine is not there")
 			}
-			// Who resets, or does not read what it is sent, harms nobody else.
-			rude, err := kernelTCP(t, lab.Peer, to)
-			if err != nil {
-				t.Fatal(err)
-			}
-			rude.SetDeadline(time.Now().Add(200 * time.Millisecond))
-			for err == nil { // until both windows are full
-				_, err = rude.Write(make([]byte, 1<<16))
-			}
-			polite, err := kernelTCP(t, lab.Peer, to)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := echoBulk(polite, 1<<20, seed); err != nil {
-				t.Errorf("beside one that does not read: %v", err)
-			}
-			rude.SetLinger(0)
-			rude.Close()
-			if polite, err = kernelTCP(t, lab.Peer, to); err != nil {
-				t.Fatal(err)
-			}
-			if err := echoBulk(polite, 1<<20, seed); err != nil {
-				t.Errorf("after one that was reset: %v", err)
-			}
+			source = open.ReplaceAllString(source, "\tstack, err := xdpd.Connect(context.Background(), os.Args[1])")
+			program := buildListing(t, face, source)
+			lab, stack := engine(t, netlab.Options{Queues: 2})
+			_, path := daemon(t, stack, nil)
+			runProgram(t, lab, exec.Command(program, path))
+			testEchoFace(t, lab, seed)
 		})
 	}
 }

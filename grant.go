@@ -33,6 +33,7 @@ type steerer interface {
 	Dispatched() bool
 	Unloaded() bool
 	Attached() bool
+	Metadata() MetadataStats
 	Close() error
 }
 
@@ -44,6 +45,7 @@ type grantRequest struct {
 	SendBytes int            `json:"send_bytes,omitempty"`
 	Steer     xdpprog.Steer  `json:"steer,omitempty"` // attach, as in xdpprog.Config
 	Attach    xdpprog.Attach `json:"attach,omitempty"`
+	Metadata  RXMetadata     `json:"metadata,omitempty"`
 	Queues    int            `json:"queues,omitempty"`
 	Addrs     []netip.Addr   `json:"addrs,omitempty"` // attach, addrs
 	Proto     uint8          `json:"proto,omitempty"` // open, close
@@ -72,6 +74,7 @@ type grantAnswer struct {
 	Native   bool              `json:"native,omitempty"`
 	Attached bool              `json:"attached,omitempty"`
 	Refused  string            `json:"refused,omitempty"`
+	Metadata MetadataStats     `json:"metadata,omitzero"`
 	Counters []xdpprog.Counter `json:"counters,omitempty"`
 }
 
@@ -100,6 +103,7 @@ type grantee struct {
 	mu      sync.Mutex
 	native  bool
 	refused error
+	what    MetadataStats
 	pending bool // a request got no answer in time: the next answer would be to that
 	closing atomic.Bool
 }
@@ -253,12 +257,12 @@ func sameNamespace(fd int) error {
 }
 
 // attach has the program loaded and attached.
-func (g *grantee) attach(c xdpprog.Config) error {
-	p, err := g.call(grantRequest{Op: grantAttach, Steer: c.Steer, Attach: c.Attach, Queues: c.Queues, Addrs: c.Addrs})
+func (g *grantee) attach(c xdpprog.Config, metadata RXMetadata) error {
+	p, err := g.call(grantRequest{Op: grantAttach, Steer: c.Steer, Attach: c.Attach, Metadata: metadata, Queues: c.Queues, Addrs: c.Addrs})
 	if err != nil {
 		return err
 	}
-	g.native = p.answer.Native
+	g.native, g.what = p.answer.Native, p.answer.Metadata
 	if p.answer.Refused != "" {
 		g.refused = errors.New(p.answer.Refused)
 	}
@@ -293,6 +297,9 @@ func (g *grantee) Probe(uint16) error { return errors.ErrUnsupported }
 func (g *grantee) Native() bool { return g.native }
 
 func (g *grantee) NativeRefused() error { return g.refused }
+
+// Metadata is what the Granter could have.
+func (g *grantee) Metadata() MetadataStats { return g.what }
 
 // Dispatched and Unloaded: a Granter's program is alone.
 func (g *grantee) Dispatched() bool { return false }

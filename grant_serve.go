@@ -44,7 +44,7 @@ type grant struct {
 	who     string
 	sockets map[int]int // by queue
 	iface   string
-	program *xdpprog.Program
+	program *program
 }
 
 // Serve answers on a listener of type unixpacket until ctx ends; then all grants end. It closes the listener.
@@ -158,7 +158,8 @@ func (s *grant) handle(r grantRequest) (a grantAnswer, fd int, err error) {
 		fd, err = s.open(r)
 		return a, fd, err
 	case grantAttach:
-		return s.attach(xdpprog.Config{Interface: s.iface, Steer: r.Steer, Attach: r.Attach, Queues: r.Queues, Addrs: r.Addrs, Dispatch: xdpprog.NeverDispatch})
+		c := xdpprog.Config{Interface: s.iface, Steer: r.Steer, Attach: r.Attach, Queues: r.Queues, Addrs: r.Addrs, Dispatch: xdpprog.NeverDispatch}
+		return s.attach(c, r.Metadata)
 	}
 	if s.program == nil {
 		return a, fd, fmt.Errorf("xdpd: grant: %q before the program is attached", r.Op)
@@ -222,7 +223,7 @@ const (
 	maxSendBytes = 64 << 20 // what a TX ring of 4096 entries with frames of 4096 bytes asks for, twice
 )
 
-func (s *grant) attach(c xdpprog.Config) (a grantAnswer, fd int, err error) {
+func (s *grant) attach(c xdpprog.Config, metadata RXMetadata) (a grantAnswer, fd int, err error) {
 	switch {
 	case s.program != nil:
 		return a, -1, errors.New("xdpd: grant: the program is attached already")
@@ -230,6 +231,8 @@ func (s *grant) attach(c xdpprog.Config) (a grantAnswer, fd int, err error) {
 		return a, -1, errors.New("xdpd: grant: no socket of an interface was asked for")
 	case c.Queues > maxQueues:
 		return a, -1, fmt.Errorf("xdpd: grant: %d queues", c.Queues)
+	case metadata > MetadataOff:
+		return a, -1, fmt.Errorf("xdpd: grant: metadata %d", metadata)
 	}
 	link, err := netlink.LinkByName(c.Interface)
 	if err != nil {
@@ -239,10 +242,10 @@ func (s *grant) attach(c xdpprog.Config) (a grantAnswer, fd int, err error) {
 	if err := s.mayHave(c.Addrs, c.Steer); err != nil {
 		return a, -1, err
 	}
-	if s.program, err = xdpprog.Load(c); err != nil {
+	if s.program, err = loadProgram(c, metadata, driverOf(c.Interface), DefaultJournalDir); err != nil {
 		return a, -1, err
 	}
-	a.Native = s.program.Native()
+	a.Native, a.Metadata = s.program.Native(), s.program.Metadata()
 	if refused := s.program.NativeRefused(); refused != nil {
 		a.Refused = refused.Error()
 	}

@@ -129,7 +129,7 @@ func TestKeepAliveOfPeer(t *testing.T) {
 // house with many streams on many connections.
 func TestHTTPSByH2load(t *testing.T) {
 	lab, stack := engine(t, netlab.Options{})
-	ln := listenTCP(t, stack)
+	ln := listenTCP(t, stack, stack)
 	body := bytes.Repeat([]byte("0123456789abcdef"), 1<<10)
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write(body) })}
 	srv.TLSConfig, _ = certificate(t, lab.EngineAddr)

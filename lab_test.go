@@ -289,19 +289,38 @@ func kernelUDP(t testing.TB, ns *netlab.NS, local, remote netip.AddrPort) *net.U
 // listen opens a UDP socket of the engine that closes with the test at the latest.
 func listen(t testing.TB, stack *xdpd.Stack, address string) *xdpd.UDPConn {
 	t.Helper()
-	c, err := stack.ListenPacket("udp", address)
+	return listenOn(t, stack, address).(*xdpd.UDPConn)
+}
+
+// udpConn is a UDP socket of either face.
+type udpConn interface {
+	net.Conn
+	net.PacketConn
+	ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error)
+	WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error)
+}
+
+func listenOn(t testing.TB, f netFace, address string) udpConn {
+	t.Helper()
+	c, err := f.ListenPacket("udp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	return c.(*xdpd.UDPConn)
+	return c.(udpConn)
 }
 
 // echo runs an echo service on a UDP socket of the engine until the socket is closed, which the end of the test does. It
 // returns where the peer reaches it.
 func echo(t testing.TB, lab *netlab.Lab, stack *xdpd.Stack) (*xdpd.UDPConn, netip.AddrPort) {
 	t.Helper()
-	c := listen(t, stack, ":0")
+	c, to := echoFace(t, lab, stack)
+	return c.(*xdpd.UDPConn), to
+}
+
+func echoFace(t testing.TB, lab *netlab.Lab, f netFace) (udpConn, netip.AddrPort) {
+	t.Helper()
+	c := listenOn(t, f, ":0")
 	var done sync.WaitGroup
 	done.Go(func() { echoLoop(c) })
 	t.Cleanup(func() {
@@ -311,7 +330,7 @@ func echo(t testing.TB, lab *netlab.Lab, stack *xdpd.Stack) (*xdpd.UDPConn, neti
 	return c, netip.AddrPortFrom(lab.EngineAddr, portOf(c.LocalAddr()))
 }
 
-func echoLoop(c *xdpd.UDPConn) {
+func echoLoop(c udpConn) {
 	buf := make([]byte, 65536)
 	for {
 		n, from, err := c.ReadFromUDPAddrPort(buf)

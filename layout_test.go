@@ -35,8 +35,10 @@ var rooms = []room{
 	{"reactor", []string{"sockets", "proto", "rings", "umem"}},
 	{"internal", nil},
 	{"scripts", nil},
+	{"libxdpd", nil},
 	{".", []string{"reactor", "sockets", "xdpprog", "proto", "rings", "umem", "internal"}},
-	{"cmd/xdpd", []string{".", "reactor", "sockets", "xdpprog", "proto", "rings", "umem", "internal", "scripts"}},
+	{"cmd/xdpd", []string{".", "reactor", "sockets", "xdpprog", "proto", "rings", "umem", "internal", "scripts", "libxdpd"}},
+	{"libxdpd/stack", []string{"reactor", "sockets", "proto", "rings", "umem"}},
 	{"bench", []string{"cmd/xdpd", ".", "reactor", "sockets", "xdpprog", "proto", "rings", "umem", "internal"}},
 }
 

@@ -7,7 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"xdpd/rings"
-	"xdpd/sockets"
 )
 
 // Mode is how frames get to the engine, as it was asked for last.
@@ -32,13 +31,6 @@ func (s *Stack) SetMode(m Mode) error {
 	}
 	if m != Copy && s.notZeroCopy != "" { // Open found that out
 		return fmt.Errorf("xdpd: interface %s stays in copy mode: %s", s.iface(), s.notZeroCopy)
-	}
-	chunk := s.region.ChunkSize()
-	s.mu.Lock()
-	mtu := min(s.link.mtu, sockets.MaxMTU(chunk, 1))
-	s.mu.Unlock()
-	if why := tooLong(s.iface(), s.dev.driver, mtu, chunk); m != Copy && why != "" && !s.queues[0].sock.SG() {
-		return fmt.Errorf("xdpd: %s: use larger frames, a smaller MTU, or copy mode", why)
 	}
 	if s.grant == nil {
 		if err := inNamespace(s.cfg.NetNS, mayOpenSockets); err != nil {

@@ -23,6 +23,8 @@ type NAPIStats struct {
 	// ID of the NAPI that the engine may run, as netlink has it; 0: none. What says whose it is, or why there is none.
 	ID   uint32
 	What string
+	// All are the interface's NAPIs with their settings as they are now, where the kernel tells (Linux 6.13).
+	All []rings.NAPIInfo
 }
 
 // napiLearner finds out which NAPI is a queue's: it asks a neighbour something whose answer the steering program turns into
@@ -35,6 +37,16 @@ type napiLearner struct {
 	entry *journal.Entry
 	id    atomic.Uint32
 	what  atomic.Pointer[string]
+
+	all     *rings.NAPIs // nil: the kernel does not tell
+	changed []changedNAPI
+}
+
+// changedNAPI is one whose settings were changed for as long as the engine runs.
+type changedNAPI struct {
+	id      uint32
+	was, is rings.NAPISettings
+	entry   *journal.Entry
 }
 
 // napiChange is what the journal holds: settings of a NAPI while an engine may be driving it.
@@ -65,6 +77,9 @@ func (s *Stack) napiStats() NAPIStats {
 	if text := s.napi.what.Load(); text != nil {
 		st.What = *text
 	}
+	if s.napi.all != nil {
+		st.All, _ = s.napi.all.Of(s.dev.index) // of an interface that is gone there are none
+	}
 	return st
 }
 
@@ -74,6 +89,20 @@ func (s *Stack) openNAPI() error {
 	n := &s.napi
 	n.raw = -1
 	_, err := restoreHere(s.cfg.JournalDir) // where it may not read, it could not write either
+	var aerr error
+	if n.all, aerr = rings.OpenNAPIs(); aerr != nil {
+		n.all = nil
+	}
+	switch s.cfg.NAPI {
+	case SuspendNAPI, ThreadedNAPI:
+		if err = errors.Join(err, aerr); err == nil {
+			err = s.setNAPIs()
+		}
+		if err != nil {
+			return fmt.Errorf("xdpd: NAPIs of %s, %v: %w", s.cfg.Interface, s.cfg.NAPI, err)
+		}
+		return nil
+	}
 	if err == nil {
 		err = s.tryNAPI()
 	}
@@ -85,7 +114,98 @@ func (s *Stack) openNAPI() error {
 	if s.cfg.NAPI == DriveNAPI {
 		return fmt.Errorf("xdpd: drive the NAPI of %s: %w", s.cfg.Interface, err)
 	}
-	return errors.Join(n.close())
+	return n.close()
+}
+
+// setNAPIs has the NAPIs of the queues run as SuspendNAPI or ThreadedNAPI want it, after what they are to be restored to was
+// written down. Where the driver does not say which these are, those of the interface, if that is enough.
+func (s *Stack) setNAPIs() (err error) {
+	n := &s.napi
+	if n.netns, err = ownNetNS(); err != nil {
+		return err
+	}
+	all, err := n.all.Of(s.dev.index)
+	if err != nil {
+		return err
+	}
+	wanted := make(map[uint32]bool)
+	for _, q := range s.queues {
+		id, err := n.all.OfQueue(s.dev.index, q.id)
+		if err != nil {
+			return err
+		}
+		if id != 0 {
+			wanted[id] = true
+		}
+	}
+	told := len(wanted) == len(s.queues)
+	switch {
+	case s.cfg.NAPI == SuspendNAPI && !s.program.Native():
+		return errors.New("the steering program is attached in generic mode: no socket learns which NAPI is its queue's")
+	case s.cfg.NAPI == SuspendNAPI && !told:
+		return fmt.Errorf("the driver, %s, does not tell which NAPI is a queue's", s.dev.driver)
+	case len(all) == 0:
+		return fmt.Errorf("the driver, %s, has none", s.dev.driver)
+	}
+	for _, i := range all {
+		if told && !wanted[i.ID] {
+			continue
+		}
+		is := i.NAPISettings
+		if s.cfg.NAPI == SuspendNAPI {
+			is = is.Suspendable()
+		} else {
+			is.Threaded = 1
+		}
+		if err := s.setNAPI(i.ID, i.NAPISettings, is); err != nil {
+			return err
+		}
+	}
+	if s.cfg.NAPI == SuspendNAPI {
+		n.say("the kernel polls them from the reactors' epoll_wait while there are packets, and else lets the device interrupt")
+	} else {
+		n.say("threads of the kernel's run them")
+	}
+	return nil
+}
+
+func (s *Stack) setNAPI(id uint32, was, is rings.NAPISettings) error {
+	if was == is {
+		return nil
+	}
+	n := &s.napi
+	name := fmt.Sprintf("napi-%d-%d-%d", n.netns, s.dev.index, id)
+	entry, err := journal.Write(s.cfg.JournalDir, name, napiChange{
+		NetNS: n.netns, Interface: s.cfg.Interface, Ifindex: s.dev.index, NAPI: id, Was: was, Is: is,
+	})
+	if err != nil {
+		return err
+	}
+	n.changed = append(n.changed, changedNAPI{id, was, is, entry})
+	changed, err := n.all.Change(id, was, is)
+	if err == nil && !changed {
+		err = fmt.Errorf("somebody changes the settings of NAPI %d", id)
+	}
+	if errors.Is(err, unix.EINVAL) {
+		err = fmt.Errorf("%w (suspend needs Linux 6.13, threaded 6.17)", err)
+	}
+	return err
+}
+
+// restoreNAPIs undoes what setNAPIs did; settings that somebody else changed stay.
+func (n *napiLearner) restoreNAPIs() (err error) {
+	for _, c := range n.changed {
+		_, cerr := n.all.Change(c.id, c.is, c.was)
+		if cerr == nil {
+			cerr = c.entry.Remove()
+		}
+		err = errors.Join(err, cerr)
+	}
+	n.changed = nil
+	if n.all != nil {
+		err = errors.Join(err, n.all.Close())
+	}
+	return err
 }
 
 func (s *Stack) tryNAPI() (err error) {
@@ -204,7 +324,7 @@ func (s *Stack) offer(queue int) error {
 		}
 		name := fmt.Sprintf("napi-%d-%d", n.netns, s.dev.index)
 		n.entry, err = journal.Write(s.cfg.JournalDir, name, napiChange{
-			NetNS: n.netns, Interface: s.cfg.Interface, Ifindex: s.dev.index, NAPI: n.sock.ID(), Was: was, Is: rings.Driven,
+			NetNS: n.netns, Interface: s.cfg.Interface, Ifindex: s.dev.index, NAPI: n.sock.ID(), Was: was, Is: was.Driven(),
 		})
 		if err != nil {
 			return err
@@ -254,8 +374,9 @@ func Restore(dir, ns string) (done []string, err error) {
 	err = inNamespace(ns, func() (err error) {
 		done, err = restoreHere(dir)
 		left, lerr := restoreDispatch(dir)
-		done = append(done, left...)
-		return errors.Join(err, lerr)
+		tags, terr := restoreTags(dir)
+		done = append(append(done, left...), tags...)
+		return errors.Join(err, lerr, terr)
 	})
 	if err != nil {
 		return done, fmt.Errorf("xdpd: %w", err)
@@ -274,8 +395,7 @@ func restoreHere(dir string) (done []string, err error) {
 		}
 		changed, err := rings.RestoreNAPI(c.Ifindex, c.NAPI, c.Is, c.Was)
 		if changed {
-			done = append(done, fmt.Sprintf("%s: NAPI %d has its defer-hard-irqs %d and gro-flush-timeout %d ns again",
-				c.Interface, c.NAPI, c.Was.DeferHardIRQs, c.Was.GROFlushTimeoutNS))
+			done = append(done, fmt.Sprintf("%s: NAPI %d has its settings again: %v", c.Interface, c.NAPI, c.Was))
 		}
 		return err == nil, err
 	})

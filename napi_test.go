@@ -88,7 +88,7 @@ func TestDriveNAPI(t *testing.T) {
 	if r := st.Queues[0].Reactor; r.Polls < 1000 || r.Drives != 1 {
 		t.Errorf("%d rounds, taken %d times: %+v", r.Polls, r.Drives, st.NAPI)
 	}
-	if !hasSettings(t, lab, st.NAPI.ID, rings.Driven) {
+	if !hasSettings(t, lab, st.NAPI.ID, rings.NAPISettings{}.Driven()) {
 		t.Error("the NAPI is not driven")
 	}
 	ping(t, lab.Peer, lab.EngineAddr, 500, "-f")
@@ -176,7 +176,7 @@ func TestDriveKilled(t *testing.T) {
 	}
 	id := kill()
 	waitDetached(t, lab)
-	if !hasSettings(t, lab, id, rings.Driven) {
+	if !hasSettings(t, lab, id, rings.NAPISettings{}.Driven()) {
 		t.Fatal("the settings are gone with the engine")
 	}
 	if done, err := xdpd.Restore(dir, lab.Peer.Path()); err != nil || len(done) != 0 {
@@ -208,7 +208,7 @@ func TestDriveKilled(t *testing.T) {
 	id = kill()
 	waitDetached(t, lab)
 	others := rings.NAPISettings{DeferHardIRQs: 7, GROFlushTimeoutNS: 70_000}
-	change(t, lab, id, rings.Driven, others)
+	change(t, lab, id, rings.NAPISettings{}.Driven(), others)
 	if done, err := xdpd.Restore(dir, lab.Engine.Path()); err != nil || len(done) != 0 {
 		t.Errorf("what somebody changed: %v, %v", done, err)
 	}
@@ -262,7 +262,7 @@ func TestDriveRespectsOthers(t *testing.T) {
 	drive(t, stack, c)
 	id := getStats(t, stack).NAPI.ID
 	others := rings.NAPISettings{DeferHardIRQs: 7, GROFlushTimeoutNS: 70_000}
-	change(t, lab, id, rings.Driven, others)
+	change(t, lab, id, rings.NAPISettings{}.Driven(), others)
 	if err := stack.Close(); err != nil {
 		t.Error(err)
 	}

@@ -119,15 +119,23 @@ func findDevice(name string) (device, error) {
 		return device{}, fmt.Errorf("xdpd: interface %s is no Ethernet device: the engine needs one, real or veth", name)
 	}
 	d := device{index: a.Index, mtu: a.MTU, mac: proto.MAC(a.HardwareAddr), queues: max(1, rings.QueueCount(name, a.Index))}
-	d.cable = a.RawFlags&unix.IFF_LOWER_UP != 0
-	if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
-		if info, err := unix.IoctlGetEthtoolDrvinfo(fd, name); err == nil {
-			d.driver = unix.ByteSliceToString(info.Driver[:])
-		}
-		unix.Close(fd)
-	}
+	d.cable, d.driver = a.RawFlags&unix.IFF_LOWER_UP != 0, driverOf(name)
 	d.rss, d.hash = readRSS(name)
 	return d, nil
+}
+
+// driverOf is the name of the interface's driver, "" where it does not tell.
+func driverOf(name string) string {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	info, err := unix.IoctlGetEthtoolDrvinfo(fd, name)
+	if err != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(info.Driver[:])
 }
 
 // readRSS gives the device's choice of queues, with words for it; nil where it is not known, and why.
@@ -198,9 +206,11 @@ func (s *Stack) open() error {
 			return err
 		}
 	}
-	if why := tooLong(s.cfg.Interface, dev.driver, dev.mtu, chunk); s.cfg.Mode != Copy && packet == 1 && why != "" {
+	features, _ := rings.ReadFeatures(dev.index) // an old kernel tells none
+	packet, why := fitZeroCopy(dev, chunk, packet, features.ZeroCopySegs)
+	if why != "" { // nor will SetMode have it
 		if s.cfg.Mode == ZeroCopy {
-			return fmt.Errorf("xdpd: %s: use larger frames, a smaller MTU, or copy mode", why)
+			return fmt.Errorf("xdpd: interface %s: %s: use larger frames, a smaller MTU, or copy mode", s.cfg.Interface, why)
 		}
 		s.cfg.Mode, s.notZeroCopy = Copy, why
 	}
@@ -241,7 +251,7 @@ func (s *Stack) hostConfig() (sockets.Config, error) {
 		MAC: s.dev.mac, MTU: s.dev.mtu, VLANs: s.cfg.VLANs, Addrs: prefixes(s.cfg.Addrs),
 		KernelNeighbours: s.cfg.Share, AcceptPartial: s.dev.leavesPartial(),
 		RcvBuf: s.cfg.RcvBuf, RcvMax: s.cfg.RcvMax, SndBuf: s.cfg.SndBuf, Congestion: s.cfg.Congestion, NoECN: s.cfg.NoECN,
-		RSS: s.steer.rss,
+		RSS: s.steer.rss, Stamps: s.cfg.RXMetadata == MetadataOn,
 	}
 	if len(s.cfg.Queues) > 1 {
 		cfg.Siblings, cfg.Directory = true, sockets.NewDirectory()
@@ -342,15 +352,15 @@ func (s *Stack) attach() error {
 // load has the program attached, by ourselves or by the helper.
 func (s *Stack) load(cfg xdpprog.Config) error {
 	if s.grant != nil {
-		if err := s.grant.attach(cfg); err != nil {
+		if err := s.grant.attach(cfg, s.cfg.RXMetadata); err != nil {
 			return err
 		}
 		s.program = s.grant
 		return nil
 	}
-	p, err := xdpprog.Load(cfg)
+	p, err := loadProgram(cfg, s.cfg.RXMetadata, s.dev.driver, s.cfg.JournalDir)
 	if err != nil {
-		return err // not a nil *Program in s.program
+		return err // not a nil *program in s.program
 	}
 	s.program = p
 	return nil

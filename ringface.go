@@ -21,11 +21,16 @@ func (s *Stack) Ring(cfg RingConfig) (*reactor.Ring, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg.Ports = nil
-	if s.cfg.Share {
-		cfg.Ports = ringPorts{s}
-	}
+	cfg.Ports = s.ringPorts()
 	return reactor.NewRing(r, cfg.RingConfig)
+}
+
+// ringPorts is who must hear of the ports of rings; nil: nobody.
+func (s *Stack) ringPorts() reactor.Ports {
+	if s.cfg.Share {
+		return ringPorts{s}
+	}
+	return nil
 }
 
 // Poller makes a poller for sockets of one reactor, given by its number. It is closed by its Close, or with the stack.

@@ -177,7 +177,7 @@ func (s *Stack) release() error {
 		s.cancel()
 	}
 	s.running.Wait()
-	errs = append(errs, s.napi.close())
+	errs = append(errs, s.napi.close(), s.napi.restoreNAPIs())
 	if s.asking != nil {
 		errs = append(errs, s.asking.Close())
 	}

@@ -32,6 +32,7 @@ type Stats struct {
 	NAPI       NAPIStats
 	RSS        RSSStats
 	Checksums  ChecksumStats
+	Metadata   MetadataStats
 	Verdicts   []xdpprog.Counter
 	Queues     []QueueStats
 }
@@ -73,6 +74,7 @@ func (s *Stack) Stats() (Stats, error) {
 		Interface: s.iface(), Driver: s.dev.driver, Native: s.program.Native(),
 		HugePages: s.region.Huge(), ChunkSize: s.region.ChunkSize(),
 		Loops: s.group.Loops(), RSS: RSSStats{s.steer.rss != nil, s.dev.hash}, NAPI: s.napiStats(),
+		Metadata: s.program.Metadata(),
 	}
 	s.mu.Lock()
 	st.Ports = len(s.ports)

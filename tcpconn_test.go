@@ -27,9 +27,9 @@ func dialPeer(lab *netlab.Lab, address string) (conn net.Conn, err error) {
 }
 
 // listenTCP opens a listener that ends with the test.
-func listenTCP(t *testing.T, stack *xdpd.Stack) net.Listener {
+func listenTCP(t *testing.T, stack *xdpd.Stack, f netFace) net.Listener {
 	t.Helper()
-	ln, err := stack.Listen("tcp", ":0")
+	ln, err := f.Listen("tcp", ":0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func pair(t *testing.T, lab *netlab.Lab, ln net.Listener) (ours, theirs net.Conn
 
 func TestHTTPServer(t *testing.T) {
 	lab, stack := engine(t, netlab.Options{})
-	ln := listenTCP(t, stack)
+	ln := listenTCP(t, stack, stack)
 	body := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		sum := sha256.New()
@@ -106,16 +106,17 @@ func TestHTTPServer(t *testing.T) {
 	}
 }
 
-func TestTCPConnHalfClose(t *testing.T) {
-	lab, stack := engine(t, netlab.Options{})
-	ours, theirs := pair(t, lab, listenTCP(t, stack))
+func TestTCPConnHalfClose(t *testing.T) { eachFace(t, netlab.Options{}, testTCPConnHalfClose) }
+
+func testTCPConnHalfClose(t *testing.T, lab *netlab.Lab, stack *xdpd.Stack, f netFace) {
+	ours, theirs := pair(t, lab, listenTCP(t, stack, f))
 	if ours.RemoteAddr().String() != theirs.LocalAddr().String() || ours.LocalAddr().String() != theirs.RemoteAddr().String() {
 		t.Errorf("%v-%v is not %v-%v", ours.LocalAddr(), ours.RemoteAddr(), theirs.RemoteAddr(), theirs.LocalAddr())
 	}
 	if _, err := ours.Write([]byte("half")); err != nil {
 		t.Fatal(err)
 	}
-	if err := ours.(*xdpd.TCPConn).CloseWrite(); err != nil {
+	if err := ours.(halfConn).CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := io.ReadAll(theirs); err != nil || string(got) != "half" {
@@ -134,8 +135,11 @@ func TestTCPConnHalfClose(t *testing.T) {
 }
 
 func TestTCPConnDeadlineAndClose(t *testing.T) {
-	lab, stack := engine(t, netlab.Options{})
-	ln := listenTCP(t, stack)
+	eachFace(t, netlab.Options{}, testTCPConnDeadlineAndClose)
+}
+
+func testTCPConnDeadlineAndClose(t *testing.T, lab *netlab.Lab, stack *xdpd.Stack, f netFace) {
+	ln := listenTCP(t, stack, f)
 	ours, _ := pair(t, lab, ln)
 	ours.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
 	_, err := ours.Read(make([]byte, 1))
@@ -169,9 +173,10 @@ func TestTCPConnDeadlineAndClose(t *testing.T) {
 	}
 }
 
-func TestTCPConnReset(t *testing.T) {
-	lab, stack := engine(t, netlab.Options{})
-	ours, theirs := pair(t, lab, listenTCP(t, stack))
+func TestTCPConnReset(t *testing.T) { eachFace(t, netlab.Options{}, testTCPConnReset) }
+
+func testTCPConnReset(t *testing.T, lab *netlab.Lab, stack *xdpd.Stack, f netFace) {
+	ours, theirs := pair(t, lab, listenTCP(t, stack, f))
 	theirs.(*net.TCPConn).SetLinger(0)
 	theirs.Close()
 	if _, err := ours.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {

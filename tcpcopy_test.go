@@ -23,7 +23,7 @@ import (
 func acceptedPair(t *testing.T) (*xdpd.Stack, *xdpd.TCPConn, *net.TCPConn) {
 	t.Helper()
 	lab, stack := engine(t, netlab.Options{})
-	ours, theirs := pair(t, lab, listenTCP(t, stack))
+	ours, theirs := pair(t, lab, listenTCP(t, stack, stack))
 	theirs.SetDeadline(time.Now().Add(2 * patience))
 	return stack, ours.(*xdpd.TCPConn), theirs.(*net.TCPConn)
 }
@@ -217,7 +217,7 @@ func TestReadersThatBlock(t *testing.T) {
 	cfg := engineConfig(lab)
 	cfg.Frames = 512
 	stack := openStack(t, lab, cfg)
-	ln := listenTCP(t, stack)
+	ln := listenTCP(t, stack, stack)
 	var copies sync.WaitGroup
 	var feeds []*io.PipeWriter
 	var peers []net.Conn
@@ -424,7 +424,7 @@ func TestCopiesAtClose(t *testing.T) {
 // TestCopyBetween is a proxy: what comes in on one connection goes out on another of the same engine.
 func TestCopyBetween(t *testing.T) {
 	lab, stack := engine(t, netlab.Options{})
-	ln := listenTCP(t, stack)
+	ln := listenTCP(t, stack, stack)
 	in, source := pair(t, lab, ln)
 	out, sink := pair(t, lab, ln)
 	want := random(5, 8<<20)

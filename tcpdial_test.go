@@ -32,22 +32,28 @@ func echoTCP(t *testing.T, lab *netlab.Lab) string {
 
 func dial(t *testing.T, stack *xdpd.Stack, network, address string) *xdpd.TCPConn {
 	t.Helper()
+	return dialOn(t, stack, network, address).(*xdpd.TCPConn)
+}
+
+func dialOn(t *testing.T, f netFace, network, address string) halfConn {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	c, err := stack.DialContext(ctx, network, address)
+	c, err := f.DialContext(ctx, network, address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(2 * patience))
-	return c.(*xdpd.TCPConn)
+	return c.(halfConn)
 }
 
-func TestDial(t *testing.T) {
-	lab, stack := engine(t, netlab.Options{})
+func TestDial(t *testing.T) { eachFace(t, netlab.Options{}, testDial) }
+
+func testDial(t *testing.T, lab *netlab.Lab, _ *xdpd.Stack, f netFace) {
 	address := echoTCP(t, lab)
 	for _, network := range []string{"tcp", "tcp4"} {
-		c := dial(t, stack, network, address)
+		c := dialOn(t, f, network, address)
 		if c.RemoteAddr().String() != address || c.RemoteAddr().Network() != "tcp" {
 			t.Errorf("RemoteAddr is %v, not %s", c.RemoteAddr(), address)
 		}
@@ -66,12 +72,12 @@ func TestDial(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	u, err := stack.Dial("udp", address)
+	u, err := f.Dial("udp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer u.Close()
-	if _, is := u.(*xdpd.UDPConn); !is || u.RemoteAddr().String() != address {
+	if _, is := u.(net.PacketConn); !is || u.RemoteAddr().String() != address {
 		t.Errorf("Dial udp: %T to %v", u, u.RemoteAddr())
 	}
 }
@@ -80,26 +86,29 @@ func TestDial(t *testing.T) {
 func TestDialBulk(t *testing.T) {
 	for _, queues := range []int{1, 2} {
 		t.Run(fmt.Sprint(queues), func(t *testing.T) {
-			lab, stack := engine(t, netlab.Options{Queues: queues})
-			address := echoTCP(t, lab)
-			var all sync.WaitGroup
-			for i := range 4 {
-				c := dial(t, stack, "tcp", address)
-				all.Go(func() {
-					want := random(uint64(i), 2<<20)
-					sent := blocked(func() error {
-						_, err := c.Write(want)
-						return err
-					})
-					err := expect(c, want)
-					if err = errors.Join(err, <-sent); err != nil {
-						t.Error(err)
-					}
-				})
-			}
-			all.Wait()
+			eachFace(t, netlab.Options{Queues: queues}, testDialBulk)
 		})
 	}
+}
+
+func testDialBulk(t *testing.T, lab *netlab.Lab, _ *xdpd.Stack, f netFace) {
+	address := echoTCP(t, lab)
+	var all sync.WaitGroup
+	for i := range 4 {
+		c := dialOn(t, f, "tcp", address)
+		all.Go(func() {
+			want := random(uint64(i), 2<<20)
+			sent := blocked(func() error {
+				_, err := c.Write(want)
+				return err
+			})
+			err := expect(c, want)
+			if err = errors.Join(err, <-sent); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
 }
 
 // TestDialQueues: the answer comes in on the queue that the device chooses, also a refusal.

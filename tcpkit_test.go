@@ -26,11 +26,39 @@ type side struct {
 	dial   func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-func engineSide(stack *xdpd.Stack, addr netip.Addr) side {
+// netFace is what a program does with package net: an engine has it, and a daemon's client.
+type netFace interface {
+	Listen(network, address string) (net.Listener, error)
+	ListenPacket(network, address string) (net.PacketConn, error)
+	Dial(network, address string) (net.Conn, error)
+	DialContext(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// halfConn is a connection that can be ended one way.
+type halfConn interface {
+	net.Conn
+	CloseRead() error
+	CloseWrite() error
+}
+
+// eachFace runs a test on an engine, and on a client of one.
+func eachFace(t *testing.T, o netlab.Options, test func(t *testing.T, lab *netlab.Lab, stack *xdpd.Stack, f netFace)) {
+	t.Run("engine", func(t *testing.T) {
+		lab, stack := engine(t, o)
+		test(t, lab, stack, stack)
+	})
+	t.Run("client", func(t *testing.T) {
+		lab, stack := engine(t, o)
+		_, path := daemon(t, stack, nil)
+		test(t, lab, stack, client(t, path))
+	})
+}
+
+func engineSide(f netFace, addr netip.Addr) side {
 	return side{
 		addr:   addr,
-		listen: func(address string) (net.Listener, error) { return stack.Listen("tcp", address) },
-		dial:   stack.DialContext,
+		listen: func(address string) (net.Listener, error) { return f.Listen("tcp", address) },
+		dial:   f.DialContext,
 	}
 }
 
@@ -85,12 +113,14 @@ type role struct {
 	client, server side
 }
 
-// bothWays is a lab with an engine and a kernel as server and client of each other.
+// bothWays is a lab with an engine and a kernel as server and client of each other: the engine by itself, and over a daemon.
 func bothWays(t *testing.T, o netlab.Options) (*netlab.Lab, *xdpd.Stack, []role) {
 	t.Helper()
 	lab, stack := engine(t, o)
 	us, them := engineSide(stack, lab.EngineAddr), kernelSide(lab.Peer, lab.PeerAddr)
-	return lab, stack, []role{{"accept", them, us}, {"dial", us, them}}
+	_, path := daemon(t, stack, nil)
+	far := engineSide(client(t, path), lab.EngineAddr)
+	return lab, stack, []role{{"accept", them, us}, {"dial", us, them}, {"client accepts", them, far}, {"client dials", far, them}}
 }
 
 // dialledPair is a connection that the engine opened, with its kernel end. Both end with the test.

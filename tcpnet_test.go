@@ -116,18 +116,27 @@ func TestTCPListener(t *testing.T) {
 	for _, c := range []struct {
 		queues int
 		spread reactor.Spread
-	}{{1, nil}, {2, nil}, {1, reactor.RoundRobin}, {3, reactor.LeastConns}} {
-		t.Run(fmt.Sprint(c.queues, " main=", c.spread != nil), func(t *testing.T) {
+		client bool
+	}{{1, nil, false}, {2, nil, false}, {1, reactor.RoundRobin, false}, {3, reactor.LeastConns, false}, {1, nil, true}} {
+		t.Run(fmt.Sprint(c.queues, " main=", c.spread != nil, " client=", c.client), func(t *testing.T) {
 			lab := newLab(t, netlab.Options{Queues: c.queues})
 			cfg := engineConfig(lab)
 			cfg.Spread = c.spread
 			stack := openStack(t, lab, cfg)
-			us, them := engineSide(stack, lab.EngineAddr), kernelSide(lab.Peer, lab.PeerAddr)
-			ln := us.open(t).(*xdpd.TCPListener)
+			f := netFace(stack)
+			if c.client {
+				_, path := daemon(t, stack, nil)
+				f = client(t, path)
+			}
+			us, them := engineSide(f, lab.EngineAddr), kernelSide(lab.Peer, lab.PeerAddr)
+			ln := us.open(t).(interface {
+				net.Listener
+				SetDeadline(at time.Time) error
+			})
 			if ln.Addr().Network() != "tcp" || ln.Addr().(*net.TCPAddr).Port == 0 {
 				t.Errorf("Addr is %v", ln.Addr())
 			}
-			if _, err := stack.Listen("tcp", ln.Addr().String()); !errors.Is(err, unix.EADDRINUSE) {
+			if _, err := f.Listen("tcp", ln.Addr().String()); !errors.Is(err, unix.EADDRINUSE) {
 				t.Errorf("a second listener: %v", err)
 			}
 

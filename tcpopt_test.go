@@ -22,7 +22,7 @@ import (
 func eachPair(t *testing.T, f func(t *testing.T, lab *netlab.Lab, stack *xdpd.Stack, ours *xdpd.TCPConn, theirs *net.TCPConn)) {
 	t.Run("accepted", func(t *testing.T) {
 		lab, stack := engine(t, netlab.Options{})
-		ours, theirs := pair(t, lab, listenTCP(t, stack))
+		ours, theirs := pair(t, lab, listenTCP(t, stack, stack))
 		theirs.SetDeadline(time.Now().Add(2 * patience))
 		f(t, lab, stack, ours.(*xdpd.TCPConn), theirs.(*net.TCPConn))
 	})
@@ -325,7 +325,7 @@ func (zeros) Read(b []byte) (int, error) {
 // matter; that it comes back, and leaves nothing behind, does.
 func TestAllAtOnce(t *testing.T) {
 	_, stack, roles := bothWays(t, netlab.Options{})
-	for _, r := range roles {
+	for _, r := range roles[:2] { // a client's connections have fewer methods
 		t.Run(r.name, func(t *testing.T) {
 			ln := r.server.open(t)
 			for round := range 30 {

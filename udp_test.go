@@ -8,6 +8,7 @@ import (
 	"slices"
 	"testing"
 
+	"xdpd"
 	"xdpd/internal/netlab"
 	"xdpd/internal/seeds"
 	"xdpd/sockets"
@@ -37,15 +38,24 @@ func TestUDPEcho(t *testing.T) {
 	for _, mtu := range []int{1500, 576, 3000, 9000, 65535} {
 		for _, offload := range []bool{false, true} {
 			t.Run(fmt.Sprintf("MTU%d/offload=%v", mtu, offload), func(t *testing.T) {
-				testUDPEcho(t, netlab.Options{MTU: mtu, TxOffload: offload})
+				o := netlab.Options{MTU: mtu, TxOffload: offload}
+				lab, stack := engine(t, o)
+				testUDPEcho(t, o, lab, stack, stack)
 			})
 		}
 	}
 }
 
-func testUDPEcho(t *testing.T, o netlab.Options) {
+// TestClientUDPEcho is the same over a daemon.
+func TestClientUDPEcho(t *testing.T) {
+	o := netlab.Options{MTU: 1500}
 	lab, stack := engine(t, o)
-	_, to := echo(t, lab, stack)
+	_, path := daemon(t, stack, nil)
+	testUDPEcho(t, o, lab, stack, client(t, path))
+}
+
+func testUDPEcho(t *testing.T, o netlab.Options, lab *netlab.Lab, stack *xdpd.Stack, f netFace) {
+	_, to := echoFace(t, lab, f)
 	c := kernelUDP(t, lab.Peer, netip.AddrPort{}, to)
 	seed := seeds.One(t)
 	r := rand.New(rand.NewPCG(seed, 0))

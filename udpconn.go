@@ -3,6 +3,7 @@ package xdpd
 import (
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -150,15 +151,27 @@ func openUDPEnd(h *sockets.Host, local, remote netip.AddrPort, now int64) (socke
 
 // ReadFromUDPAddrPort reads a datagram into b without allocating. What does not fit is cut off.
 func (c *UDPConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
+	d, err := c.read(b)
+	return d.N, d.Src, err
+}
+
+// ReadStamped is ReadFromUDPAddrPort that says, too, when the datagram was received (MetadataOn), as SO_TIMESTAMPING
+// does; 0: nobody knows.
+func (c *UDPConn) ReadStamped(b []byte) (int, netip.AddrPort, Stamp, error) {
+	d, err := c.read(b)
+	return d.N, d.Src, d.At, err
+}
+
+func (c *UDPConn) read(b []byte) (sockets.Datagram, error) {
 	for waited := false; ; waited = true {
 		if err := c.check(&c.rd); err != nil {
-			return 0, netip.AddrPort{}, c.fail("read", err)
+			return sockets.Datagram{}, c.fail("read", err)
 		}
 		for _, e := range c.ends {
 			h, _, ok := e.r.Enter()
 			if !ok {
 				e.r.Leave()
-				return 0, netip.AddrPort{}, c.fail("read", c.endError())
+				return sockets.Datagram{}, c.fail("read", c.endError())
 			}
 			d, errno := h.UDPRecv(e.s, b)
 			e.r.Leave()
@@ -168,11 +181,11 @@ func (c *UDPConn) ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error) {
 				if d.More || waited && len(c.ends) > 1 {
 					token(c.readable)
 				}
-				return d.N, d.Src, nil
+				return d, nil
 			case sockets.EAGAIN:
 			default:
 				token(c.readable) // there may be datagrams behind the error
-				return 0, netip.AddrPort{}, c.failErrno("read", errno)
+				return sockets.Datagram{}, c.failErrno("read", errno)
 			}
 		}
 		<-c.readable
@@ -294,10 +307,18 @@ func (c *UDPConn) closeEnds() {
 func opError(op, network string, local, remote netip.AddrPort, err error) error {
 	e := &net.OpError{Op: op, Net: network, Err: err}
 	if local.IsValid() {
-		e.Source = net.UDPAddrFromAddrPort(local)
+		e.Source = netAddrOf(network, local)
 	}
 	if remote.IsValid() {
-		e.Addr = net.UDPAddrFromAddrPort(remote)
+		e.Addr = netAddrOf(network, remote)
 	}
 	return e
+}
+
+// netAddrOf is an address as package net has it.
+func netAddrOf(network string, a netip.AddrPort) net.Addr {
+	if strings.HasPrefix(network, "tcp") {
+		return net.TCPAddrFromAddrPort(a)
+	}
+	return net.UDPAddrFromAddrPort(a)
 }

@@ -47,11 +47,17 @@ const (
 // Arrangement says who runs the NAPI of the interface's queues.
 type Arrangement = reactor.Arrangement
 
-// The arrangements. AutoNAPI changes between the other two, to whichever moves more packets at the present load.
+// The arrangements. AutoNAPI changes between SoftirqNAPI and DriveNAPI, to whichever moves more packets at the present load.
+// SuspendNAPI is for devices with interrupts whose driver tells which NAPI is a queue's: while there are packets the kernel
+// polls it from the reactor's epoll_wait, which interrupts no more (Linux 6.13). ThreadedNAPI has a thread of the kernel
+// run it (Linux 6.17).
 const (
 	AutoNAPI    = reactor.AutoNAPI
 	SoftirqNAPI = reactor.SoftirqNAPI
 	DriveNAPI   = reactor.DriveNAPI
+	SuspendNAPI = reactor.SuspendNAPI
+
+	ThreadedNAPI = reactor.ThreadedNAPI
 )
 
 // Config says on which interface the engine runs and as whom. Interface and, without Share, Addrs are required; the zero
@@ -86,6 +92,8 @@ type Config struct {
 	// its peer gets frames with the sum of the pseudo-header, as from any kernel, and must be a kernel, or expect them.
 	NoTXChecksum bool
 
+	RXMetadata RXMetadata // what to ask the driver about received frames besides their bytes
+
 	MaxSpin time.Duration // how long an idle reactor polls before it sleeps (default 50 µs); negative: it never sleeps
 	// Reactors is how many goroutines run the queues' stacks (default one for each queue); Stack.Resize changes it.
 	Reactors int
@@ -96,8 +104,8 @@ type Config struct {
 	// Stalled is told of turns that take longer than 10 ms: a handler blocks. It must not block itself.
 	Stalled func(reactor.Stall)
 
-	// NAPI says who runs the queue's NAPI, on a veth with the native program and untagged frames (Linux 6.13): elsewhere it is
-	// the kernel, and DriveNAPI an error. What is changed for it on the device is restored when the engine stops, or, if it is
+	// NAPI says who runs the queues' NAPIs. The reactor can on a veth with the native program and untagged frames (Linux 6.13):
+	// elsewhere AutoNAPI is SoftirqNAPI, and DriveNAPI an error. What is changed for it on the device is restored when the engine stops, or, if it is
 	// killed, by Restore, which the next Open calls as well. JournalDir is where that is written down (default /run/xdpd).
 	NAPI       Arrangement
 	JournalDir string
@@ -113,7 +121,7 @@ type Config struct {
 	Grant string
 
 	// Opened is called when all that takes privilege is done, before the first frame is looked at: the place to give it up. Its
-	// error is Open's. Afterwards the engine needs no privilege (AutoNAPI is SoftirqNAPI then), but for DriveNAPI; a Share that
+	// error is Open's. Afterwards the engine needs no privilege (AutoNAPI is SoftirqNAPI then), but for the other NAPI arrangements; a Share that
 	// cannot ask the kernel for a neighbour any more sends the neighbour an empty datagram to port 9 (discard).
 	Opened func() error
 
@@ -139,14 +147,16 @@ func (c *Config) defaults() error {
 		return errors.New("xdpd: an empty list of queues; nil means all of them")
 	case c.Grant != "" && c.Dispatch == AlwaysDispatch:
 		return errors.New("xdpd: Grant does not go with AlwaysDispatch: a Granter's program is alone on its interface")
-	case c.Grant != "" && c.NAPI == DriveNAPI:
-		return errors.New("xdpd: Grant does not go with DriveNAPI, which takes CAP_NET_ADMIN")
+	case c.Grant != "" && c.NAPI > SoftirqNAPI:
+		return fmt.Errorf("xdpd: Grant does not go with NAPI arrangement %v, which takes CAP_NET_ADMIN", c.NAPI)
 	case c.Dispatch > NeverDispatch:
 		return fmt.Errorf("xdpd: dispatch %d; there are AutoDispatch, AlwaysDispatch and NeverDispatch", c.Dispatch)
 	case c.Priority < 0:
 		return fmt.Errorf("xdpd: priority %d; they begin with 1", c.Priority)
-	case c.NAPI > DriveNAPI:
-		return fmt.Errorf("xdpd: NAPI arrangement %d; there are AutoNAPI, SoftirqNAPI and DriveNAPI", c.NAPI)
+	case c.RXMetadata > MetadataOff:
+		return fmt.Errorf("xdpd: RX metadata %d; there are AutoMetadata, MetadataOn and MetadataOff", c.RXMetadata)
+	case c.NAPI > ThreadedNAPI:
+		return fmt.Errorf("xdpd: NAPI arrangement %d; there are AutoNAPI, SoftirqNAPI, DriveNAPI, SuspendNAPI and ThreadedNAPI", uint8(c.NAPI))
 	case c.Reactors < 0 || len(c.Queues) > 0 && c.Reactors > len(c.Queues):
 		return fmt.Errorf("xdpd: %d reactors for %d queues: there can be 1 to %d", c.Reactors, len(c.Queues), len(c.Queues))
 	}
@@ -190,14 +200,22 @@ func zeroCopyMTU(driver string, chunk int) int {
 	return sockets.MaxMTU(rings.ZeroCopyRoom(driver, chunk)+umem.Headroom, 1)
 }
 
-// tooLong is why packets of the MTU cannot be received in zero copy into frames of chunk bytes; "": they can.
-func tooLong(iface, driver string, mtu, chunk int) string {
-	most := zeroCopyMTU(driver, chunk)
-	if mtu <= most {
-		return ""
+// fitZeroCopy limits the frames that a packet may have, in any mode, to the segs that the driver sends in zero copy
+// (xdp-zc-max-segs; 0: not told, and with 1 it refuses the socket), where these hold the MTU. notZeroCopy is why the MTU does not
+// go with zero copy.
+func fitZeroCopy(dev device, chunk, frames, segs int) (packet int, notZeroCopy string) {
+	most := zeroCopyMTU(dev.driver, chunk)
+	switch {
+	case frames == 1 && dev.mtu > most:
+		return 1, fmt.Sprintf("zero copy of %s receives packets of an MTU up to %d into frames of %d bytes; the MTU is %d", dev.driver, most, chunk, dev.mtu)
+	case frames == 1 || segs < 2:
+		return frames, ""
 	}
-	return fmt.Sprintf("zero copy of %s receives packets of an MTU up to %d into frames of %d bytes; interface %s has MTU %d",
-		driver, most, chunk, iface, mtu)
+	if most = sockets.MaxMTU(chunk, segs); dev.mtu > most {
+		return frames, fmt.Sprintf("zero copy of %s sends packets of %d frames at most (xdp-zc-max-segs), which hold an MTU up to %d; the MTU is %d",
+			dev.driver, segs, most, dev.mtu)
+	}
+	return min(frames, segs), ""
 }
 
 // chunkFor chooses the frame size for an MTU, and how many frames a packet may consist of: one if one can hold it. The mode

@@ -25,6 +25,7 @@ import (
 type contender struct {
 	name   string
 	source string   // beside this file: what it is built from; "": it is this program
+	app    string   // the same of the application that this program serves
 	args   []string // before the work
 	kernel bool     // it serves on the interface's own address
 	noGSO  bool     // on an interface without segmentation offload
@@ -33,6 +34,9 @@ type contender struct {
 var contenders = []contender{
 	{name: "xdpd"},
 	{name: "xdpd-net"},
+	{name: "client-net"},
+	{name: "client-ring"},
+	{name: "client-c", app: "peers/client.c"},
 	{name: "raw", kernel: true},
 	{name: "asavie"},
 	{name: "net", kernel: true},

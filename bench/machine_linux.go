@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -22,7 +23,26 @@ type clocks struct {
 	all  time.Duration // userTime
 }
 
+// readClocks reads those of a process and its children: a daemon has its application.
 func readClocks(pid int) (c clocks, err error) {
+	if c, err = readClock(pid); err != nil {
+		return c, err
+	}
+	for _, child := range offspring(pid) {
+		of, err := readClock(child)
+		if err != nil {
+			return c, err
+		}
+		c.cpu, c.user = c.cpu+of.cpu, c.user+of.user
+	}
+	if c.all, err = userTime(); err != nil {
+		return c, err
+	}
+	c.at = time.Now()
+	return c, nil
+}
+
+func readClock(pid int) (c clocks, err error) {
 	if c.cpu, err = cpuTime(pid); err != nil {
 		return c, err
 	}
@@ -31,14 +51,22 @@ func readClocks(pid int) (c clocks, err error) {
 	if err != nil {
 		return c, err
 	}
-	if c.user, err = ticks(string(text[bytes.LastIndexByte(text, ')')+1:]), 11); err != nil {
-		return c, err
+	c.user, err = ticks(string(text[bytes.LastIndexByte(text, ')')+1:]), 11)
+	return c, err
+}
+
+// offspring lists the processes that threads of a process started (proc_pid_task(5), children).
+func offspring(pid int) (list []int) {
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, f := range files {
+		text, _ := os.ReadFile(f) // a thread may have ended
+		for _, field := range strings.Fields(string(text)) {
+			if n, err := strconv.Atoi(field); err == nil {
+				list = append(list, n)
+			}
+		}
 	}
-	if c.all, err = userTime(); err != nil {
-		return c, err
-	}
-	c.at = time.Now()
-	return c, nil
+	return list
 }
 
 // userTime is how long the CPUs ran user mode code, or were taken away by the hypervisor. System time is left out: what

@@ -41,6 +41,9 @@ func run(args []string) error {
 	if len(args) > 0 && args[0] == "-serve" {
 		return serve(ctx, args[1:])
 	}
+	if len(args) > 0 && args[0] == "-app" {
+		return runApp(ctx, args[1:])
+	}
 	if len(args) > 0 && args[0] == "-crowd" {
 		return runCrowd(args[1:])
 	}

@@ -125,12 +125,19 @@ func (b *bench) measure(ctx context.Context, m *measurement, c *contender) (got 
 	if err != nil {
 		return got, fmt.Errorf("%w build: %w", errCannot, err)
 	}
+	more := m.serve
+	if c.app != "" {
+		app, err := b.builder.program(ctx, c.app)
+		if err != nil {
+			return got, fmt.Errorf("%w build: %w", errCannot, err)
+		}
+		more = slices.Concat(more, []string{"-app", app})
+	}
 	lab, err := newLab(ctx, m, c)
 	if err != nil {
 		return got, err
 	}
 	defer func() { err = errors.Join(err, lab.Close()) }()
-	more := m.serve
 	if b.profile != "" && c.name == b.rows[0].one {
 		more = slices.Concat(more, []string{"-cpuprofile", b.profile})
 	}

@@ -101,6 +101,10 @@ var rows = slices.Concat(
 	against("udp-rtt", "udp-rtt", p99, "xdpd", goal{"net", .15, .13}),
 	against("tcp-rr", "tcp-rr", rate, "xdpd", goal{"kernel-c", 1.5, 2}, goal{"gvisor", 5, 8}, goal{"uring", 0, 0}, goal{"net", 0, 0}, anyAsavie),
 	against("tcp-rr-kernel", "tcp-rr-kernel", rate, "xdpd", goal{"kernel-c", 0, 0}, goal{"net", 0, 0}),
+	clients("client-net", "xdpd-net", "net"), clients("client-ring", "xdpd", "kernel-c", "uring"), clients("client-c", "xdpd", "kernel-c", "uring"),
+	against("client-bulk-in", "bulk-1500-in", rate, "client-net", goal{"xdpd-net", 0, 0}, goal{"kernel-c-nogso", 0, 0}),
+	against("client-bulk-out", "bulk-1500-out", rate, "client-net", goal{"xdpd-net", 0, 0}, goal{"kernel-c-nogso", 0, 0}),
+	against("client-http", "http", rate, "client-net", goal{"xdpd-net", 0, 0}, goal{"net", 0, 0}),
 	against("http", "http", rate, "xdpd-net", goal{"net", 1.2, 1.5}, goal{"gvisor", 3, 4}),
 	against("tcp-accept", "tcp-accept", rate, "xdpd", goal{"kernel-c", 2, 4}, anyAsavie, anyGvisor),
 	against("tcp-accept-kernel", "tcp-accept-kernel", rate, "xdpd", goal{"kernel-c", 0, 0}),
@@ -134,6 +138,15 @@ func against(name, on string, q quantity, one string, goals ...goal) []row {
 		out = append(out, row{name: name, on: on, q: q, one: one, other: g.other, target: g.target, stretch: g.stretch})
 	}
 	return out
+}
+
+// clients are rows of an application in a process of its own, against who does its work in his own.
+func clients(one string, others ...string) []row {
+	var goals []goal
+	for _, name := range others {
+		goals = append(goals, goal{other: name})
+	}
+	return slices.Concat(against(one+"-rtt", "udp-rtt", p50, one, goals...), against(one+"-window", "udp-window", rate, one, goals...))
 }
 
 func bulk(name string) []row {

@@ -30,6 +30,7 @@ type serveOptions struct {
 	ports   uint
 	rules   uint
 	profile string
+	app     string
 }
 
 // counters is what a server says at its end. Those of peers in C and of other modules may leave fields out.
@@ -58,6 +59,12 @@ var serveFuncs = map[string]map[string]serveFunc{
 		"udp-echo": serveNetFace, "tcp-echo": serveNetFace, "tcp-accept": serveNetFace, "tcp-sink": serveNetFace,
 		"tcp-source": serveNetFace, "http": serveNetFace,
 	},
+	"client-net": {
+		"udp-echo": serveClient("client-net"), "tcp-echo": serveClient("client-net"), "tcp-sink": serveClient("client-net"),
+		"tcp-source": serveClient("client-net"), "http": serveClient("client-net"),
+	},
+	"client-ring": {"udp-echo": serveClient("client-ring")},
+	"client-c":    {"udp-echo": serveClient("client-c")},
 	"asavie": {
 		"udp-echo": serveAsavie, "tcp-echo": serveAsavie, "tcp-accept": serveAsavie, "tcp-sink": serveAsavie,
 		"tcp-source": serveAsavie,
@@ -79,6 +86,7 @@ func serve(ctx context.Context, args []string) error {
 	f.UintVar(&o.ports, "ports", 1, "serve so many UDP ports from -port on, each by a socket (xdpd, udp-echo)")
 	f.UintVar(&o.rules, "rules", 0, "share the kernel's address, with so many ports in the steering program (xdpd)")
 	f.StringVar(&o.profile, "cpuprofile", "", "file")
+	f.StringVar(&o.app, "app", "", "program that does the work over rings of this process's engine (client-c)")
 	if len(args) == 0 || serveFuncs[args[0]] == nil {
 		return fmt.Errorf("-serve %s: no such server", strings.Join(args, " "))
 	}

@@ -22,7 +22,7 @@ import (
 
 // TestMain lets the test's own binary be the servers that the bench starts, and the bench.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && slices.Contains([]string{"-serve", "-crowd", "table"}, os.Args[1]) {
+	if len(os.Args) > 1 && slices.Contains([]string{"-serve", "-app", "-crowd", "table"}, os.Args[1]) {
 		main()
 		return
 	}
@@ -93,14 +93,14 @@ func checkCounts(t *testing.T, name string, s sample) {
 }
 
 func TestWindow(t *testing.T) {
-	got := measured(t, measurementOf("udp-window"), "xdpd", "xdpd-net", "asavie", "kernel-c", "net")
+	got := measured(t, measurementOf("udp-window"), "xdpd", "xdpd-net", "asavie", "kernel-c", "net", "client-net", "client-ring", "client-c")
 	for name, s := range got {
 		checkCounts(t, name, s)
 		if s.load.p50 <= 0 || s.load.p99 < s.load.p50 {
 			t.Errorf("%s: p50 %f µs, p99 %f µs", name, s.load.p50, s.load.p99)
 		}
 	}
-	for _, name := range []string{"xdpd", "xdpd-net", "asavie"} {
+	for _, name := range []string{"xdpd", "xdpd-net", "asavie", "client-net", "client-ring", "client-c"} {
 		if c := got[name].counters; c.Mode != "copy, native" || c.ARP == 0 || c.Syscalls == 0 {
 			t.Errorf("%s: mode %q, %d ARP frames, %d system calls", name, c.Mode, c.ARP, c.Syscalls)
 		}

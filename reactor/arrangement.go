@@ -4,12 +4,16 @@ package reactor
 type Arrangement uint8
 
 const (
-	AutoNAPI    Arrangement = iota // whoever moves more packets, by trial
-	SoftirqNAPI                    // the kernel: on veth, within the sender's system call
-	DriveNAPI                      // the loop, whenever it is awake
+	AutoNAPI     Arrangement = iota // whoever moves more packets, by trial
+	SoftirqNAPI                     // the kernel: on veth, within the sender's system call
+	DriveNAPI                       // the loop, whenever it is awake
+	SuspendNAPI                     // the kernel, from the loop's epoll_wait while there are packets, else by interrupts
+	ThreadedNAPI                    // a thread of the kernel's
 )
 
-func (a Arrangement) String() string { return [...]string{"auto", "softirq", "drive"}[a] }
+func (a Arrangement) String() string {
+	return [...]string{"auto", "softirq", "drive", "suspend", "threaded"}[a]
+}
 
 // arranger chooses an arrangement by trial. Which one is better does not show in the load: a window of one packet and one
 // of 64 from as many sockets both come one packet a turn, and to drive the NAPI loses a sixth of the one and wins a third

@@ -1,10 +1,12 @@
 package reactor_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"syscall"
+	"time"
 
 	"xdpd/internal/simnet"
 	"xdpd/proto"
@@ -74,12 +76,89 @@ const (
 	equivB = proto.Addr(0x0a010002)
 )
 
+// equivHost and equivPoller are what a script needs of the sockets under test: a Host and a Poller have it, and both over a ring.
+type equivHost interface {
+	TCPListen(local proto.Addr, port uint16) (sockets.Handle, sockets.Errno)
+	TCPDial(local proto.Addr, lport uint16, remote proto.Addr, port uint16, now int64) (sockets.Handle, sockets.Errno)
+	TCPAccept(s sockets.Handle) (sockets.Handle, sockets.Errno)
+	TCPRead(s sockets.Handle, dst []byte, now int64) (int, sockets.Errno)
+	TCPWrite(s sockets.Handle, p []byte, now int64) (int, sockets.Errno)
+	TCPShutdown(s sockets.Handle, now int64) sockets.Errno
+	TCPShutdownRead(s sockets.Handle, now int64) sockets.Errno
+	TCPAbort(s sockets.Handle, now int64) sockets.Errno
+	UDPBind(local proto.Addr, port uint16) (sockets.Handle, sockets.Errno)
+	UDPConnect(s sockets.Handle, remote proto.Addr, port uint16) sockets.Errno
+	UDPRecv(s sockets.Handle, dst []byte) (sockets.Datagram, sockets.Errno)
+	UDPSend(s sockets.Handle, payload []byte, dst netip.AddrPort, now int64) sockets.Errno
+	Close(s sockets.Handle, now int64) sockets.Errno
+}
+
+type equivPoller interface {
+	Add(s sockets.Handle, mask sockets.Ready, data uint64) error
+	Mod(s sockets.Handle, mask sockets.Ready, data uint64) error
+	Del(s sockets.Handle) error
+	Wait(buf []reactor.Event, timeout time.Duration) (int, error)
+}
+
+// equivRingFace is A's sockets over a ring, as another process has them. Its reactor does a turn for each operation, as one that sleeps.
+type equivRingFace struct {
+	q     *reactor.Ring
+	calls *reactor.RingCalls
+	h     *reactor.RingSockets
+	woken chan struct{}
+	done  chan struct{}
+}
+
+func (f *equivRingFace) open(r *reactor.Reactor) {
+	const calls, chunk = 4, 80 << 10
+	layout, err := rings.LayoutRing(2*calls, 4*calls)
+	if err != nil {
+		panic(err)
+	}
+	area, data := rings.NewRingArea(layout), make([]byte, calls*chunk)
+	f.woken, f.done = make(chan struct{}, 1), make(chan struct{})
+	bell := func() {
+		select {
+		case f.woken <- struct{}{}:
+		default:
+		}
+	}
+	f.q, err = reactor.NewRing(r, reactor.RingConfig{SQEntries: 2 * calls, CQEntries: 4 * calls, Sockets: 64, Area: area, Data: data, Bell: bell})
+	if err != nil {
+		panic(err)
+	}
+	binary.NativeEndian.PutUint32(area[384:], 1) // it sleeps
+	c, err := reactor.JoinRing(area, func() { r.Turn() }, f.woken, f.done)
+	if err != nil {
+		panic(err)
+	}
+	f.calls = reactor.NewRingCalls(c, data, calls, chunk, errEquivClosed)
+	f.h = reactor.NewRingSockets(f.calls)
+}
+
+var errEquivClosed = errors.New("the ring is closed")
+
+func (f *equivRingFace) poller() *reactor.RingPoller {
+	p, err := f.h.NewPoller()
+	if err != nil {
+		panic(err)
+	}
+	return p
+}
+
+func (f *equivRingFace) close() {
+	f.q.Close()
+	close(f.done)
+	f.calls.Drain()
+}
+
 // ourTwin runs scripts over two of our hosts.
 type ourTwin struct {
 	memory [2][]byte
 	clock  *simnet.Clock
 	a, b   *equivEnd
-	p      [equivEps]*reactor.Poller
+	p      [equivEps]equivPoller
+	ring   *equivRingFace             // of A; nil: its Host itself
 	socks  [equivSocks]sockets.Handle // of A
 	peers  [equivSocks]sockets.Handle // of B
 	lis    sockets.Handle             // B's listener
@@ -96,7 +175,10 @@ func newOurTwin() *ourTwin {
 }
 
 // on calls f with the Host of one side.
-func (w *ourTwin) on(e *equivEnd, f func(h *sockets.Host, now int64) syscall.Errno) syscall.Errno {
+func (w *ourTwin) on(e *equivEnd, f func(h equivHost, now int64) syscall.Errno) syscall.Errno {
+	if e == w.a && w.ring != nil {
+		return f(w.ring.h, 0)
+	}
 	h, now, ok := e.r.Enter()
 	if !ok {
 		panic("the reactor stopped")
@@ -128,16 +210,21 @@ func (w *ourTwin) begin() (err error) {
 	w.a, w.b = newEquivEnd(w.clock, equivA, w.memory[0]), newEquivEnd(w.clock, equivB, w.memory[1])
 	w.a.other, w.b.other = w.b, w.a
 	w.settle()
+	if w.ring != nil {
+		w.ring.open(w.a.r)
+	}
 	for i := range w.p {
-		w.p[i] = reactor.NewPoller(w.a.r)
+		if w.p[i] = equivPoller(reactor.NewPoller(w.a.r)); w.ring != nil {
+			w.p[i] = w.ring.poller()
+		}
 	}
 	clear(w.socks[:])
 	clear(w.peers[:])
-	errno := w.on(w.a, func(h *sockets.Host, _ int64) (errno syscall.Errno) {
+	errno := w.on(w.a, func(h equivHost, _ int64) (errno syscall.Errno) {
 		w.socks[listenerID], errno = h.TCPListen(0, 80)
 		return errno
 	})
-	errno += w.on(w.b, func(h *sockets.Host, _ int64) (errno syscall.Errno) {
+	errno += w.on(w.b, func(h equivHost, _ int64) (errno syscall.Errno) {
 		w.lis, errno = h.TCPListen(0, 81)
 		for id := udpFree; id < firstTCP && errno == 0; id++ {
 			w.peers[id], errno = h.UDPBind(0, uint16(90+id))
@@ -157,6 +244,9 @@ func (w *ourTwin) begin() (err error) {
 }
 
 func (w *ourTwin) end() {
+	if w.ring != nil {
+		w.ring.close()
+	}
 	for _, e := range []*equivEnd{w.a, w.b} {
 		if err := e.r.Close(); err != nil {
 			panic(err)
@@ -165,7 +255,7 @@ func (w *ourTwin) end() {
 }
 
 func (w *ourTwin) openUDP(id int) syscall.Errno {
-	return w.on(w.a, func(h *sockets.Host, _ int64) (errno syscall.Errno) {
+	return w.on(w.a, func(h equivHost, _ int64) (errno syscall.Errno) {
 		w.socks[id], errno = h.UDPBind(0, uint16(70+id))
 		port := uint16(90 + id)
 		if id == udpDead {
@@ -198,13 +288,13 @@ func (w *ourTwin) step(o op) syscall.Errno {
 func (w *ourTwin) do(o op) syscall.Errno {
 	switch o.do {
 	case "brecvall", "bsend", "bshut", "bclose", "breset", "bread":
-		return w.on(w.b, func(h *sockets.Host, now int64) syscall.Errno { return w.tcp(h, now, w.peers[o.id], o) })
+		return w.on(w.b, func(h equivHost, now int64) syscall.Errno { return w.tcp(h, now, w.peers[o.id], o) })
 	case "gram":
-		return w.on(w.b, func(h *sockets.Host, now int64) syscall.Errno {
+		return w.on(w.b, func(h equivHost, now int64) syscall.Errno {
 			return h.UDPSend(w.peers[o.id], w.buf[:o.n%1400], netip.AddrPortFrom(equivA.Netip(), uint16(70+o.id)), now)
 		})
 	case "arrive":
-		return w.on(w.b, func(h *sockets.Host, now int64) (errno syscall.Errno) {
+		return w.on(w.b, func(h equivHost, now int64) (errno syscall.Errno) {
 			w.peers[o.id], errno = h.TCPDial(0, 0, equivA, 80, now)
 			return errno
 		})
@@ -215,14 +305,14 @@ func (w *ourTwin) do(o op) syscall.Errno {
 	case "connect":
 		return w.connect(o)
 	case "reopen":
-		w.on(w.a, func(h *sockets.Host, now int64) syscall.Errno { return h.Close(w.socks[o.id], now) })
+		w.on(w.a, func(h equivHost, now int64) syscall.Errno { return h.Close(w.socks[o.id], now) })
 		return w.openUDP(o.id)
 	}
-	return w.on(w.a, func(h *sockets.Host, now int64) syscall.Errno { return w.doA(h, now, o) })
+	return w.on(w.a, func(h equivHost, now int64) syscall.Errno { return w.doA(h, now, o) })
 }
 
 // doA does what A does alone.
-func (w *ourTwin) doA(h *sockets.Host, now int64, o op) (errno syscall.Errno) {
+func (w *ourTwin) doA(h equivHost, now int64, o op) (errno syscall.Errno) {
 	switch o.do {
 	case "add":
 		return errnoOf(w.p[o.ep].Add(w.socks[o.id], o.mask, o.data))
@@ -249,7 +339,7 @@ func (w *ourTwin) doA(h *sockets.Host, now int64, o op) (errno syscall.Errno) {
 }
 
 // tcp does what either end does to a connection.
-func (w *ourTwin) tcp(h *sockets.Host, now int64, s sockets.Handle, o op) (errno syscall.Errno) {
+func (w *ourTwin) tcp(h equivHost, now int64, s sockets.Handle, o op) (errno syscall.Errno) {
 	switch o.do[1:] {
 	case "send":
 		_, errno = h.TCPWrite(s, w.buf[:o.n], now)
@@ -280,7 +370,7 @@ func (w *ourTwin) tcp(h *sockets.Host, now int64, s sockets.Handle, o op) (errno
 }
 
 // dial begins a connection from A, and adds it to a poller if the step says so.
-func (w *ourTwin) dial(h *sockets.Host, now int64, o op, port uint16) (errno syscall.Errno) {
+func (w *ourTwin) dial(h equivHost, now int64, o op, port uint16) (errno syscall.Errno) {
 	if w.socks[o.id], errno = h.TCPDial(0, 0, equivB, port, now); errno == 0 && o.pre {
 		errno = errnoOf(w.p[o.ep].Add(w.socks[o.id], o.mask, o.data))
 	}
@@ -288,9 +378,9 @@ func (w *ourTwin) dial(h *sockets.Host, now int64, o op, port uint16) (errno sys
 }
 
 func (w *ourTwin) connect(o op) syscall.Errno {
-	errno := w.on(w.a, func(h *sockets.Host, now int64) syscall.Errno { return w.dial(h, now, o, 81) })
+	errno := w.on(w.a, func(h equivHost, now int64) syscall.Errno { return w.dial(h, now, o, 81) })
 	w.settle()
-	return errno + w.on(w.b, func(h *sockets.Host, now int64) (errno syscall.Errno) {
+	return errno + w.on(w.b, func(h equivHost, now int64) (errno syscall.Errno) {
 		w.peers[o.id], errno = h.TCPAccept(w.lis)
 		return errno
 	})
@@ -299,7 +389,7 @@ func (w *ourTwin) connect(o op) syscall.Errno {
 // fill writes until nothing more goes, however long it waits.
 func (w *ourTwin) fill(o op) syscall.Errno {
 	for any := true; any; w.settle() {
-		any = w.on(w.a, func(h *sockets.Host, now int64) (errno syscall.Errno) {
+		any = w.on(w.a, func(h equivHost, now int64) (errno syscall.Errno) {
 			for total := 0; ; {
 				n, errno := h.TCPWrite(w.socks[o.id], w.buf[:], now)
 				if total += n; errno != 0 && total > 0 {
@@ -316,7 +406,7 @@ func (w *ourTwin) fill(o op) syscall.Errno {
 // drain reads until nothing more comes, however long it waits.
 func (w *ourTwin) drain(o op) syscall.Errno {
 	for got := 1; got > 0; w.settle() {
-		w.on(w.b, func(h *sockets.Host, now int64) (errno syscall.Errno) {
+		w.on(w.b, func(h equivHost, now int64) (errno syscall.Errno) {
 			got, errno = h.TCPRead(w.peers[o.id], w.buf[:], now)
 			return errno
 		})

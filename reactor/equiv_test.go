@@ -416,13 +416,21 @@ func runScript(seed uint64, ours, kernel twin, cov *coverage) error {
 }
 
 // TestPollerIsEpoll: random scripts over Linux and over ours report the same. XDPD_SEED repeats one.
-func TestPollerIsEpoll(t *testing.T) {
+func TestPollerIsEpoll(t *testing.T) { testIsEpoll(t, 20_000, newOurTwin()) }
+
+// TestRingPollerIsEpoll is the same for sockets and pollers over a ring, those of an application in another process.
+func TestRingPollerIsEpoll(t *testing.T) {
+	ours := newOurTwin()
+	ours.ring = &equivRingFace{}
+	testIsEpoll(t, 500, ours)
+}
+
+func testIsEpoll(t *testing.T, scripts int, ours *ourTwin) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	first, runs := seeds.Range(t, 20_000)
+	first, runs := seeds.Range(t, scripts)
 	cov := &coverage{steps: map[string]int{}}
-	ours := newOurTwin()
 	inKernelTwin(t, func(kernel twin) {
 		seeds.Each(t, first, runs, func(seed uint64) error { return runScript(seed, ours, kernel, cov) })
 	})

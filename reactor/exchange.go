@@ -127,6 +127,9 @@ func (r *Reactor) exchange() {
 		}
 		r.with[f] = umem.Free
 	}
+	if r.epoll != nil {
+		r.epoll.forget()
+	}
 	r.port, r.inFill, r.inTX, r.downUntil = port, 0, 0, 0
 	r.counters.Exchanges++
 	e.done <- nil

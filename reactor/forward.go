@@ -331,7 +331,7 @@ func (f *Forwarder) receiveOne(q *forwardQueue, d rings.Desc, now int64) {
 		pool.Put(x, umem.RX)
 		return
 	}
-	if off < umem.Headroom || int(d.Len) > pool.Region().ChunkSize()-off {
+	if off < earliest || int(d.Len) > pool.Region().ChunkSize()-max(off, umem.Headroom) {
 		q.counters.RxBadDesc++
 		pool.Put(x, umem.RX)
 		return

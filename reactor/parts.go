@@ -45,7 +45,7 @@ func (r *Reactor) receivePart(d rings.Desc, now int64) {
 func (r *Reactor) addPart(f umem.Frame, d rings.Desc) {
 	p := &r.parts
 	off := int(d.Addr - r.pool.Region().Addr(f))
-	inside := off >= umem.Headroom && d.Len > 0 && int64(d.Len) <= int64(r.pool.Region().ChunkSize()-off)
+	inside := off >= earliest && d.Len > 0 && int64(d.Len) <= int64(r.pool.Region().ChunkSize()-off)
 	if p.bad || !inside || p.n == r.host.PacketFrames() {
 		p.bad = true
 		r.pool.Put(f, umem.RX)

@@ -34,15 +34,17 @@ const exclusiveOK = sockets.In | sockets.Out | sockets.Err | sockets.Hup | EdgeT
 //
 // A poller cannot be in a poller: what is added is the Handle of a socket, and a Poller has none.
 type Poller struct {
-	r       *Reactor
-	id      uint16 // 1 + its index in Reactor.pollers
-	ready   readyList
-	closed  bool
-	due     bool // in Reactor.due
-	handler Handler
-	name    *string // of the handler
-	batch   []Event // scratch of serve
-	looked  uint64  // sockets that were asked whether they are ready
+	r         *Reactor
+	id        uint16 // 1 + its index in Reactor.pollers
+	ready     readyList
+	closed    bool
+	due       bool // in Reactor.due
+	handler   Handler
+	ring      *Ring // whose requests wait; nil: goroutines do
+	ringEpoll *epoll
+	name      *string // of the handler
+	batch     []Event // scratch of serve
+	looked    uint64  // sockets that were asked whether they are ready
 
 	wmu     sync.Mutex // guards what follows; taken last, for a moment
 	waiting waitList
@@ -75,9 +77,13 @@ var (
 
 // NewPoller makes a poller for sockets of r. The caller does not hold the lock.
 func NewPoller(r *Reactor) *Poller {
-	p := &Poller{r: r}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.newPoller()
+}
+
+func (r *Reactor) newPoller() *Poller {
+	p := &Poller{r: r}
 	i := slices.Index(r.pollers, nil)
 	if i < 0 {
 		i = len(r.pollers)
@@ -103,7 +109,7 @@ func (p *Poller) Add(s sockets.Handle, mask sockets.Ready, data uint64) error {
 	case mask&Exclusive != 0 && mask&^exclusiveOK != 0:
 		return ErrInvalid
 	}
-	if _, ok := p.r.sinks.Get(s); ok {
+	if sink, ok := p.r.sinks.Get(s); ok && (p.ring == nil || sink != Sink(p.ring)) {
 		return ErrExists
 	}
 	if _, w := t.findIn(s, p.id); w != nil {
@@ -183,6 +189,10 @@ func (p *Poller) tell(i ref, w *watch, what sockets.Ready) (woke, taken bool) {
 	if p.handler != nil {
 		p.fallDue()
 		return false, true
+	}
+	if p.ring != nil {
+		taken = p.ring.wakeEpoll(p.ringEpoll)
+		return false, taken && what&(sockets.In|sockets.Out) != sockets.In|sockets.Out
 	}
 	woke = p.wakeOne(wokenByEvent)
 	// What comes as both at once counts for neither (ep_poll_callback).
@@ -325,9 +335,13 @@ func (p *Poller) serve(now int64) bool {
 func (p *Poller) Close() {
 	p.r.Enter()
 	defer p.r.Leave()
+	p.r.dropPoller(p)
+}
+
+func (r *Reactor) dropPoller(p *Poller) {
 	if !p.closed {
 		p.close()
-		p.r.pollers[p.id-1] = nil
+		r.pollers[p.id-1] = nil
 	}
 }
 

@@ -52,28 +52,31 @@ type Reactor struct {
 	pool *umem.Pool
 	host *sockets.Host
 	wake eventFD
-	now  func() int64
+	// epoll is what it sleeps in with SuspendNAPI; else nil.
+	epoll *napiEpoll
+	now   func() int64
 
-	mu      sync.Mutex
-	over    bool  // stopped, and nobody waits on it any more: the loop's
-	asleep  bool  // in ppoll, or about to be: guarded by mu
-	until   int64 // when a sleeping reactor wakes by itself: guarded by mu
-	stopped bool
-	err     error
-	sinks   sockets.Table[Sink] // of sockets that are in no poller
-	watches watchTable          // of those that are in some
-	pollers []*Poller           // nil: a place that is free
-	due     []*Poller           // with a handler, and something ready for it since they were served last
-	dueNow  []*Poller           // scratch of serveDue: the two change places
-	rings   []*Ring
-	tagged  map[uint16]*Ring
-	tag     uint16   // of the last ring
-	first   int      // of the rings that had no time in the last turn
-	freed   []uint32 // scratch of tellFreed
-	events  []sockets.Event
-	refs    []ref       // scratch of tell
-	waits   waitHeap    // goroutines in Wait with a limit
-	serving atomic.Bool // a handler runs
+	mu          sync.Mutex
+	over        bool  // stopped, and nobody waits on it any more: the loop's
+	asleep      bool  // in ppoll, or about to be: guarded by mu
+	until       int64 // when a sleeping reactor wakes by itself: guarded by mu
+	stopped     bool
+	err         error
+	sinks       sockets.Table[Sink] // of sockets that are in no poller, but for a ring's
+	ringPollers int                 // pollers of rings, whose sockets are in them and the ring's as well
+	watches     watchTable          // of those that are in some
+	pollers     []*Poller           // nil: a place that is free
+	due         []*Poller           // with a handler, and something ready for it since they were served last
+	dueNow      []*Poller           // scratch of serveDue: the two change places
+	rings       []*Ring
+	tagged      map[uint16]*Ring
+	tag         uint16   // of the last ring
+	forgotAt    int64    // when what the rings spent was halved
+	freed       []uint32 // scratch of tellFreed
+	events      []sockets.Event
+	refs        []ref       // scratch of tell
+	waits       waitHeap    // goroutines in Wait with a limit
+	serving     atomic.Bool // a handler runs
 
 	poked    atomic.Bool // somebody left work for an awake reactor
 	dozing   atomic.Bool // it sleeps, or is about to and will look at poked once more
@@ -130,6 +133,15 @@ func New(cfg Config) (*Reactor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reactor: %w", err)
 	}
+	var epoll *napiEpoll
+	if cfg.NAPI == SuspendNAPI {
+		if epoll, err = newNAPIEpoll(wake.fd); err != nil {
+			return nil, errors.Join(fmt.Errorf("reactor: %w", err), wake.close())
+		}
+		if cfg.MaxSpin == 0 { // the kernel spins, for what it finds nobody else would bring
+			cfg.MaxSpin = 1
+		}
+	}
 	if cfg.FillFrames == 0 {
 		cfg.FillFrames = min(int(cfg.Port.Fill.Size()), cfg.Pool.Total()/4)
 	}
@@ -140,7 +152,7 @@ func New(cfg Config) (*Reactor, error) {
 		cfg.Clock = Monotonic
 	}
 	r := &Reactor{
-		cfg: cfg, port: cfg.Port, pool: cfg.Pool, host: cfg.Host, wake: wake, now: cfg.Clock,
+		cfg: cfg, port: cfg.Port, pool: cfg.Pool, host: cfg.Host, wake: wake, epoll: epoll, now: cfg.Clock,
 		tagged: make(map[uint16]*Ring), with: make([]umem.Owner, cfg.Pool.Region().Frames()),
 	}
 	if cfg.WantNAPI == nil {
@@ -203,7 +215,12 @@ func (r *Reactor) Fail(err error) {
 }
 
 // Close gives back what New took. Run must have returned.
-func (r *Reactor) Close() error { return r.wake.close() }
+func (r *Reactor) Close() error {
+	if r.epoll != nil {
+		return errors.Join(r.wake.close(), r.epoll.close())
+	}
+	return r.wake.close()
+}
 
 // Enter locks the reactor and gives its Host and the time, for calls from any goroutine. Every Enter needs a Leave. ok
 // is false when the reactor ended: its packet memory may be gone, so the Host must not be touched.

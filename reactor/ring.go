@@ -23,6 +23,7 @@ type RingConfig struct {
 	Data      []byte // the registered memory: addresses in SQEs are offsets in it
 	Area      []byte // for the rings, as rings.RingLayout has it (default: memory of this process)
 	Bell      func() // wakes an application that sleeps in another process; called with the lock, it must not block (default none)
+	Knock     bool   // the SQ's flags always ask for a knock: the reactor is run by Turn, by who hears the knocks
 
 	Lends     int      // frames that the application may hold for zero copy (default none)
 	LendTable uint64   // where in Data the table of them lies: Lends entries of rings.LentSize bytes
@@ -30,8 +31,10 @@ type RingConfig struct {
 	Ports     Ports    // told of ports that sockets use; nil: nobody needs to know
 
 	// For applications that are not trusted.
-	Guard Guard // what it may bind and reach; nil: everything
-	CPU   int   // percent of the reactor's time that its requests may take, in the long run; 0: all of it
+	Guard  Guard // what it may bind and reach; nil: everything
+	CPU    int   // percent of the reactor's time that its requests may take, in the long run; 0: all of it
+	Frames int   // percent of the frames that its sockets may hold, of those for received data and of those for data to send; 0: all
+	Rates  Rates
 }
 
 // Guard says which addresses the application of a ring may use. It is called with the reactor's lock held. What it refuses ends
@@ -89,6 +92,8 @@ type Ring struct {
 	areas    [][]byte
 	groups   map[uint16]*rings.BufTaker
 	readyQ   sockList
+	epolls   []*epoll // by number; nil: nobody asked for one
+	epollDue int      // waits that are to look
 	mail     mailbox
 	peers    []*Ring
 	backlog  backlog
@@ -104,7 +109,10 @@ type Ring struct {
 	client   *RingClient
 	closed   atomic.Bool
 	guard    Guard
+	account  sockets.Account // who pays for the frames of its sockets; 0: nobody
 	pace     pace
+	spent    int64 // time of the reactor, of late: see orderRings
+	rates    rates
 	now      int64 // of the turn
 	steps    int   // of this turn, see maxSteps
 	cut      bool  // settle stopped at maxSteps; the next turn goes on
@@ -128,6 +136,10 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 		return nil, fmt.Errorf("ring: %d messages; 1 to %d can be", cfg.Messages, maxRequests)
 	case cfg.CPU < 0 || cfg.CPU > 100:
 		return nil, fmt.Errorf("ring: %d percent of the time; 1 to 100 can be, 0 is all", cfg.CPU)
+	case cfg.Frames < 0 || cfg.Frames > 100:
+		return nil, fmt.Errorf("ring: %d percent of the frames; 1 to 100 can be, 0 is all", cfg.Frames)
+	case min(cfg.Rates.Connects, cfg.Rates.Packets, cfg.Rates.Bytes) < 0 || max(cfg.Rates.Connects, cfg.Rates.Packets, cfg.Rates.Bytes) > MaxRate:
+		return nil, fmt.Errorf("ring: rates %+v; 1 to %d a second can be, 0 is no limit", cfg.Rates, MaxRate)
 	case cfg.Area != nil && len(cfg.Area) < layout.Size:
 		return nil, fmt.Errorf("ring: an area of %d bytes; the rings take %d", len(cfg.Area), layout.Size)
 	}
@@ -146,6 +158,7 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 		socks:   newSockTable(cfg.Sockets, cfg.Fixed),
 		backlog: newBacklog(2*(cfg.Requests+1) + 1 + cfg.Messages + cfg.Lends), // a notification for each frame
 		lends:   lends, areas: cfg.Areas, ports: cfg.Ports, bell: cfg.Bell,
+		rates: newRates(cfg.Rates, cfg.Sockets+cfg.Fixed),
 		guard: cfg.Guard, pace: pace{percent: int64(cfg.CPU)},
 	}
 	q.timers.kind, q.counts.kind = byDeadline, byCount
@@ -166,9 +179,19 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 	if len(r.rings) >= maxRings {
 		return nil, ErrTooManyRings
 	}
+	if cfg.Frames > 0 {
+		_, rx, _, tx := r.host.Held()
+		var ok bool
+		if q.account, ok = r.host.NewAccount(max(1, rx*cfg.Frames/100), max(1, tx*cfg.Frames/100)); !ok {
+			return nil, ErrTooManyRings
+		}
+	}
+	for _, other := range r.rings { // or who comes again and again would always be first
+		q.spent = max(q.spent, other.spent)
+	}
 	q.tag = r.ringTag()
 	r.rings, r.tagged[q.tag] = append(r.rings, q), q
-	q.end.SQ.SetNeedWakeup(r.asleep)
+	q.end.SQ.SetNeedWakeup(r.asleep || cfg.Knock)
 	return q, nil
 }
 
@@ -200,8 +223,38 @@ func (q *Ring) Counters() rings.RingCounters {
 // Sockets and InFlight are how many sockets and requests there are. The caller holds the lock.
 func (q *Ring) Sockets() int { return len(q.socks.socks) - q.socks.free[0].n - q.socks.free[1].n }
 
+// Waiting reports whether the application left something to do that may be done now. The caller holds the lock.
+func (q *Ring) Waiting() bool { return q.hasWork() }
+
 // InFlight is how many requests are not done. The caller holds the lock.
 func (q *Ring) InFlight() int { return q.used }
+
+// Held is what the ring's sockets hold and may hold of the packet memory; zero where RingConfig.Frames says all. The caller holds the lock.
+func (q *Ring) Held() (u sockets.AccountUse) {
+	if q.account != 0 && !q.closed.Load() {
+		u, _ = q.r.host.AccountUse(q.account)
+	}
+	return u
+}
+
+// Rest gives what tells how many frames are still held for the ring's sockets when it is closed. Who calls that does not hold the lock.
+func (q *Ring) Rest() func() int {
+	r, a := q.r, q.account
+	if a == 0 {
+		return func() int { return 0 }
+	}
+	_, _, _ = r.Enter()
+	_, own := r.host.AccountUse(a)
+	r.Leave()
+	return func() int {
+		h, _, ok := r.Enter()
+		defer r.Leave()
+		if u, serial := h.AccountUse(a); ok && serial == own {
+			return u.RX + u.TX
+		}
+		return 0
+	}
+}
 
 // mem gives n bytes of the registered memory at addr.
 func (q *Ring) mem(addr, n uint64) ([]byte, sockets.Errno) {
@@ -297,7 +350,9 @@ func (q *Ring) publish() (woke bool) {
 		default:
 		}
 		if q.bell != nil {
-			q.bell()
+			began := q.r.now()
+			q.bell() // a system call for each turn's completions, if the application wants it so: of its time
+			q.pace.took(q.r.now() - began)
 		}
 	}
 	if q.eventFD.fd != 0 && event && q.end.Seen(q.signaled) {
@@ -315,11 +370,16 @@ func (q *Ring) Close() {
 	if ok && !q.closed.Load() {
 		q.now = now
 		q.cancelEverything()
+		q.forgetEpolls()
 		q.socks.closeAll(q)
 		q.freeLends()
-		q.r.rings = slices.DeleteFunc(q.r.rings, func(other *Ring) bool { return other == q })
-		delete(q.r.tagged, q.tag)
+		if q.account != 0 { // what is on its way, and connections that have something to send, are paid for until they are done
+			q.r.host.CloseAccount(q.account)
+		}
 	}
+	// Also when the reactor ended: its memory may go now, and a loop that wakes tells its rings that it is awake.
+	q.r.rings = slices.DeleteFunc(q.r.rings, func(other *Ring) bool { return other == q })
+	delete(q.r.tagged, q.tag)
 	q.shut()
 	if q.eventFD.fd != 0 {
 		_ = q.eventFD.close()

@@ -36,8 +36,16 @@ func issueConnect(q *Ring, i uint32) verdict {
 		p.res = -int32(err)
 		return done
 	}
+	if k.due = !q.may(slowConnect, p.sock-1); k.due {
+		return wait
+	}
 	if err := q.dial(p.sock-1, remote, a.Port()); err != 0 {
 		return p.fail(err)
+	}
+	q.rates.connects.take(1)
+	if p.sqe.OpFlags&rings.MsgDontWait != 0 { // the Host says EAGAIN of it until it is connected, and then what went wrong
+		q.connected(q.sock(p))
+		return p.fail(sockets.EINPROGRESS)
 	}
 	p.arg[0] = 1
 	return q.connecting(p)
@@ -129,7 +137,10 @@ func (q *Ring) notConnected(s uint32) {
 
 // cancelConnect gives the handshake up.
 func cancelConnect(q *Ring, i uint32) {
-	if p := q.at(i); p.arg[0] != 0 && q.sock(p).kind == sockConnecting {
+	p := q.at(i)
+	if k := q.sock(p); p.arg[0] == 0 {
+		k.due = false
+	} else if k.kind == sockConnecting {
 		q.notConnected(p.sock - 1)
 	}
 }
@@ -160,9 +171,9 @@ func issueAccept(q *Ring, i uint32) verdict {
 			return p.fail(sockets.EOPNOTSUPP)
 		case k.kind != sockListening, uint64(q.socks.numbers)+uint64(p.sqe.FileIndex) == uint64(p.sock) && p.sqe.FileIndex != 0:
 			return p.fail(sockets.EINVAL) // it would take the place of its own listener
-		case q.r.host.Ready(k.h)&sockets.In == 0 && p.sqe.IOPrio&rings.AcceptDontWait != 0:
+		case !q.acceptable(p) && p.sqe.IOPrio&rings.AcceptDontWait != 0:
 			return p.fail(sockets.EAGAIN)
-		case q.r.host.Ready(k.h)&sockets.In == 0:
+		case !q.acceptable(p):
 			return wait
 		}
 		fd, err := q.accept(p)
@@ -175,6 +186,11 @@ func issueAccept(q *Ring, i uint32) verdict {
 		}
 	}
 	return again
+}
+
+// acceptable reports whether there is a connection that may be accepted now.
+func (q *Ring) acceptable(p *request) bool {
+	return q.r.host.Ready(q.sock(p).h)&sockets.In != 0 && q.may(slowConnect, p.sock-1)
 }
 
 // accept takes a connection that is there. Without a place for it, it stays where it is.
@@ -200,6 +216,7 @@ func (q *Ring) accept(p *request) (fd int32, err sockets.Errno) {
 		// Where the port's table is full the connection has its listener's port, and ends with it.
 		_ = q.ports.Keep(q.r.host, c)
 	}
+	q.rates.connects.take(1)
 	q.setHandle(s, c)
 	q.connected(q.socks.at(s))
 	if addr != nil {

@@ -13,8 +13,9 @@ import (
 // ringRig is a rig with a ring. The test runs the reactor by Turn.
 type ringRig struct {
 	*rig
-	q *Ring
-	c *RingClient
+	q   *Ring
+	c   *RingClient
+	mem []byte // its data, as the application sees it
 }
 
 func newRingRig(t testing.TB, cfg RingConfig) *ringRig {
@@ -24,12 +25,17 @@ func newRingRig(t testing.TB, cfg RingConfig) *ringRig {
 
 func ringOn(g *rig, cfg RingConfig) *ringRig {
 	g.t.Helper()
+	join := func(q *Ring) (*RingClient, []byte) { return q.Client(), cfg.Data }
+	if sharedRings {
+		join = shareRing(g.t, g.r, &cfg)
+	}
 	q, err := NewRing(g.r, cfg)
 	if err != nil {
 		g.t.Fatal(err)
 	}
 	g.t.Cleanup(q.Close)
-	return &ringRig{g, q, q.Client()}
+	c, mem := join(q)
+	return &ringRig{g, q, c, mem}
 }
 
 // push puts SQEs in the SQ and submits them.

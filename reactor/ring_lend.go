@@ -124,7 +124,7 @@ func issueFrameGet(q *Ring, i uint32) verdict {
 	if q.lends.n == 0 {
 		return p.fail(sockets.ENOBUFS)
 	}
-	f, err := q.r.host.Lend()
+	f, err := q.r.host.Lend(q.account)
 	if err != 0 {
 		return p.fail(sockets.ENOBUFS)
 	}

@@ -43,7 +43,8 @@ func newRingNet(t testing.TB, cfg RingConfig, o ...options) *ringNet {
 	if cfg.Lends == 0 {
 		cfg.Lends, cfg.LendTable = lendCount, tableAt
 	}
-	n := &ringNet{ringRig: ringOn(g, cfg), peer: peer, data: cfg.Data}
+	n := &ringNet{ringRig: ringOn(g, cfg), peer: peer}
+	n.data = n.mem
 	if opt.noLedger {
 		return n
 	}

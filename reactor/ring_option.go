@@ -24,6 +24,7 @@ const (
 	tcpKeepIdle  = 4
 	tcpKeepIntvl = 5
 	tcpKeepCnt   = 6
+	tcpUserLimit = 18
 )
 
 // keepAliveDefault is Linux's: after two hours, every 75 s, nine times.
@@ -68,6 +69,8 @@ func issueSetSockOpt(q *Ring, i uint32) verdict {
 		ka.Interval = v * 1e9
 	case name == solTCP<<32|tcpKeepCnt && v > 0 && v <= 127:
 		ka.Count = int(v)
+	case name == solTCP<<32|tcpUserLimit:
+		k.userLimit, k.hasLimit = v*1e6, true
 	case name == solTCP<<32|tcpKeepIdle, name == solTCP<<32|tcpKeepIntvl, name == solTCP<<32|tcpKeepCnt:
 		return p.fail(sockets.EINVAL)
 	default:
@@ -91,6 +94,9 @@ func (q *Ring) applyOptions(k *ringSock) (err sockets.Errno) {
 		err = q.r.host.TCPSetKeepAlive(k.h, sockets.KeepAlive{}, q.now)
 	default:
 		err = q.r.host.TCPSetKeepAlive(k.h, k.keepAlive, q.now)
+	}
+	if err == 0 && k.hasLimit {
+		err = q.r.host.TCPSetUserTimeout(k.h, k.userLimit)
 	}
 	return err
 }

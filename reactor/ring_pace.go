@@ -11,6 +11,18 @@ type pace struct {
 // paceMax is what a ring that was idle may take at once, in ns: a few turns' time.
 const paceMax = 4 * turnNS
 
+// sliceNS is how long such a ring may go on taking SQEs in a turn. Steps are counted (maxSteps), but what one costs can depend on
+// how many sockets others have.
+const sliceNS = turnNS / 4
+
+// batch is how many SQEs are taken between two looks at the clock.
+func (p *pace) batch() int {
+	if p.percent != 0 {
+		return batch / 8
+	}
+	return batch
+}
+
 // wait is when the ring may run: now, or later.
 func (p *pace) wait(now int64) int64 {
 	if p.percent == 0 {

@@ -37,10 +37,17 @@ func issuePoll(q *Ring, i uint32) verdict {
 // poll(2) says so.
 func (q *Ring) readiness(s uint32) sockets.Ready {
 	h := q.socks.at(s).h
+	if q.socks.at(s).due {
+		return 0
+	}
 	if h == 0 {
 		return sockets.Out | sockets.Hup
 	}
-	return q.r.host.Ready(h)
+	ready := q.r.host.Ready(h)
+	if q.rates.on {
+		ready = q.slowed(s, ready)
+	}
+	return ready
 }
 
 // pollSock has the polls of a socket look.

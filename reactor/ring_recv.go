@@ -98,11 +98,11 @@ func issueRecv(q *Ring, i uint32) verdict {
 
 // readable tells whether a socket can be read: 0, EAGAIN, or why not.
 func (q *Ring) readable(k *ringSock) sockets.Errno {
-	switch k.kind {
-	case sockTCP, sockBound, sockListening:
-		return sockets.ENOTCONN
-	case sockConnecting: // its CONNECT tells how that ends
+	switch {
+	case k.kind == sockConnecting, k.due: // its CONNECT tells how that ends
 		return sockets.EAGAIN
+	case k.kind == sockTCP, k.kind == sockBound, k.kind == sockListening:
+		return sockets.ENOTCONN
 	}
 	if err := k.err; err != 0 {
 		k.err = 0
@@ -178,7 +178,7 @@ func (q *Ring) receiveDatagram(p *request, k *ringSock, dst []byte) (n int, more
 		return 0, false, err
 	}
 	if head > 0 {
-		rings.PutRecvHeader(dst, rings.RecvHeader{Src: d.Src, Size: uint32(d.Size)}, d.N < d.Size)
+		rings.PutRecvHeader(dst, rings.RecvHeader{Src: d.Src, Size: uint32(d.Size), At: d.At}, d.N < d.Size)
 	} else if p.sqe.OpFlags&rings.MsgTrunc != 0 {
 		return d.Size, d.More, 0
 	}

@@ -1,26 +1,47 @@
 package reactor
 
-import "slices"
+import (
+	"cmp"
+	"slices"
+)
+
+// forgetNS is how long ago "of late" is, roughly.
+const forgetNS = 128_000_000
 
 // What a reactor does for its rings. The lock is held.
 
 // runRings takes what is submitted, serves sockets that became ready, and ends timeouts: in each turn, and in Leave
-// when the reactor sleeps. Rings that have much to do share the time of a turn: who was not reached is the next turn's first.
+// when the reactor sleeps. Rings that have much to do share the time of a turn: who was not reached comes earlier in the next one.
 func (r *Reactor) runRings(now int64) (worked bool) {
 	r.tellFreed()
-	n := len(r.rings)
-	for i := range n {
-		at := (r.first + i) % n
-		if !r.rings[at].runPaced(now) {
+	last := now
+	for i, q := range r.rings {
+		if !q.runPaced(now) {
 			continue
 		}
 		worked = true
-		if i < n-1 && r.now()-now >= turnNS {
-			r.first = at + 1
-			return true
+		if len(r.rings) == 1 {
+			break
+		}
+		t := r.now()
+		q.spent += t - last
+		if last = t; t-now >= turnNS && i < len(r.rings)-1 {
+			r.orderRings(t)
+			break
 		}
 	}
 	return worked
+}
+
+// orderRings has those come first who took least of late: however many are never done, who has little to do waits for none of them.
+func (r *Reactor) orderRings(now int64) {
+	if now-r.forgotAt > forgetNS {
+		r.forgotAt = now
+		for _, q := range r.rings {
+			q.spent /= 2
+		}
+	}
+	slices.SortStableFunc(r.rings, func(a, b *Ring) int { return cmp.Compare(a.spent, b.spent) })
 }
 
 // runPaced is run for a ring that has its share of the time only. What it may not do yet it does when its time has come.
@@ -51,11 +72,13 @@ func (q *Ring) run(now int64) bool {
 	}
 	worked = q.takeMail() || worked
 	worked = q.serveReady() || worked
+	worked = q.serveSlow() || worked
 	for left := budget; ; {
 		n := q.consume(left)
 		left -= n
 		worked = n > 0 || worked
 		worked = q.expire() || worked
+		worked = q.serveEpolls() || worked
 		q.notifyCopied()
 		if !q.serve(left) || left == 0 {
 			return worked
@@ -106,7 +129,7 @@ func (q *Ring) hasWork() bool {
 
 func (q *Ring) work() bool {
 	waiting := q.backlog.n > 0
-	return q.cut || q.readyQ.head != 0 || q.mail.n.Load() > 0 || q.staged > 0 || waiting && q.end.CQ.Free() > 0 ||
+	return q.cut || q.readyQ.head != 0 || q.epollDue > 0 || q.mail.n.Load() > 0 || q.staged > 0 || waiting && q.end.CQ.Free() > 0 ||
 		!waiting && q.held.head == 0 && (!q.drain || q.used == 0) && q.end.SQ.Avail() > 0 ||
 		q.handler != nil && q.client.app.CQ.Avail() > 0
 }
@@ -124,6 +147,9 @@ func (q *Ring) deadline() int64 {
 	d := foreverNS
 	if len(q.timers.reqs) > 0 {
 		d = q.at(q.timers.reqs[0]).deadline
+	}
+	if q.rates.on {
+		d = min(d, q.slowDeadline())
 	}
 	if q.pace.left < 0 { // nothing is done before it may go on, and then what there is
 		if again := q.pace.ready(); q.work() || d < again {

@@ -50,17 +50,26 @@ func (q *Ring) sendable(p *request) (k *ringSock, err sockets.Errno) {
 	k = q.sock(p)
 	switch k.kind {
 	case sockConnected:
-		return k, 0
+		if !q.may(slowSend, p.sock-1) {
+			err = sockets.EAGAIN
+		}
+		return k, err
 	case sockConnecting:
 		return k, sockets.EAGAIN
 	case sockUDP:
 		if k.mute {
 			return k, sockets.EPIPE
 		}
+		if !q.may(slowSend, p.sock-1) {
+			return k, sockets.EAGAIN
+		}
 		if k.h == 0 {
 			return k, q.bind(p.sock-1, 0, 0)
 		}
 		return k, 0
+	}
+	if k.due {
+		return k, sockets.EAGAIN
 	}
 	return k, sockets.EPIPE // sk_stream_wait_connect
 }
@@ -120,7 +129,11 @@ func (q *Ring) send(p *request, k *ringSock) (n int, err sockets.Errno) {
 		return 0, err
 	}
 	if k.kind == sockConnected {
-		return q.r.host.TCPWrite(k.h, src[p.arg[0]:], q.now)
+		n, err = q.r.host.TCPWrite(k.h, src[p.arg[0]:], q.now)
+		if n > 0 {
+			q.sentData(n)
+		}
+		return n, err
 	}
 	if p.sqe.Opcode == rings.OpSendArea {
 		return 0, sockets.EOPNOTSUPP
@@ -132,6 +145,7 @@ func (q *Ring) send(p *request, k *ringSock) (n int, err sockets.Errno) {
 	if err != 0 {
 		return 0, err
 	}
+	q.sentData(len(src))
 	return len(src), 0
 }
 
@@ -203,6 +217,7 @@ func issueSendZC(q *Ring, i uint32) verdict {
 	case err != 0:
 		return p.fail(err)
 	}
+	q.sentData(int(s.Len))
 	l.user, l.report = s.UserData, s.IOPrio&rings.ReportUsage != 0
 	p.res, p.cflags = int32(s.Len), rings.CQEMore
 	return done

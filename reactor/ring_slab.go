@@ -70,6 +70,16 @@ func (q *Ring) append(l *list, kind int, i uint32) {
 	l.tail = i
 }
 
+func (q *Ring) prepend(l *list, kind int, i uint32) {
+	q.at(i).links[kind] = link{next: l.head}
+	if l.head != 0 {
+		q.at(l.head).links[kind].prev = i
+	} else {
+		l.tail = i
+	}
+	l.head = i
+}
+
 func (q *Ring) remove(l *list, kind int, i uint32) {
 	k := q.at(i).links[kind]
 	if k.prev != 0 {

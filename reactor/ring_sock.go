@@ -13,6 +13,7 @@ type ringSock struct {
 	queues [waitPoll + 1]list // requests that wait; queues[waitNone] is not used
 	next   uint32             // in Ring.readyQ: index+1; sockListEnd: the last
 	used   bool
+	slow   uint8 // bits of the rates' lists that it is in
 	sockState
 }
 
@@ -75,7 +76,7 @@ func (q *Ring) addSock(fileIndex uint32) (s uint32, fd int32, err sockets.Errno)
 		}
 		t.free[1].reserve(int(fileIndex - 1))
 	}
-	*t.at(s) = ringSock{used: true, next: t.at(s).next}
+	*t.at(s) = ringSock{used: true, next: t.at(s).next, slow: t.at(s).slow}
 	return s, fd, 0
 }
 
@@ -84,6 +85,9 @@ func (q *Ring) setHandle(s uint32, h sockets.Handle) {
 	q.socks.at(s).h = h
 	q.socks.byHandle.Put(h, s)
 	q.r.Watch(h, q)
+	if q.account != 0 {
+		q.r.host.Charge(h, q.account)
+	}
 }
 
 // dropSock gives the place back. Its requests end with ECANCELED; the Host's socket is the caller's again.
@@ -100,7 +104,7 @@ func (q *Ring) dropSock(s uint32) sockets.Handle {
 		q.r.Watch(h, nil)
 	}
 	q.closePort(k)
-	*k = ringSock{next: k.next}
+	*k = ringSock{next: k.next, slow: k.slow}
 	if int(s) < q.socks.numbers {
 		q.socks.free[0].release(int(s))
 	} else {

@@ -33,7 +33,7 @@ func TestRingSocketsRandom(t *testing.T) {
 
 var simOps = map[rings.Op]string{
 	rings.OpSocket: "socket", rings.OpBind: "bind", rings.OpListen: "listen", rings.OpConnect: "connect", rings.OpAccept: "accept",
-	rings.OpShutdown: "shutdown", rings.OpClose: "close", rings.OpSockName: "name", rings.OpSetSockOpt: "option",
+	rings.OpShutdown: "shutdown", rings.OpClose: "close", rings.OpSockName: "name", rings.OpSetSockOpt: "option", rings.OpGetSockOpt: "get option",
 	rings.OpRecv: "recv", rings.OpRecvFrom: "recvfrom", rings.OpRecvZC: "recv_zc", rings.OpReturn: "return", rings.OpFrameGet: "frame_get",
 	rings.OpSend: "send", rings.OpSendZC: "send_zc", rings.OpSendArea: "send_area", rings.OpBufRing: "buf_ring", rings.OpCancel: "cancel",
 }
@@ -181,7 +181,7 @@ func (s *sockSim) sensible() rings.SQE {
 	r := s.rng
 	ops := [...]rings.Op{
 		rings.OpSocket, rings.OpSocket, rings.OpSocket, rings.OpBind, rings.OpBind, rings.OpListen, rings.OpListen, rings.OpConnect, rings.OpConnect,
-		rings.OpConnect, rings.OpAccept, rings.OpAccept, rings.OpAccept, rings.OpShutdown, rings.OpClose, rings.OpSockName, rings.OpSetSockOpt,
+		rings.OpConnect, rings.OpAccept, rings.OpAccept, rings.OpAccept, rings.OpShutdown, rings.OpClose, rings.OpSockName, rings.OpSetSockOpt, rings.OpGetSockOpt,
 		rings.OpRecv, rings.OpRecv, rings.OpRecv, rings.OpRecvFrom, rings.OpRecvFrom, rings.OpRecvZC, rings.OpRecvZC, rings.OpRecvZC,
 		rings.OpReturn, rings.OpReturn, rings.OpFrameGet, rings.OpFrameGet, rings.OpSend, rings.OpSend, rings.OpSendZC, rings.OpSendZC, rings.OpSendZC, rings.OpSendArea,
 		rings.OpBufRing, rings.OpCancel, rings.OpCancel,
@@ -219,6 +219,8 @@ func (s *sockSim) sensible() rings.SQE {
 		}
 	case rings.OpSockName:
 		e.Addr, e.Len, e.OpFlags = 512, 16, uint32(r.IntN(2))
+	case rings.OpGetSockOpt:
+		e.Len, e.OpFlags, e.Addr, e.Off = solTCP, tcpInfo, 512, 152
 	case rings.OpSetSockOpt:
 		e.Len, e.OpFlags, e.Off = solTCP, tcpNoDelay, uint64(r.IntN(2))
 	case rings.OpRecv, rings.OpRecvFrom:

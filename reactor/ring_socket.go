@@ -13,12 +13,15 @@ type sockState struct {
 	kind      sockKind
 	deaf      bool // UDP: shut down for reading; TCP's Host knows
 	mute      bool // UDP: shut down for writing
+	due       bool // TCP: its CONNECT waits for RingConfig.Rates
 	reset     bool // TCP: CLOSE resets the connection (SO_LINGER)
 	err       sockets.Errno
 	open      portKey // reported to RingConfig.Ports; protocol 0: none
 	noDelay   option
 	keep      option
 	keepAlive sockets.KeepAlive // with keep; zero: the default
+	userLimit int64             // TCP_USER_TIMEOUT in ns, with hasLimit
+	hasLimit  bool
 }
 
 // sockKind is how far a socket has come.
@@ -52,7 +55,7 @@ func init() {
 	ops[rings.OpSocket] = operation{check: checkSocket, issue: issueSocket, instant: true}
 	ops[rings.OpBind] = operation{check: checkAddr, issue: issueBind, socket: true, instant: true}
 	ops[rings.OpListen] = operation{check: checkListen, issue: issueListen, socket: true, instant: true}
-	ops[rings.OpConnect] = operation{check: checkAddr, issue: issueConnect, cancel: cancelConnect, queue: waitOut, socket: true}
+	ops[rings.OpConnect] = operation{check: checkConnect, issue: issueConnect, cancel: cancelConnect, queue: waitOut, socket: true}
 	ops[rings.OpAccept] = operation{
 		check: checkAccept, issue: issueAccept, queue: waitIn, socket: true,
 		ioprio: rings.AcceptMultishot | rings.AcceptDontWait | rings.AcceptPollFirst,
@@ -122,6 +125,12 @@ func checkAddr(_ *Ring, s *rings.SQE) sockets.Errno {
 		return sockets.EINVAL
 	}
 	return 0
+}
+
+func checkConnect(q *Ring, s *rings.SQE) sockets.Errno {
+	c := *s
+	c.OpFlags &^= rings.MsgDontWait
+	return checkAddr(q, &c)
 }
 
 // sockAddr reads the struct sockaddr_in of n bytes at addr.

@@ -1,6 +1,7 @@
 package reactor
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"testing"
 
@@ -392,4 +393,60 @@ func TestRingChain(t *testing.T) {
 	chain[1].Addr = n.addr(900, peerAddr, 81)
 	n.gives(chain, cqe(1, 0), fails(2, sockets.ECONNREFUSED), fails(3, sockets.ECANCELED), fails(4, sockets.ECANCELED), fails(5, sockets.ECANCELED))
 	n.idle()
+}
+
+// TestRingGetSockOpt: what getsockopt tells of a connection, and that an error is told once.
+func TestRingGetSockOpt(t *testing.T) {
+	n := newRingNet(t, RingConfig{})
+	get := func(level, name uint32) rings.SQE {
+		return rings.SQE{Opcode: rings.OpGetSockOpt, FD: 0, Len: level, OpFlags: name, UserData: 9}
+	}
+	far := n.dialed(0)
+	n.res(get(solSocket, soError), 0)
+	info, _ := n.r.host.TCPStat(n.q.socks.at(0).h)
+	n.res(get(solTCP, tcpMaxSeg), int32(info.MSS))
+	s := get(solTCP, tcpInfo)
+	s.Addr, s.Off = bufAt, 1000
+	n.res(s, tcpInfoSize)
+	b := n.data[bufAt:]
+	if b[0] != 1 || int(binary.NativeEndian.Uint32(b[16:])) != info.MSS || binary.NativeEndian.Uint64(b[120:]) != info.BytesAcked {
+		t.Errorf("state %d, %d bytes a segment, want 1, %d: %v", b[0], binary.NativeEndian.Uint32(b[16:]), info.MSS, b[:tcpInfoSize])
+	}
+	s.Off = 8
+	n.res(s, 8)
+	s.Addr = 1 << 40
+	n.err(s, sockets.EFAULT)
+	n.err(get(solTCP, 99), sockets.ENOPROTOOPT)
+	bad := get(solSocket, soError)
+	bad.BufGroup = 1
+	n.err(bad, sockets.EINVAL)
+	n.onPeer(func(h *sockets.Host, now int64) { h.TCPAbort(far, now) })
+	n.pass(1e6)
+	n.res(get(solSocket, soError), int32(sockets.ECONNRESET))
+	n.res(get(solSocket, soError), 0)
+	n.idle()
+}
+
+// TestRingUserTimeout: what a peer does not acknowledge ends the connection when TCP_USER_TIMEOUT is over, set before it was there or later.
+func TestRingUserTimeout(t *testing.T) {
+	for _, before := range []bool{true, false} {
+		n := newRingNet(t, RingConfig{})
+		limit := rings.SQE{Opcode: rings.OpSetSockOpt, Len: solTCP, OpFlags: tcpUserLimit, Off: 3000}
+		if before {
+			n.onPeer(func(h *sockets.Host, _ int64) { h.TCPListen(0, 80) })
+			n.res(opSocket(1, sockStream), 0)
+			n.res(limit, 0)
+			n.res(n.opAddr(rings.OpConnect, 2, 0, peerAddr, 80), 0)
+		} else {
+			n.dialed(0)
+			n.res(limit, 0)
+		}
+		n.cut = true
+		n.res(opMem(rings.OpSend, 1, 0, bufAt, 10), 10)
+		n.gives([]rings.SQE{opMem(rings.OpRecv, 4, 0, bufAt, 10)})
+		n.pass(2.9e9)
+		n.want(n.take())
+		n.pass(4e9)
+		n.want(n.take(), cqe(4, -int32(sockets.ETIMEDOUT)))
+	}
 }

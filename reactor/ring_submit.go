@@ -67,7 +67,7 @@ type chain struct {
 // holds.
 func (q *Ring) consume(limit int) (n int) {
 	for n < limit && q.steps < maxSteps && q.mayConsume() {
-		idx, got := q.end.SQ.Peek(uint32(min(batch, limit-n)))
+		idx, got := q.end.SQ.Peek(uint32(min(q.pace.batch(), limit-n)))
 		if got == 0 {
 			break
 		}
@@ -81,6 +81,9 @@ func (q *Ring) consume(limit int) (n int) {
 		}
 		q.end.SQ.Release(taken)
 		n += int(taken)
+		if q.pace.percent != 0 && q.r.now()-q.now >= sliceNS {
+			q.steps = max(q.steps, maxSteps)
+		}
 	}
 	return n
 }

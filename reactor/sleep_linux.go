@@ -112,6 +112,10 @@ func (r *Reactor) rouse(slept bool) {
 
 // poll is the one place where a loop blocks.
 func (l *loop) poll(ns int64) {
+	if r := l.reactors[0]; len(l.reactors) == 1 && r.epoll != nil && !r.over {
+		l.pollNAPI(r, ns)
+		return
+	}
 	fds := l.fds[:0]
 	for _, r := range l.reactors {
 		if r.over {
@@ -136,6 +140,18 @@ func (l *loop) poll(ns int64) {
 		fds = fds[2:]
 	}
 	if broken {
+		l.deviceError()
+	}
+}
+
+// pollNAPI is poll for SuspendNAPI. (A loop of several reactors cannot: an epoll instance polls one NAPI.)
+func (l *loop) pollNAPI(r *Reactor, ns int64) {
+	woken, broken := r.epoll.wait(r.port.Dev.FD(), ns)
+	if woken {
+		r.wake.drain()
+	}
+	if broken && r.port.RX.Avail() == 0 {
+		l.fds = append(l.fds[:0], unix.PollFd{Fd: int32(r.wake.fd), Events: unix.POLLIN}, unix.PollFd{Fd: -1})
 		l.deviceError()
 	}
 }

@@ -291,13 +291,17 @@ func (r *Reactor) receiveOne(d rings.Desc, now int64) {
 	chunk := r.pool.Region().ChunkSize()
 	off := int(d.Addr - r.pool.Region().Addr(f))
 	// The Host writes headers in front of what it answers in the same frame: Headroom must be there.
-	if off < umem.Headroom || int(d.Len) > chunk-off {
+	if off < earliest || int(d.Len) > chunk-off {
 		r.counters.RxBadDesc++
 		r.pool.Put(f, umem.RX)
 		return
 	}
 	r.host.Input(f, off, int(d.Len), now)
 }
+
+// earliest is where a packet may begin in a frame: with zero copy, one whose VLAN tag the steering program put back begins
+// by as much earlier as its headers are longer.
+const earliest = umem.Headroom - 4
 
 // deliver tells sinks, and runs the handlers that live on the reactor.
 func (r *Reactor) deliver(now int64) bool {
@@ -310,8 +314,11 @@ func (r *Reactor) deliver(now int64) bool {
 				r.seen += r.watches.touch(r.events[i:min(i+sockets.AheadMax, len(r.events))])
 			}
 			if w := r.watches.find(e.Sock); w != nil {
-				r.woke = r.tell(e, w) || r.woke
-			} else if sink, ok := r.sinks.Get(e.Sock); ok {
+				if r.woke = r.tell(e, w) || r.woke; r.ringPollers == 0 {
+					continue
+				}
+			}
+			if sink, ok := r.sinks.Get(e.Sock); ok {
 				r.woke = sink.Ready(e.Sock, r.host.Ready(e.Sock)) || r.woke
 			}
 		}
@@ -327,7 +334,8 @@ func (r *Reactor) deliver(now int64) bool {
 		}
 		if r.watches.find(s) != nil {
 			r.forget(s)
-		} else if sink, ok := r.sinks.Get(s); ok {
+		}
+		if sink, ok := r.sinks.Get(s); ok {
 			r.sinks.Delete(s)
 			r.woke = sink.Ready(s, sockets.Err|sockets.Hup) || r.woke
 		}

@@ -107,7 +107,7 @@ func badDescriptors(t *testing.T, more int) {
 	ours := func(off uint64) uint64 { return g.raw.Addr(g.take(frame)) + off }
 	for i, d := range []rings.Desc{
 		{Addr: ours(0), Len: n},                            // no headroom
-		{Addr: ours(umem.Headroom - 1), Len: n},            //
+		{Addr: ours(umem.Headroom - 5), Len: n},            // a byte less than with a tag that was put back
 		{Addr: ours(umem.Headroom), Len: 2048 - 256 + 1},   // beyond the chunk
 		{Addr: ours(2047), Len: 2},                         //
 		{Addr: ours(umem.Headroom), Len: 0xffffffff},       //
@@ -122,6 +122,12 @@ func badDescriptors(t *testing.T, more int) {
 		if c := g.r.Counters(); c.RxBadDesc != uint64(i+1) || c.RxFrames != uint64(i+1) {
 			t.Errorf("after %+v: %d bad of %d descriptors are counted, want %d", d, c.RxBadDesc, c.RxFrames, i+1)
 		}
+	}
+	bad := g.r.Counters().RxBadDesc
+	g.post(rings.Desc{Addr: ours(umem.Headroom - 4), Len: n})
+	g.received(s)
+	if c := g.r.Counters(); c.RxBadDesc != bad {
+		t.Error("a frame whose tag was put back is refused")
 	}
 	if counts := g.pool.Ledger().Counts(); counts[umem.RX] != 0 || counts[umem.Held] != 0 {
 		t.Errorf("frames are left over: %v", counts)

@@ -31,15 +31,32 @@ type NAPI struct {
 type NAPISettings struct {
 	DeferHardIRQs     uint32 `json:"defer_hard_irqs"`      // rounds without a packet after which interrupts are on again
 	GROFlushTimeoutNS uint64 `json:"gro_flush_timeout_ns"` // then the kernel runs the NAPI itself
+	// IRQSuspendTimeoutNS is how long interrupts stay off after an epoll_wait that busy-polls found events (Linux 6.13).
+	IRQSuspendTimeoutNS uint64 `json:"irq_suspend_timeout_ns,omitempty"`
+	Threaded            uint32 `json:"threaded,omitempty"` // 1: a kernel thread runs it, instead of the softirq (Linux 6.17)
 }
 
 // DriveTimeout is how long reception waits when a NAPI is driven and Poll is not called. It is longer than a timer tick of
 // any kernel: a shorter timer would have to be programmed anew in every round.
 const DriveTimeout = 20 * time.Millisecond
 
-// Driven are the settings of a NAPI that is driven: senders, the device's interrupts and the kernel leave it alone until
-// the timeout.
-var Driven = NAPISettings{DeferHardIRQs: 2, GROFlushTimeoutNS: uint64(DriveTimeout)}
+// String names them as netlink does.
+func (s NAPISettings) String() string {
+	text := fmt.Sprintf("defer-hard-irqs %d, gro-flush-timeout %d ns, irq-suspend-timeout %d ns", s.DeferHardIRQs, s.GROFlushTimeoutNS, s.IRQSuspendTimeoutNS)
+	if s.Threaded != 0 {
+		text += ", threaded"
+	}
+	return text
+}
+
+// Driven are the settings of a NAPI that is driven and had these: senders, the device's interrupts and the kernel leave it
+// alone until the timeout.
+func (s NAPISettings) Driven() NAPISettings {
+	s.DeferHardIRQs, s.GROFlushTimeoutNS = drivenRounds, uint64(DriveTimeout)
+	return s
+}
+
+const drivenRounds = 2
 
 // Rounds of the poll function take as many packets as the kernel's own; any time above 0 makes recv do one.
 const (
@@ -135,7 +152,7 @@ func (n *NAPI) Drive(on bool) error {
 	if on == n.driving {
 		return nil
 	}
-	from, to, prefer := Driven, n.was, 0
+	from, to, prefer := n.was.Driven(), n.was, 0
 	if on {
 		from, to, prefer = to, from, 1
 	}
@@ -155,7 +172,7 @@ func (n *NAPI) Drive(on bool) error {
 		// it run from now on in the softirq of this CPU (net/core/dev.c, __busy_poll_stop), which under a flood never ends
 		// and leaves nothing for the engine. So the budget is one in which any sender pauses once.
 		err = errors.Join(err, n.budget(givingBudget))
-		for range Driven.DeferHardIRQs + 2 {
+		for range drivenRounds + 2 {
 			n.Poll()
 		}
 		err = errors.Join(err, n.budget(pollBudget))

@@ -154,7 +154,30 @@ func SendShare(c *net.UnixConn, m any, fds ...int) error {
 	return err
 }
 
-// RecvShare receives a message of the handshake into m, and the descriptors that came with it, which are the caller's; at most three are taken.
+// RecvHello receives an application's message. Descriptors that come with it are not taken: their last close could be made to block.
+func RecvHello(c *net.UnixConn) (*ShareHello, error) {
+	h := &ShareHello{}
+	b := make([]byte, binary.Size(h)+1)
+	n, err := c.Read(b)
+	if err != nil {
+		return nil, err
+	}
+	return h, decodeShare(b[:n], h)
+}
+
+func decodeShare(b []byte, m any) (err error) {
+	if len(b) != binary.Size(m) {
+		err = ErrRingArea
+	} else {
+		_, err = binary.Decode(b, binary.NativeEndian, m)
+	}
+	if err != nil {
+		return fmt.Errorf("rings: a message of %d bytes: %w", len(b), err)
+	}
+	return nil
+}
+
+// RecvShare receives the engine's message into m, and the descriptors that came with it, which are the caller's; at most four are taken.
 func RecvShare(c *net.UnixConn, m any) (fds []int, err error) {
 	b, oob := make([]byte, binary.Size(m)+1), make([]byte, unix.CmsgSpace(3*4))
 	n, on, _, _, err := c.ReadMsgUnix(b, oob)
@@ -172,16 +195,11 @@ func RecvShare(c *net.UnixConn, m any) (fds []int, err error) {
 		}
 		fds = append(fds, list...)
 	}
-	if n != binary.Size(m) {
-		err = ErrRingArea
-	} else {
-		_, err = binary.Decode(b[:n], binary.NativeEndian, m)
-	}
-	if err != nil {
+	if err := decodeShare(b[:n], m); err != nil {
 		for _, fd := range fds {
 			_ = unix.Close(fd)
 		}
-		return nil, fmt.Errorf("rings: a message of %d bytes: %w", n, err)
+		return nil, err
 	}
 	return fds, nil
 }

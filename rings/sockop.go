@@ -3,6 +3,8 @@ package rings
 import (
 	"encoding/binary"
 	"net/netip"
+
+	"xdpd/umem"
 )
 
 // Operations on sockets that io_uring has not, or has elsewhere.
@@ -14,6 +16,7 @@ const (
 	OpBufRing                    // registers, or takes back, a ring of provided buffers (io_uring_register: PBUF_RING)
 	OpSockName                   // getsockname(2), getpeername(2)
 	OpSetSockOpt                 // setsockopt(2)
+	OpGetSockOpt                 // getsockopt(2)
 )
 
 // SQE.IOPrio of ACCEPT: IORING_ACCEPT_*.
@@ -75,6 +78,8 @@ const RecvHeaderSize = 16 + SockAddrSize
 type RecvHeader struct {
 	Src  netip.AddrPort
 	Size uint32 // of the datagram: more than was received, if it was cut off
+	// At is when it was received, 0 where that is not told. It stands in the sockaddr_in's sin_zero.
+	At umem.Stamp
 }
 
 // PutRecvHeader writes h.
@@ -88,12 +93,14 @@ func PutRecvHeader(b []byte, h RecvHeader, cut bool) {
 	}
 	binary.NativeEndian.PutUint32(b[12:], flags)
 	PutSockAddr(b[16:], h.Src)
+	umem.PutStamp(b[24:], h.At)
 }
 
 // ParseRecvHeader reads what PutRecvHeader wrote.
 func ParseRecvHeader(b []byte) (h RecvHeader, cut bool) {
 	h.Size = binary.NativeEndian.Uint32(b[8:])
 	h.Src, _ = SockAddr(b[16:])
+	h.At = umem.GetStamp(b[24:])
 	return h, binary.NativeEndian.Uint32(b[12:])&MsgTrunc != 0
 }
 

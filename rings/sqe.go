@@ -44,6 +44,7 @@ const (
 	OpClose         Op = 19
 	OpSend          Op = 26
 	OpRecv          Op = 27
+	OpEpollCtl      Op = 29
 	OpShutdown      Op = 34
 	OpMsg           Op = 40 // IORING_OP_MSG_RING
 	OpSocket        Op = 45
@@ -51,6 +52,7 @@ const (
 	OpBind          Op = 56
 	OpListen        Op = 57
 	OpRecvZC        Op = 58
+	OpEpollWait     Op = 59
 )
 
 // SQE.Flags: IOSQE_*.

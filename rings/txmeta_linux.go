@@ -15,32 +15,11 @@ var (
 	errNoSums     = errors.New("the driver does not finish checksums of zero-copy frames (xsk-features)")
 )
 
-// netdev's NETDEV_A_DEV_XSK_FEATURES has this bit for checksums
-// (NETDEV_XSK_FLAGS_TX_CHECKSUM, include/uapi/linux/netdev.h).
-const xskTXChecksum = 1 << 1
-
 // xskFeatures is what the driver does with TX metadata in zero-copy mode, 0 if
 // nobody knows.
-func xskFeatures(ifindex int) (features uint64) {
-	const (
-		devGet         = 1 // NETDEV_CMD_DEV_GET
-		devIfindex     = 1 // NETDEV_A_DEV_IFINDEX
-		devXSKFeatures = 6 // NETDEV_A_DEV_XSK_FEATURES
-	)
-	d, err := openNetdev()
-	defer d.close()
-	if err != nil {
-		return 0
-	}
-	answer, err := d.ask(devGet, attr32(nil, devIfindex, uint32(ifindex)))
-	if err != nil || eachAttr(answer, func(kind uint16, value uint64) {
-		if kind == devXSKFeatures {
-			features = value
-		}
-	}) != nil {
-		return 0
-	}
-	return features
+func xskFeatures(ifindex int) uint64 {
+	f, _ := ReadFeatures(ifindex)
+	return f.TXMetadata
 }
 
 // register registers the region, with room for metadata in front of packets if
@@ -52,7 +31,7 @@ func (s *Socket) register() error {
 		// what it must not obey.
 		s.features = xskFeatures(s.opts.Ifindex)
 		s.noChecksum = errNoSums
-		if s.opts.Mode == Copy || s.features == 0 || s.features&xskTXChecksum != 0 {
+		if s.opts.Mode == Copy || s.features == 0 || s.features&TXChecksum != 0 {
 			err := registerUmem(s.fd, s.region.Mem(), s.region.ChunkSize(), TXMetadata)
 			if s.metadata = err == nil; s.metadata || !errors.Is(err, unix.EINVAL) {
 				return err
@@ -84,7 +63,7 @@ func (s *Socket) askForChecksums() {
 	switch {
 	case !s.opts.Checksum:
 		s.noChecksum = errNotAsked
-	case s.zeroCopy && s.features&xskTXChecksum == 0:
+	case s.zeroCopy && s.features&TXChecksum == 0:
 		s.noChecksum = errNoSums
 	case err != nil:
 		s.noChecksum = fmt.Errorf("the driver does not tell whether it does: %w", err)

@@ -46,6 +46,7 @@ const (
 	HandoverNoFrame // that Host had no frame to give in return
 	HandoverEarly   // a segment that overtook the handshake of its connection: it comes again
 	RxMemLimit      // frames held by all sockets at their limit
+	RxAccountLimit  // frames held by the sockets of one account at its limit
 	TxNoFrame
 	TxQueueFull
 	TxNoRoute
@@ -70,7 +71,8 @@ var dropNames = [...]string{
 	"ip_source_route", "ip_protocol", "frag_overlap", "frag_duplicate", "frag_bad", "frag_limit", "frag_timeout",
 	"icmp_ignored", "icmp_broadcast", "icmp_rate_limit", "udp_no_socket", "udp_queue_full", "tcp_no_socket",
 	"tcp_backlog_full", "tcp_out_of_window", "tcp_out_of_order", "tcp_duplicate", "tcp_paws", "tcp_no_ack",
-	"tcp_bad_flag", "tcp_closed", "handover_full", "handover_no_frame", "handover_early", "rx_mem_limit", "tx_no_frame", "tx_queue_full", "tx_no_route",
+	"tcp_bad_flag", "tcp_closed", "handover_full", "handover_no_frame", "handover_early", "rx_mem_limit", "rx_account_limit", "tx_no_frame", "tx_queue_full",
+	"tx_no_route",
 	"bridge_source", "bridge_reserved", "bridge_same_port", "fwd_local", "fwd_multicast", "fwd_link_local", "fwd_broadcast",
 	"fwd_ttl", "fwd_refused", "fwd_no_port", "fwd_port_down", "fwd_too_big",
 }

@@ -179,6 +179,16 @@ var dropCases = []dropCase{
 		}
 		return k, func(k *kit) { k.inject(udpFrame(1, 7, nil)) }
 	}},
+	{why: RxAccountLimit, make: func(t *testing.T) (*kit, func(*kit)) {
+		k := newKit(t)
+		a, _ := k.h.NewAccount(3, 3)
+		s, _ := k.h.UDPBind(0, 7)
+		k.h.Charge(s, a)
+		for k.use(a).RX < 3 {
+			k.inject(udpFrame(1, 7, nil))
+		}
+		return k, func(k *kit) { k.inject(udpFrame(1, 7, nil)) }
+	}},
 	{why: NeighTableFull, make: func(t *testing.T) (*kit, func(*kit)) {
 		k := newKit(t)
 		for i := range proto.Addr(neighMax) {

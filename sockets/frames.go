@@ -31,6 +31,9 @@ func (h *Host) hold(p *packet) bool {
 // release frees one frame held for received data.
 func (h *Host) release(f umem.Frame) {
 	h.rxUsed--
+	if h.accounts.of != nil {
+		h.rxBack(f)
+	}
 	h.pool.Put(f, umem.Held)
 }
 
@@ -52,6 +55,10 @@ func (h *Host) allocTX() umem.Frame {
 	if f == umem.None {
 		return f
 	}
+	if h.accounts.payer != 0 && !h.pay(f) {
+		h.pool.Put(f, umem.Held)
+		return umem.None
+	}
 	h.txUsed++
 	*h.pool.Buf(f) = umem.Buf{Next: umem.None, Off: umem.Headroom}
 	return f
@@ -63,5 +70,8 @@ func (h *Host) freeTX(f umem.Frame, from umem.Owner) {
 		h.tells.free(f)
 	}
 	h.txUsed--
+	if h.accounts.of != nil {
+		h.txBack(f)
+	}
 	h.pool.Put(f, from)
 }

@@ -13,6 +13,7 @@ type Handed struct {
 	To     int // the Host's number
 	Frames int // that the packet consists of; the receiver gives as many back
 	p      packet
+	stamp  umem.Stamp
 	open   bool     // it completes a handshake
 	half   halfOpen // which is this one
 }
@@ -158,7 +159,7 @@ func (h *Host) handOver(p *packet, to int, rec *halfOpen) bool {
 	for f := p.f; f != umem.None; f = h.pool.Buf(f).Next {
 		h.pool.Give(f, from)
 	}
-	m := Handed{To: to, Frames: n, p: *p}
+	m := Handed{To: to, Frames: n, p: *p, stamp: h.stamp}
 	if rec != nil {
 		m.open, m.half = true, *rec
 	}
@@ -197,7 +198,7 @@ func (h *Host) FrameBack(f umem.Frame) { h.pool.Take(f, umem.Free) }
 // InputHanded takes a packet that another Host received for this one. back are the frames that go to that one in return,
 // as many as came, valid until the next call: free ones of ours, or when there are none, those of the packet.
 func (h *Host) InputHanded(m *Handed, now int64) (back []umem.Frame) {
-	h.now = now
+	h.now, h.stamp = now, m.stamp
 	p := m.p
 	p.hops++
 	if m.open { // from here on it counts by itself, if it becomes a connection

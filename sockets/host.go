@@ -41,6 +41,9 @@ type Config struct {
 	// its like leaves them.
 	AcceptPartial bool
 
+	// Stamps says that a umem.Stamp stands in front of each received frame: datagrams are told with it.
+	Stamps bool
+
 	// LeaveSums says that the device finishes the UDP and TCP checksums of frames of which PopTX says so.
 	LeaveSums bool
 
@@ -74,6 +77,7 @@ type Host struct {
 	lead   int        // bytes of the link header: 14 plus 4 a tag
 	room   int        // bytes that a frame holds behind its headroom
 	seen   uint32     // of Ahead, for nobody
+	stamp  umem.Stamp // of the frame that Input takes
 	rest   umem.Frame // of the packet that Input takes, behind the first; else None
 	timers *wheel
 
@@ -85,6 +89,7 @@ type Host struct {
 	ipID     [256]uint16
 
 	rxUsed, rxLimit int // frames held for received data
+	rxTight         int // windows are to be smaller when more are held
 	txUsed, txLimit int // frames held or in flight to be sent
 
 	txq       []TxFrame // ring; len is a power of two
@@ -97,6 +102,9 @@ type Host struct {
 	closed []Handle  // since the last PopClosed
 	gone   []flowKey // since the last PopGone
 	tells  tells
+
+	accounts accounts
+
 	handed []Handed // since the last TakeHanded
 	back   [handedFrames]umem.Frame
 
@@ -195,7 +203,7 @@ func New(cfg Config, pool *umem.Pool, now int64) (*Host, error) {
 	h := &Host{
 		cfg: cfg, pool: pool, sec: newSecret(cfg.Seed, cfg.Self), now: now,
 		lead: 14 + 4*len(cfg.VLANs), room: pool.Region().ChunkSize() - umem.Headroom, rest: umem.None, timers: newWheel(now),
-		rxLimit: rest / 2, txLimit: rest - rest/2,
+		rxLimit: rest / 2, rxTight: rest / 2 / 2, txLimit: rest - rest/2,
 		txq: make([]TxFrame, txqSize),
 	}
 	if cfg.Directory != nil {
@@ -266,6 +274,9 @@ func (h *Host) Input(f umem.Frame, off, n int, now int64) {
 	h.now = now
 	h.count(RxFrames)
 	h.counters.Stats[RxBytes] += uint64(n)
+	if h.cfg.Stamps {
+		h.stamp = umem.GetStamp(h.pool.Chunk(f)[off-umem.StampSize:])
+	}
 	b := h.pool.Buf(f)
 	*b = umem.Buf{Next: h.rest, Off: uint16(off), Len: uint16(n)}
 	data := h.pool.Data(f)
@@ -354,7 +365,11 @@ func (h *Host) wantTX(s Handle) { h.noTxFrame = h.await(h.noTxFrame, s) }
 
 // txFree is how many more frames can be sent now: frames, limit and queue all allow it.
 func (h *Host) txFree() int {
-	return min(h.txLimit-h.txUsed, h.txRoom(), h.pool.Avail())
+	n := min(h.txLimit-h.txUsed, h.txRoom(), h.pool.Avail())
+	if a := h.accounts.payer; a != 0 {
+		n = min(n, h.txRoomOf(a))
+	}
+	return n
 }
 
 // Busy reports whether there is output that Flush and PopTX would give, something for TakeEvents, PopGone or TakeFreed, or
@@ -365,7 +380,7 @@ func (h *Host) Busy() bool {
 }
 
 // Blocked reports whether a socket waits for frames to send with.
-func (h *Host) Blocked() bool { return len(h.noTxFrame)+len(h.noTxData) > 0 }
+func (h *Host) Blocked() bool { return len(h.noTxFrame)+len(h.noTxData)+len(h.accounts.waiting) > 0 }
 
 // Unsent reports whether something that was written has not left, or was not acknowledged.
 func (h *Host) Unsent() bool {
@@ -397,6 +412,9 @@ func (h *Host) EndTurn() {
 			h.wakeData(s)
 		}
 		h.noTxData = h.noTxData[:0]
+	}
+	if len(h.accounts.waiting) > 0 {
+		h.wakeAccounts()
 	}
 }
 

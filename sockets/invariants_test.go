@@ -20,11 +20,45 @@ func (k *kit) check() {
 	if got != want {
 		k.t.Errorf("ledger %v, want %v (by owner: free, fill, rx, held, lent, tx, comp)", got, want)
 	}
+	k.checkAccounts()
 	held := k.checkNeighbours() + k.checkFragments() + k.checkUDP() + k.checkTCP()
 	// What is in no list waits in the output queue or is with the device.
 	queued := h.TxPending() + len(k.device)
 	if held > rx+tx || held+queued < rx+tx {
 		k.t.Errorf("%d frames in lists, %d queued or sent; %d and %d are counted", held, queued, rx, tx)
+	}
+}
+
+// checkAccounts compares what accounts hold with the frames and sockets that are charged to them.
+func (k *kit) checkAccounts() {
+	t := &k.h.accounts
+	frames, socks := make([]int, len(t.list)+1), make([]int, len(t.list)+1)
+	for _, a := range t.of {
+		frames[a]++
+	}
+	for i, a := range t.conns {
+		if socks[a]++; a != 0 && !k.h.tcp.at(uint32(i)).used {
+			k.t.Errorf("connection %d is none, and charged to account %d", i, a)
+		}
+	}
+	for i := range k.h.udp.socks {
+		if u := &k.h.udp.socks[i]; u.used {
+			socks[u.account]++
+		}
+	}
+	for i := range k.h.tcp.listeners {
+		if l := &k.h.tcp.listeners[i]; l.used {
+			socks[l.account]++
+		}
+	}
+	if t.payer != 0 {
+		k.t.Errorf("account %d pays for nobody", t.payer)
+	}
+	for i := range t.list {
+		c := &t.list[i]
+		if i > 0 && (c.RX < 0 || c.RX > c.RXLimit || c.TX < 0 || c.RX+c.TX != frames[i] || c.socks != socks[i] || c.used != (c.RXLimit > 0)) {
+			k.t.Errorf("account %d: %+v, with %d frames and %d sockets", i, c, frames[i], socks[i])
+		}
 	}
 }
 

@@ -73,7 +73,11 @@ func (h *Host) fragments(n int) (count, per int) {
 func (h *Host) sendMessage(g *gather, n int, src, dst, hop proto.Addr, protocol uint8) Errno {
 	_, per := h.fragments(n)
 	need := h.messageFrames(n)
-	if need > min(h.txLimit, len(h.txq)) {
+	most := min(h.txLimit, len(h.txq))
+	if a := h.accounts.payer; a != 0 {
+		most = min(most, h.accounts.list[a].TXLimit, h.txLimit/2)
+	}
+	if need > most {
 		return EMSGSIZE
 	}
 	if h.txFree() < need {

@@ -64,13 +64,13 @@ func (h *Host) longer(f umem.Frame, limit int) bool {
 	return f != umem.None
 }
 
-// Lend lends a frame to be written: its Buf covers all bytes that can be. Like data that is written, it leaves the last
-// frames to ACKs and ARP. Errors: EAGAIN.
-func (h *Host) Lend() (umem.Frame, Errno) {
+// Lend lends a frame to be written, for which a pays: its Buf covers all bytes that can be. Like data that is written, it
+// leaves the last frames to ACKs and ARP. Errors: EAGAIN.
+func (h *Host) Lend(a Account) (umem.Frame, Errno) {
 	if h.txUsed >= h.txLimit-h.txReserve() {
 		return umem.None, EAGAIN
 	}
-	f := h.allocTX()
+	f := h.allocFor(a)
 	if f == umem.None {
 		return f, EAGAIN
 	}
@@ -100,7 +100,7 @@ func (h *Host) Give(f umem.Frame) {
 func (h *Host) takeLent(f umem.Frame, off, n, limit int, tell uint32) bool {
 	b := h.pool.Buf(f)
 	if b.Flags&bufToSend == 0 {
-		if h.txUsed >= limit {
+		if h.txUsed >= limit || h.accounts.of != nil && !h.sendsReceived(f) {
 			return false
 		}
 		h.rxUsed--

@@ -140,7 +140,7 @@ func TestLend(t *testing.T) {
 	s := k.bind(0, 7)
 	var lent []umem.Frame
 	for {
-		f, err := k.h.Lend()
+		f, err := k.h.Lend(0)
 		if err != 0 {
 			if err != EAGAIN {
 				t.Fatal(err)
@@ -209,7 +209,7 @@ func TestTCPSendLent(t *testing.T) {
 // TestTCPSendLentRefused: what cannot be sent where it lies stays lent.
 func TestTCPSendLentRefused(t *testing.T) {
 	k, c := established(t)
-	f, _ := k.h.Lend()
+	f, _ := k.h.Lend(0)
 	mss := int(c.tcb().mss)
 	try := func(what string, off, n int, want Errno) {
 		t.Helper()
@@ -239,7 +239,7 @@ func TestTCPSendLentMerged(t *testing.T) {
 	k, c := established(t)
 	var want []byte
 	for i := range 3 {
-		f, _ := k.h.Lend()
+		f, _ := k.h.Lend(0)
 		n := copy(k.pool.Data(f), pattern(100+i))
 		want = append(want, pattern(100+i)...)
 		if err := k.h.TCPSendLent(c.h, f, umem.Headroom, n, uint32(1+i), k.now); err != 0 {
@@ -261,7 +261,7 @@ func TestUntell(t *testing.T) {
 	k.late = true
 	var fs [2]umem.Frame
 	for i := range fs {
-		fs[i], _ = k.h.Lend()
+		fs[i], _ = k.h.Lend(0)
 		if err := k.h.TCPSendLent(c.h, fs[i], umem.Headroom, int(c.tcb().mss), uint32(1+i), k.now); err != 0 {
 			t.Fatal(err)
 		}
@@ -283,7 +283,7 @@ func TestTCPSendLentSplit(t *testing.T) {
 	k, c := established(t)
 	c.tcb().maxWnd, c.wnd = 600, 600
 	c.ackAll()
-	f, _ := k.h.Lend()
+	f, _ := k.h.Lend(0)
 	want := pattern(1000)
 	copy(k.pool.Data(f), want)
 	if err := k.h.TCPSendLent(c.h, f, umem.Headroom, 1000, 5, k.now); err != 0 {

@@ -203,6 +203,7 @@ func (n *simNode) listen() {
 	if n.lis, err = n.h.TCPListen(0, simPort); err != 0 {
 		n.w.fail("TCPListen: %v", err)
 	}
+	n.charge(n.lis, 1)
 	if n.p.listenGap && !n.w.calm {
 		n.w.at(n.w.now+simLog(n.w.rng, ms, n.w.p.busyNS), func() {
 			if n.w.calm {
@@ -327,6 +328,7 @@ func (s *simSide) dial(lport, rport uint16) {
 		s.err, s.over = err, true
 		return
 	}
+	n.charge(h, s.c.id%2)
 	local, _ := n.h.TCPAddr(h)
 	s.c.key[n.id], s.c.key[1-n.id] = local.Port(), rport
 	if s.id == 0 {
@@ -519,7 +521,7 @@ func (s *simSide) write() bool {
 func (s *simSide) writeLent(k int) (int, Errno) {
 	n, w := s.n, s.c.w
 	if s.lent == umem.None {
-		f, err := n.h.Lend()
+		f, err := n.h.Lend(n.h.connAccount(s.h.index()))
 		if err != 0 { // nobody tells of frames that can be lent, but of room to write
 			return n.h.TCPWrite(s.h, s.c.key.bytes(n.id, s.sent, k), w.now)
 		}

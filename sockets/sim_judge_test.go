@@ -64,7 +64,7 @@ func (s *simSide) gaveUp() string {
 	lost := f.lost - seen.lost
 	for _, n := range w.node { // what did not get as far as the path
 		d := &n.h.counters.Drops
-		lost += int(d[RxMemLimit] + d[TxNoFrame] + d[TCPBacklogFull] + d[NeighFailed])
+		lost += int(d[RxMemLimit] + d[RxAccountLimit] + d[TxNoFrame] + d[TCPBacklogFull] + d[NeighFailed])
 	}
 	if !w.p.share {
 		lost += w.lostOther

@@ -138,6 +138,7 @@ type simHost struct {
 	leave                                                bool  // checksums are left to the device
 	listenGap                                            bool  // the listener comes and goes
 	acceptGap                                            int64 // between two Accepts
+	account                                              int   // frames of each of two accounts; 0: there are none
 }
 
 func simBetween(rng *rand.Rand, lo, hi int) int { return lo + rng.IntN(hi-lo+1) }
@@ -249,6 +250,12 @@ func simChoose(rng *rand.Rand) simParams {
 	case rng.IntN(3) == 0:
 		p.outage = rng.Float64()
 	}
+	more := rand.New(rand.NewPCG(uint64(p.spanNS), uint64(p.busyNS))) // so that worlds without accounts are what they were
+	for i := range p.host {
+		if h := &p.host[i]; !p.clean && more.IntN(4) == 0 {
+			h.account = simBetween(more, max(8, 2*h.packet), max(16, h.frames/2))
+		}
+	}
 	return p
 }
 
@@ -274,7 +281,7 @@ func (p *simParams) jumbo(rng *rand.Rand) {
 type simTotals struct {
 	Worlds, Clean, Steps, Segments, Dials, Accepted, Finished, Excused, Refused, TimedOut, Reset, Bytes    uint64
 	Lost, Corrupted, Fragments, TooBig, Marked, Retransmits, Timeouts, NoFrame, NoMemory, Backlog, Outages uint64
-	HalfClosed, Together, Lent, Taken, Wrapped, Handed, Jumbo                                              uint64
+	HalfClosed, Together, Lent, Taken, Wrapped, Handed, Jumbo, OverAccount                                 uint64
 }
 
 func (s *simTotals) add(w *simWorld) {
@@ -306,6 +313,7 @@ func (s *simTotals) add(w *simWorld) {
 			s.NoMemory++
 		}
 		s.Backlog += c.Drops[TCPBacklogFull]
+		s.OverAccount += c.Drops[RxAccountLimit]
 	}
 }
 

@@ -243,6 +243,15 @@ func (w *simWorld) finish() {
 			w.fail("an event %+v after everything was closed", e)
 		}
 		n.check()
+		n.unlisten() // a world may have opened it again
+		for _, a := range n.accounts {
+			if a == 0 {
+				continue
+			}
+			if n.h.CloseAccount(a); n.h.accounts.list[a].used {
+				w.fail("node %d: an account has %+v after everything was closed", n.id, n.h.accounts.list[a])
+			}
+		}
 		n.kit.finish()
 		if n.front.kit != nil {
 			n.front.check()
@@ -306,6 +315,14 @@ type simNode struct {
 	lent     []simLent
 	events   []Event
 	front    simFront
+	accounts [2]Account // 0: none
+}
+
+// charge has a socket paid for by one of the node's accounts, if it has any.
+func (n *simNode) charge(h Handle, which int) {
+	if a := n.accounts[which]; a != 0 {
+		n.h.Charge(h, a)
+	}
 }
 
 func newSimNode(w *simWorld, id int) *simNode {
@@ -333,6 +350,11 @@ func newSimNode(w *simWorld, id int) *simNode {
 		n.kit = newKitOf(simTB{}, p.frames, 2048, set)
 	}
 	n.late = p.compNS > 0
+	for i := range n.accounts {
+		if p.account > 0 {
+			n.accounts[i], _ = n.h.NewAccount(p.account, p.account)
+		}
+	}
 	return n
 }
 

@@ -39,7 +39,7 @@ type tcb struct {
 	state     tcpState
 	used      bool
 	happened  uint8 // packReady of what happened, an event is queued; and noSpace
-	blocked   bool  // its writer waits in Host.noTxData
+	blocked   bool  // its writer waits in Host.noTxData, or in its account
 	later     bool  // waits in Host.noTxFrame for tcpOutput
 	dirty     bool  // waits in tcpTable.dirty for tcpOutput
 	orphan    bool  // the owner closed its handle
@@ -99,8 +99,8 @@ type tcb struct {
 const (
 	tcbChunk  = 1024 // records allocated at once, whole pages of them; they never move
 	tcpIWSegs = 10   // RFC 6928
-	tcpScale  = 7
-	mssFloor  = 64 // a peer cannot make us send headers for single bytes
+	tcpScale  = 7    // of windows up to 8 MiB
+	mssFloor  = 64   // a peer cannot make us send headers for single bytes
 	mssNone   = 536
 
 	rtoFirstUS  = 1_000_000
@@ -120,25 +120,27 @@ const (
 )
 
 type tcpTable struct {
-	chunks    [][]tcb
-	free      uint32 // list by tcb.next, index+1
-	conns     int
-	flows     demux
-	act       activeTable
-	half      halfTable
-	tw        twTable
-	listeners []tcpListener
-	opened    uint32         // listeners so far
-	ports     map[uint16]int // listeners that use a local port
-	bound     *flat[flowKey]
-	behind    *flat[flowKey] // listeners for what other Hosts pass on
-	dirty     []uint32
-	challenge bucket
-	urgent    map[uint32]uint32 // of connections with urgent data: its last byte's number
-	settings  []tcpSetting      // interned: connections share a few; the first is the default
-	setBy     [256]int32        // how many connections have each
-	pmtu      pmtuCache
-	dialNext  uint32 // RFC 6056 algorithm 3's counter
+	chunks        [][]tcb
+	free          uint32 // list by tcb.next, index+1
+	conns         int
+	flows         demux
+	act           activeTable
+	half          halfTable
+	scale         uint8 // of windows that we advertise: RcvMax can be told
+	tw            twTable
+	listeners     []tcpListener
+	freeListeners []uint32       // places in it
+	opened        uint32         // listeners so far
+	ports         map[uint16]int // listeners that use a local port
+	bound         *flat[flowKey]
+	behind        *flat[flowKey] // listeners for what other Hosts pass on
+	dirty         []uint32
+	challenge     bucket
+	urgent        map[uint32]uint32 // of connections with urgent data: its last byte's number
+	settings      []tcpSetting      // interned: connections share a few; the first is the default
+	setBy         [256]int32        // how many connections have each
+	pmtu          pmtuCache
+	dialNext      uint32 // RFC 6056 algorithm 3's counter
 }
 
 func (t *tcpTable) init(h *Host) {
@@ -147,6 +149,9 @@ func (t *tcpTable) init(h *Host) {
 	t.challenge = bucket{100, h.now}
 	t.settings = []tcpSetting{{KeepAlive: h.cfg.KeepAlive}}
 	t.urgent, t.ports = map[uint32]uint32{}, map[uint16]int{}
+	for t.scale = tcpScale; h.cfg.RcvMax > 0xffff<<t.scale && t.scale < 14; { // RFC 7323 2.3
+		t.scale++
+	}
 	t.half.init(h)
 	t.tw.init(h)
 }
@@ -265,6 +270,7 @@ func (h *Host) tcpFree(i uint32, c *tcb) {
 		return // Flush finds it there and frees the record
 	}
 	c.used = false
+	h.unchargeConn(i)
 	t.setBy[c.setting]--
 	if c.gen < maxGen {
 		c.next = t.free

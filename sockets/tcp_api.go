@@ -106,7 +106,9 @@ func (h *Host) TCPWrite(s Handle, p []byte, now int64) (n int, err Errno) {
 	if c == nil || len(p) == 0 {
 		return 0, err
 	}
+	h.accounts.payer = h.connAccount(s.index())
 	n = h.sendQueue(c, p[:min(len(p), max(0, h.sndLimit(c)-int(c.sndBytes)))])
+	h.accounts.payer = 0
 	if n < len(p) {
 		h.writerWaits(s, c)
 	}
@@ -130,7 +132,9 @@ func (h *Host) writerWaits(s Handle, c *tcb) {
 func (h *Host) awaitData(s Handle, c *tcb) {
 	if !c.blocked {
 		c.blocked = true
-		h.noTxData = h.await(h.noTxData, s)
+		if a := h.connAccount(s.index()); a == 0 || !h.accountAwait(s, a, 1+h.accounts.list[a].keep(c)) {
+			h.noTxData = h.await(h.noTxData, s)
+		}
 	}
 }
 

@@ -426,7 +426,7 @@ func TestTCPDataForNobody(t *testing.T) {
 			s.ack--
 		}
 		k.wantDrops(func() { c.inject(s) }, map[Drop]uint64{TCPClosed: 1})
-		wantSeg(t, c.one(), rst|ack, c.ack, c.seq, nil)
+		wantSeg(t, c.one(), rst, s.ack, 0, nil)
 		if !c.gone() {
 			t.Error("still there")
 		}

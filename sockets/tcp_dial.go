@@ -83,7 +83,7 @@ func (h *Host) tcpDial(k flowKey, at int64, mode dialMode) (Handle, Errno) {
 	c.sndUna = h.sec.isn(k, at)
 	c.sndNxt = c.sndUna + 1
 	c.ecnOK = !h.cfg.NoECN // asked for; the answer decides
-	c.rcvScale = tcpScale
+	c.rcvScale = h.tcp.scale
 	h.tcpSetMSS(c, h.cfg.MTU-40)
 	h.sendSYN(c)
 	c.rtxAt = at + int64(c.rto)*1000
@@ -108,7 +108,7 @@ func (h *Host) sendSYN(c *tcb) {
 	}
 	opt := proto.TCPOptions{
 		MSS: uint16(h.cfg.MTU - 40), SACKPermitted: true, HasTS: true, TSVal: h.tsNow(c.key),
-		HasWScale: true, WScale: tcpScale,
+		HasWScale: true, WScale: h.tcp.scale,
 	}
 	if c.ecnOK = c.ecnOK && c.retries == 0; c.ecnOK {
 		hdr.Flags |= proto.ECE | proto.CWR
@@ -182,7 +182,7 @@ func (h *Host) tcpSYNOptions(c *tcb, s *segment) {
 	}
 	c.rcvScale = 0
 	if s.opt.HasWScale {
-		c.sndScale, c.rcvScale = s.opt.WScale, tcpScale
+		c.sndScale, c.rcvScale = s.opt.WScale, h.tcp.scale
 	}
 	peer := int(s.opt.MSS)
 	if peer == 0 {

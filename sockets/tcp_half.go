@@ -245,7 +245,7 @@ func (h *Host) tcpOpen(r *halfOpen, s *segment) {
 		c.tsOK, c.tsRecent, c.tsAt = true, r.tsRecent, h.nowHH()
 	}
 	if r.sndScale != noScale {
-		c.sndScale, c.rcvScale = r.sndScale, tcpScale
+		c.sndScale, c.rcvScale = r.sndScale, h.tcp.scale
 	}
 	h.tcpSetMSS(c, int(r.mss))
 	c.sndWnd = uint32(r.wnd) // a SYN's window is never scaled (RFC 7323 2.2)
@@ -256,6 +256,9 @@ func (h *Host) tcpOpen(r *halfOpen, s *segment) {
 	}
 	c.afterSYN(r.retries)
 	l := &h.tcp.listeners[r.listener]
+	if l.account != 0 {
+		h.chargeConn(i, l.account)
+	}
 	h.acceptPush(l, i)
 	h.notify(makeHandle(kindListener, l.gen, r.listener), happenedIn)
 	h.tcpSegment(i, c, s)
@@ -292,7 +295,7 @@ func (h *Host) sendSYNACK(r *halfOpen, ts uint32) {
 	opt := proto.TCPOptions{
 		MSS: uint16(h.cfg.MTU - 40), SACKPermitted: r.flags&halfSACK != 0,
 		HasTS: r.flags&halfTS != 0, TSVal: ts, TSEcr: r.tsRecent,
-		HasWScale: r.sndScale != noScale, WScale: tcpScale,
+		HasWScale: r.sndScale != noScale, WScale: h.tcp.scale,
 	}
 	h.sendBare(r.key, &hdr, &opt)
 }
@@ -305,7 +308,7 @@ func (h *Host) halfACK(r *halfOpen) {
 	r.asked++
 	hdr := proto.TCP{
 		SrcPort: r.key.LPort, DstPort: r.key.RPort, Seq: r.iss + 1, Ack: r.irs + 1, Flags: proto.ACK,
-		Window: uint16(h.synWindow() >> tcpScale),
+		Window: uint16(h.synWindow() >> h.tcp.scale),
 	}
 	if r.sndScale == noScale {
 		hdr.Window = uint16(h.synWindow())

@@ -14,6 +14,8 @@ type TCPInfo struct {
 	RecvQueue            int // nobody read yet; of a listener: connections to accept
 	Cwnd, Ssthresh       int // Ssthresh 0: none yet
 	InFlight             int
+	Unacked              int // sent and not acknowledged: of it the peer has Sacked, Lost is lost, and Again of that was sent once more
+	Sacked, Lost, Again  int
 	SndWnd, RcvWnd       int
 	RcvBuf               int // what the window is made of
 	MSS, RcvMSS, PMTU    int
@@ -47,7 +49,7 @@ func (h *Host) tcpInfo(c *tcb) TCPInfo {
 	info := TCPInfo{
 		Local: c.key.local(), Remote: c.key.remote(), State: tcpStateNames[c.state],
 		SendQueue: int(c.sndBytes), RecvQueue: int(c.rcvBytes), Cwnd: int(c.cwnd),
-		InFlight: int(c.sndNxt - c.sndUna), SndWnd: int(c.sndWnd), RcvWnd: int(c.rcvAdv - c.rcvNxt), RcvBuf: int(c.rcvBuf),
+		InFlight: int(c.sndNxt - c.sndUna), Unacked: int(c.sndNxt - c.sndUna), SndWnd: int(c.sndWnd), RcvWnd: int(c.rcvAdv - c.rcvNxt), RcvBuf: int(c.rcvBuf),
 		MSS: int(c.mss), RcvMSS: int(c.rcvMSS), PMTU: int(c.mss) + 40, SndScale: int(c.sndScale), RcvScale: int(c.rcvScale),
 		RTT: int64(c.srtt) * 1000, RTTVar: int64(c.rttvar) * 1000, RTO: int64(c.rto) * 1000, Retransmits: c.retransmits,
 		SndFrames: int(c.sndFrames), BytesAcked: c.acked, BytesReceived: c.received,
@@ -68,6 +70,7 @@ func (h *Host) tcpInfo(c *tcb) TCPInfo {
 	tlp := false
 	if x := h.activeOf(c); x != nil {
 		info.InFlight, info.MinRTT, info.Reordering = int(c.pipe(x)), int64(x.minRTT)*1000, int(x.reoMult)
+		info.Sacked, info.Lost, info.Again = int(x.sacked), int(x.lost), int(x.again)
 		info.OutOfOrder, info.Phase = int(x.ofoBytes), phaseNames[x.phase]
 		info.RcvFrames += int(x.ofoFrames)
 		tlp = x.tlpNext

@@ -18,6 +18,7 @@ type tcpListener struct {
 	cookieAt int64  // when a SYN cookie was last sent
 	cookieID uint32 // what its cookies are bound to
 	ready    connQueue
+	account  Account
 	behind   bool                     // for what other Hosts pass on
 	spread   func(netip.AddrPort) int // chooses the Host of a connection; nil: this one
 }
@@ -87,11 +88,10 @@ func (h *Host) TCPBind(local proto.Addr, port uint16) (Handle, Errno) {
 	if h.tcpPortUsed(local, port) {
 		return 0, EADDRINUSE
 	}
-	i := 0
-	for i < len(t.listeners) && (t.listeners[i].used || t.listeners[i].gen == maxGen) {
-		i++
-	}
-	if i == len(t.listeners) {
+	i := len(t.listeners)
+	if n := len(t.freeListeners); n > 0 {
+		i, t.freeListeners = int(t.freeListeners[n-1]), t.freeListeners[:n-1]
+	} else {
 		t.listeners = append(t.listeners, tcpListener{})
 	}
 	l := &t.listeners[i]
@@ -182,6 +182,10 @@ func (h *Host) tcpCloseListener(s Handle) Errno {
 		}
 	}
 	l.used = false
+	if l.gen < maxGen {
+		h.tcp.freeListeners = append(h.tcp.freeListeners, s.index())
+	}
+	h.uncharge(l.account)
 	if h.tcp.ports[l.key.LPort]--; h.tcp.ports[l.key.LPort] == 0 {
 		delete(h.tcp.ports, l.key.LPort)
 	}

@@ -10,11 +10,12 @@ import (
 func (h *Host) ofoInput(i uint32, c *tcb, s *segment) {
 	x := h.moving(i, c)
 	h.count(TCPOutOfOrderHeld)
-	if x.ofoFrames >= ofoLimit(c) || h.rxUsed >= h.rxLimit/2 {
+	a := h.connAccount(i)
+	if x.ofoFrames >= ofoLimit(c) || h.rxUsed >= h.rxLimit/2 || a != 0 && h.accounts.list[a].RX >= h.rxRoom(a)/2 {
 		h.drop(s.packet, TCPOutOfOrder)
 		return
 	}
-	if !h.hold(s.packet) {
+	if !h.holdFor(a, s.packet) {
 		return
 	}
 	from, to := s.seq, s.seq+uint32(s.data)
@@ -125,9 +126,27 @@ func (h *Host) ofoInsert(x *active, f umem.Frame) (dup [2]uint32) {
 	return dup
 }
 
+// ofoAgain is the first part of what just came in its turn that was there already (RFC 2883 4.2); from == to: there is none.
+func (h *Host) ofoAgain(c *tcb, x *active) (from, to uint32) {
+	from = h.pool.Buf(x.ofoHead).Seq
+	to = from
+	for f := x.ofoHead; f != umem.None && seqLT(to, c.rcvNxt); {
+		b := h.pool.Buf(f)
+		if b.Seq != to {
+			break
+		}
+		to = seqMin(to+uint32(b.Len), c.rcvNxt)
+		f = b.Next
+	}
+	return from, to
+}
+
 // ofoTake moves what has come into its turn to the receive queue and reports whether the FIN was among it.
 func (h *Host) ofoTake(c *tcb, x *active) (fin bool) {
 	x.ofoLast = umem.None
+	if from, to := h.ofoAgain(c, x); from != to && c.sackOK && !x.hasDSACK { // else it overlaps what was acknowledged as well, which comes first
+		x.hasDSACK, x.dsack = true, [2]uint32{from, to}
+	}
 	for x.ofoHead != umem.None {
 		f := x.ofoHead
 		b := h.pool.Buf(f)

@@ -71,7 +71,7 @@ func (h *Host) sendQueue(c *tcb, p []byte) int {
 	total, frames := 0, h.sndFrameLimit(h.sndLimit(c))
 	for len(p) > 0 {
 		if c.sndTail == umem.None || !h.sendRoom(c) {
-			if int(c.sndFrames) >= frames || h.txUsed >= h.txDataLimit(c) {
+			if int(c.sndFrames) >= frames || h.txUsed >= h.txDataLimit(c) || h.payerFull(c) {
 				break
 			}
 			f := h.allocTX()
@@ -175,7 +175,7 @@ func (h *Host) queueFIN(i uint32, c *tcb) {
 		// without which nothing is ever acknowledged.
 		f := umem.None
 		if h.txUsed < h.txLimit-max(1, h.txReserve()/4) {
-			f = h.allocTX()
+			f = h.allocFor(h.connAccount(i))
 		}
 		if f == umem.None {
 			h.awaitData(h.tcp.handle(i), c)
@@ -375,7 +375,7 @@ func (h *Host) sendSplit(c *tcb, f umem.Frame, k int) bool {
 	if h.txUsed >= h.txLimit-h.txReserve()/2 {
 		return false
 	}
-	g := h.allocTX()
+	g := h.allocLike(f)
 	if g == umem.None {
 		return false
 	}

@@ -61,7 +61,9 @@ func (h *Host) tcpData(i uint32, c *tcb, s *segment) {
 	if (c.orphan || c.rcvShut && c.state != tcpEstablished) && s.data > 0 {
 		h.drop(s.packet, TCPClosed)
 		c.err = uint8(ECONNRESET)
-		h.tcpAbort(i, c)
+		k, next := c.key, c.sndUna // what the peer waits for: it takes no other number at once (RFC 5961 3.2)
+		h.tcpFree(i, c)
+		h.sendRST(k, next, 0, proto.RST)
 		return
 	}
 	if s.seq != c.rcvNxt {
@@ -151,10 +153,11 @@ func (h *Host) rcvQueue(i uint32, c *tcb, s *segment) bool {
 		h.discard(s.packet)
 	} else {
 		// What waits out of order gives way to what is in order: the peer keeps it until it is acknowledged.
-		if x := h.activeOf(c); x != nil && h.rxUsed+h.cfg.PacketFrames > h.rxLimit {
+		a := h.connAccount(i)
+		if x := h.activeOf(c); x != nil && (h.rxUsed+h.cfg.PacketFrames > h.rxLimit || a != 0 && h.rxShort(a)) {
 			h.ofoPrune(x)
 		}
-		if !h.hold(s.packet) {
+		if !h.holdFor(a, s.packet) {
 			return false
 		}
 		h.count(RxDelivered)
@@ -264,8 +267,8 @@ func (h *Host) rcvTune(i uint32, c *tcb, n int) {
 func (h *Host) rcvAdvertise(c *tcb) uint16 {
 	limit, said := int(c.rcvBuf), c.rcvAdv
 	share := limit
-	if h.rxUsed > h.rxLimit/2 {
-		share = min(limit, rcvBufStart, (h.rxLimit-h.rxUsed)/4*h.piece(c.rcvMSS))
+	if h.rxUsed > h.rxTight {
+		share = h.rcvShare(c, limit)
 	}
 	edge := c.rcvNxt + uint32(max(0, share-int(c.rcvBytes)))
 	if int32(edge-c.rcvAdv) >= int32(min(int(c.rcvMSS), limit/2)) {
@@ -283,6 +286,26 @@ func (h *Host) rcvAdvertise(c *tcb) uint16 {
 		c.rcvAdv = said // what was promised once is taken
 	}
 	return uint16(scaled)
+}
+
+// rcvShare is how large a window may be, of limit bytes at most, where much of the memory, or of the account's, is held.
+func (h *Host) rcvShare(c *tcb, limit int) int {
+	free := h.rxLimit
+	if h.rxUsed > h.rxLimit/2 {
+		free -= h.rxUsed
+	}
+	if h.accounts.of != nil {
+		if _, i := h.tcp.flows.get(c.key); h.connAccount(i) != 0 {
+			a := h.connAccount(i)
+			if used, room := h.accounts.list[a].RX, h.rxRoom(a); used > room/2 {
+				free = min(free, max(0, room-used))
+			}
+		}
+	}
+	if free == h.rxLimit {
+		return limit
+	}
+	return min(limit, rcvBufStart, free/4*h.piece(c.rcvMSS))
 }
 
 // rcvLimit is the largest receive buffer in bytes of data.

@@ -21,8 +21,9 @@ type udpSock struct {
 	tellSent   bool   // UDPTellSent
 	happened   uint8  // packReady of what happened; not 0: an event is queued
 	times      uint32 // how often
-	blocked    bool   // waits in Host.noTxFrame
-	need       int    // while blocked: frames for the datagram that was refused
+	blocked    bool   // waits in Host.noTxFrame, or in its account
+	account    Account
+	need       int // while blocked: frames for the datagram that was refused
 	err        Errno
 	head, tail umem.Frame
 	datagrams  int
@@ -118,14 +119,12 @@ func (t *udpTable) inUse(local proto.Addr, port uint16) bool {
 	return false
 }
 
-// UDPConnect sets the only peer the socket talks to. Errors: EBADF, EISCONN, ENETUNREACH, EADDRINUSE.
+// UDPConnect sets the only peer the socket talks to, or another one. Errors: EBADF, EINVAL, ENETUNREACH, EADDRINUSE.
 func (h *Host) UDPConnect(s Handle, remote proto.Addr, port uint16) Errno {
 	u := h.udp.get(s)
 	switch {
 	case u == nil:
 		return EBADF
-	case u.connected:
-		return EISCONN
 	case port == 0:
 		return EINVAL
 	}
@@ -137,17 +136,22 @@ func (h *Host) UDPConnect(s Handle, remote proto.Addr, port uint16) Errno {
 	if k.Local == 0 {
 		k.Local = src
 	}
+	if k == u.key {
+		return 0
+	}
 	if _, taken := h.udp.flows.get(k); taken {
 		return EADDRINUSE
 	}
 	h.udpForget(u)
 	h.udp.flows.put(k, s.index())
 	h.udpEnter(k)
-	if u.key.Local != 0 {
-		h.udp.specific--
+	if !u.connected {
+		h.udp.connected++
+		if u.key.Local != 0 {
+			h.udp.specific--
+		}
 	}
 	u.key, u.connected = k, true
-	h.udp.connected++
 	return 0
 }
 
@@ -171,6 +175,7 @@ func (h *Host) udpClose(s Handle) Errno {
 		t.specific--
 	}
 	u.used = false
+	h.uncharge(u.account)
 	if u.gen < maxGen {
 		t.free = append(t.free, s.index())
 	}
@@ -242,7 +247,7 @@ func (h *Host) udpInput(p *packet) {
 		h.drop(p, UDPQueueFull)
 		return
 	}
-	if !h.hold(p) {
+	if !h.holdFor(s.account, p) {
 		s.drops++
 		return
 	}
@@ -256,7 +261,8 @@ func (h *Host) truesize(p *packet) int {
 	return h.chainFrames(p.f) * h.pool.Region().ChunkSize()
 }
 
-// udpMeta is where the source of a queued datagram is kept: over its UDP header, which was parsed and is in the cache.
+// udpMeta is where the source of a queued datagram is kept: over its UDP header, which was parsed and is in the cache. Before
+// it stands its stamp, if there are any, over the end of the IP header.
 const udpMeta = 8
 
 // udpPush queues a datagram. Its first frame's Buf covers the payload from here on, and the 8 bytes before it become
@@ -270,6 +276,9 @@ func (h *Host) udpPush(s *udpSock, p *packet, u *proto.UDP, size int) {
 	binary.NativeEndian.PutUint32(meta, uint32(p.ip.Src))
 	binary.NativeEndian.PutUint16(meta[4:], u.SrcPort)
 	binary.NativeEndian.PutUint16(meta[6:], uint16(p.n-udpMeta))
+	if h.cfg.Stamps {
+		umem.PutStamp(h.pool.Chunk(p.f)[b.Off-udpMeta-umem.StampSize:], h.stamp)
+	}
 	if s.head == umem.None {
 		s.head = p.f
 	} else {
@@ -302,6 +311,8 @@ type Datagram struct {
 	Size int // bytes of the datagram; more than N: the rest was cut off
 	Src  netip.AddrPort
 	More bool // another one waits
+	// At is when it was received, or if in fragments, the one that completed it (Config.Stamps); else 0.
+	At umem.Stamp
 }
 
 // udpFirst finds the next datagram of a reading call, and says in d what UDPRecv says of it, but for N. Errors: as UDPRecv.
@@ -319,6 +330,9 @@ func (h *Host) udpFirst(s Handle, d *Datagram) (*udpSock, Errno) {
 	d.Size = int(binary.NativeEndian.Uint16(meta[6:]))
 	d.Src = netip.AddrPortFrom(proto.Addr(binary.NativeEndian.Uint32(meta)).Netip(), binary.NativeEndian.Uint16(meta[4:]))
 	d.More = u.datagrams > 1
+	if h.cfg.Stamps {
+		d.At = umem.GetStamp(h.pool.Chunk(u.head)[h.pool.Buf(u.head).Off-udpMeta-umem.StampSize:])
+	}
 	return u, 0
 }
 

@@ -16,7 +16,10 @@ func (h *Host) UDPSend(s Handle, payload []byte, dst netip.AddrPort, now int64) 
 	if err != 0 {
 		return err
 	}
-	switch err = h.udpOutput(payload, k, hop); {
+	h.accounts.payer = u.account
+	err = h.udpOutput(payload, k, hop)
+	h.accounts.payer = 0
+	switch {
 	case err == EAGAIN:
 		h.udpWait(s, u, len(payload))
 	case err == 0 && u.tellSent:
@@ -61,7 +64,9 @@ func (h *Host) udpWait(s Handle, u *udpSock, n int) {
 	u.need = h.messageFrames(n + 8)
 	if !u.blocked {
 		u.blocked = true
-		h.wantTX(s)
+		if !h.accountAwait(s, u.account, u.need) {
+			h.wantTX(s)
+		}
 	}
 }
 

@@ -142,11 +142,10 @@ func TestUDPConnect(t *testing.T) {
 	if err := k.h.UDPConnect(s, peerIP, 0); err != EINVAL {
 		t.Errorf("UDPConnect to port 0: %v", err)
 	}
-	if err := k.h.UDPConnect(s, peerIP, 9); err != 0 {
-		t.Fatalf("UDPConnect: %v", err)
-	}
-	if err := k.h.UDPConnect(s, peerIP, 10); err != EISCONN {
-		t.Errorf("second UDPConnect: %v", err)
+	for _, p := range []uint16{10, 9, 9} { // another peer, and the same again
+		if err := k.h.UDPConnect(s, peerIP, p); err != 0 {
+			t.Fatalf("UDPConnect: %v", err)
+		}
 	}
 	if l, r := k.h.UDPAddr(s); l != port(usIP, 7) || r != port(peerIP, 9) {
 		t.Errorf("addresses %v and %v", l, r)
@@ -169,6 +168,13 @@ func TestUDPConnect(t *testing.T) {
 	}
 	if got := k.one(); got.ip.dst != gwIP {
 		t.Errorf("sent to %v", got.ip.dst)
+	}
+	// Of the first peer nothing is left.
+	k.inject(ipPacket{id: 1, proto: 17, body: udpBytes(peerIP, usIP, 10, 7, []byte("from the one before"))}.frame())
+	k.inject(ipPacket{id: 2, proto: 17, body: udpBytes(peerIP, usIP, 9, 7, []byte("from the peer"))}.frame())
+	buf := make([]byte, 100)
+	if d, err := k.h.UDPRecv(s, buf); err != 0 || string(buf[:d.N]) != "from the peer" || d.More {
+		t.Errorf("received %q, %v", buf[:d.N], err)
 	}
 }
 

@@ -4,16 +4,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "../rings/xdpd_client.h"
+#include "../libxdpd/src/xdpd_client.h"
 
 enum { SLOTS = 64, SLOT = 2048, UDP_SLOT = 65600 + 64 };
-static struct xdpd x;
+static struct xdpd_ring x;
 
 static struct xdpd_sqe *sqe(int op, int fd, uint64_t user)
 {
 	struct xdpd_sqe *s;
-	while (!(s = xdpd_sqe(&x)))
-		xdpd_submit(&x);
+	while (!(s = xdpd_ring_sqe(&x)))
+		xdpd_ring_submit(&x);
 	s->opcode = (uint8_t)op, s->fd = fd, s->user_data = user;
 	return s;
 }
@@ -22,9 +22,9 @@ static struct xdpd_sqe *sqe(int op, int fd, uint64_t user)
 static int call(void)
 {
 	struct xdpd_cqe c;
-	xdpd_submit(&x);
-	while (!xdpd_take(&x, &c))
-		if (xdpd_wait(&x, -1) < 0)
+	xdpd_ring_submit(&x);
+	while (!xdpd_ring_take(&x, &c))
+		if (xdpd_ring_wait(&x, -1) < 0)
 			return -errno;
 	return c.res;
 }
@@ -66,7 +66,7 @@ int main(int argc, char **argv)
 {
 	if (argc != 3)
 		return 2;
-	if (xdpd_open(&x, argv[1], 256, UDP_SLOT + SLOTS * SLOT) < 0) {
+	if (xdpd_ring_open(&x, argv[1], 256, UDP_SLOT + SLOTS * SLOT) < 0) {
 		fprintf(stderr, "%s: %s %s\n", argv[1], strerror(errno), x.reason);
 		return 1;
 	}
@@ -81,9 +81,9 @@ int main(int argc, char **argv)
 	datagram(udp);
 	for (;;) {
 		struct xdpd_cqe c;
-		xdpd_submit(&x);
-		if (!xdpd_take(&x, &c)) {
-			if (xdpd_wait(&x, -1) < 0)
+		xdpd_ring_submit(&x);
+		if (!xdpd_ring_take(&x, &c)) {
+			if (xdpd_ring_wait(&x, -1) < 0)
 				return errno == EPIPE ? 0 : 1;
 			continue;
 		}

@@ -27,8 +27,9 @@ const needCaps = " (CAP_BPF and CAP_NET_ADMIN are needed: run as root, or setcap
 // An attempt is one way to attach. Drivers want a program for frames in several buffers (frags) only above some MTU,
 // and a plain one works with more drivers, so plain comes first.
 type attempt struct {
-	native bool
-	frags  bool
+	native   bool
+	frags    bool
+	metadata bool
 }
 
 func (a Attach) attempts() []attempt {
@@ -43,22 +44,25 @@ func (a Attach) attempts() []attempt {
 
 func attachBest(c Config) (*Program, error) {
 	var first error
-	for _, a := range c.Attach.attempts() {
-		p, err := open(c, a.frags)
-		if err != nil {
-			return nil, err
-		}
-		err = p.attach(c.Ifindex, a.native)
+	var errs []error // of attempts with metadata
+	for _, a := range withMetadata(c.Metadata, c.Attach.attempts()) {
+		p, err := open(c, a)
 		if err == nil {
-			p.refused = first
-			return p, nil
-		}
-		err = errors.Join(explainAttach(c, a, err), p.Close())
-		if !driverRefused(err) {
+			if err = p.attach(c.Ifindex, a.native); err == nil {
+				p.refused, p.noMetadata = first, c.without(a, errs)
+				return p, nil
+			}
+			err = errors.Join(explainAttach(c, a, err), p.Close())
+			if !driverRefused(err) {
+				return nil, err
+			}
+		} else if !a.metadata {
 			return nil, err
 		}
 		// What the driver says of the plain program is what the user can act on.
-		if first == nil {
+		if a.metadata {
+			errs = append(errs, err)
+		} else if first == nil {
 			first = err
 		}
 	}

@@ -10,7 +10,7 @@ type Counter struct {
 }
 
 // verdictNames are in the order of enum verdict in bpf/steer.c. Names say who got the frame: own_ and share_ ours,
-// pass_ the kernel.
+// pass_ the kernel, drop_ nobody.
 var verdictNames = [...]string{
 	"own_arp",          // ARP for one of our addresses
 	"own_ipv4",         // IPv4 to one of our addresses, sound or not
@@ -22,6 +22,7 @@ var verdictNames = [...]string{
 	"pass_no_socket",   // ours, but no socket is behind that queue
 	"pass_malformed",   // too short or too odd to tell whose it is
 	"pass_probe",       // answer to an ARP probe, made into a datagram for a socket that asked for one (Probe)
+	"drop_no_room",     // ours, but there was no room in front of it for a tag or a stamp (Config.Metadata)
 }
 
 // Counters reads the verdict counters, one per verdict in a fixed order, summed over the CPUs. They count from Load

@@ -209,12 +209,16 @@ func (c *Config) hooks(cur *dispatcher) ([]bool, error) {
 }
 
 func (j *joiner) load(target *ebpf.Program, slot string) (*ebpf.Program, error) {
-	p, err := openAs(j.c, func(spec *ebpf.ProgramSpec) {
-		spec.Type, spec.AttachType = ebpf.Extension, ebpf.AttachNone
-		spec.AttachTarget, spec.AttachTo = target, slot
+	p, err := openAs(j.c, func(spec *ebpf.CollectionSpec) {
+		steer := spec.Programs[steerProgSteer]
+		steer.Type, steer.AttachType = ebpf.Extension, ebpf.AttachNone
+		steer.AttachTarget, steer.AttachTo = target, slot
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoExtensions, err)
+	}
+	if j.c.Metadata != NoMetadata {
+		p.noMetadata = fmt.Errorf("xdpprog: no metadata of frames from %s: a program in a dispatcher has none", j.c.Interface)
 	}
 	j.p = p
 	return p.objs.Steer, nil

@@ -27,8 +27,8 @@ func LoadDrop(iface string, ifindex int, attach Attach) (*Drop, error) {
 	return d, nil
 }
 
-func (d *Drop) load(frags bool) (*ebpf.Program, error) {
-	spec, err := sinkSpec(sinkProgDrop, frags)
+func (d *Drop) load(a attempt) (*ebpf.Program, error) {
+	spec, err := sinkSpec(sinkProgDrop, a.frags)
 	if err != nil {
 		return nil, err
 	}

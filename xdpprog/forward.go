@@ -17,6 +17,7 @@ type ForwardConfig struct {
 	MAC       [6]byte
 	Queues    int // receive queues of the device: the size of the socket map
 	Attach    Attach
+	Metadata  Metadata // NoMetadata or Tags; a router's program passes frames to the kernel whose tag the driver took out
 
 	// Route: IPv4 packets that were sent to MAC and not to an address of the machine (Locals). Without it, a bridge: all frames
 	// but those to MAC itself and to the groups that bridges do not pass on (IEEE 802.1Q table 8-1).
@@ -29,8 +30,17 @@ type ForwardConfig struct {
 type Forward struct {
 	hook
 	config ForwardConfig
-	objs   forwardObjects
+	objs   forwardParts
 }
+
+// forwardParts are what is loaded of the object: one of its programs.
+type forwardParts struct {
+	forwardMaps
+	forwardVariables
+	Forward *ebpf.Program `ebpf:"forward"`
+}
+
+func (p *forwardParts) Close() error { return errors.Join(p.forwardMaps.Close(), p.Forward.Close()) }
 
 // Locals is a table of the machine's own addresses, which the programs of all of a router's devices share.
 type Locals struct {
@@ -87,25 +97,30 @@ func LoadForward(c ForwardConfig) (*Forward, error) {
 	switch {
 	case c.Queues < 1:
 		return nil, fmt.Errorf("xdpprog: load for %s: %d receive queues: the socket map needs at least one", c.Interface, c.Queues)
+	case c.Metadata > Tags:
+		return nil, fmt.Errorf("xdpprog: load for %s: metadata %d: neither NoMetadata nor Tags", c.Interface, c.Metadata)
 	case c.Route && c.Locals == nil:
 		return nil, fmt.Errorf("xdpprog: load for %s: a router needs a table of local addresses", c.Interface)
 	}
 	f := &Forward{config: c}
 	var err error
-	f.hook, err = hookUp(Config{Interface: c.Interface, Ifindex: c.Ifindex, Attach: c.Attach}, f.load, f.objs.Close)
+	f.hook, err = hookUp(Config{Interface: c.Interface, Ifindex: c.Ifindex, Attach: c.Attach, Metadata: c.Metadata}, f.load, f.objs.Close)
 	if err != nil {
 		return nil, err
 	}
 	return f, nil
 }
 
-func (f *Forward) load(frags bool) (*ebpf.Program, error) {
+func (f *Forward) load(a attempt) (*ebpf.Program, error) {
 	spec, err := loadForward()
 	if err != nil {
 		return nil, fmt.Errorf("read the built-in program: %w", err)
 	}
 	spec.Maps[forwardMapXsks].MaxEntries = uint32(f.config.Queues)
-	if frags {
+	if a.metadata {
+		bind(spec, forwardProgForward, forwardProgForwardMetadata, f.config.Ifindex)
+	}
+	if a.frags {
 		spec.Programs[forwardProgForward].Flags |= unix.BPF_F_XDP_HAS_FRAGS
 	}
 	for name, value := range map[string]any{
@@ -158,6 +173,7 @@ var forwardNames = [...]string{
 	"pass_protocol",  // router: no IPv4, tagged, or sent to another station
 	"pass_short",     // too short to tell
 	"pass_no_socket", // no socket is behind that queue
+	"drop_no_room",   // bridge: there was no room in front of it for its tag
 }
 
 // Counters reads the verdict counters, as Program.Counters does.

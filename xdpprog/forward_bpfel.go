@@ -23,12 +23,13 @@ type forwardCounter struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	forwardMapCounters = "counters"
-	forwardMapLocals   = "locals"
-	forwardMapXsks     = "xsks"
-	forwardProgForward = "forward"
-	forwardVarOwnMac   = "own_mac"
-	forwardVarRoute    = "route"
+	forwardMapCounters         = "counters"
+	forwardMapLocals           = "locals"
+	forwardMapXsks             = "xsks"
+	forwardProgForward         = "forward"
+	forwardProgForwardMetadata = "forward_metadata"
+	forwardVarOwnMac           = "own_mac"
+	forwardVarRoute            = "route"
 )
 
 // loadForward returns the embedded CollectionSpec for forward.
@@ -73,7 +74,8 @@ type forwardSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type forwardProgramSpecs struct {
-	Forward *ebpf.ProgramSpec `ebpf:"forward"`
+	Forward         *ebpf.ProgramSpec `ebpf:"forward"`
+	ForwardMetadata *ebpf.ProgramSpec `ebpf:"forward_metadata"`
 }
 
 // forwardMapSpecs contains maps before they are loaded into the kernel.
@@ -138,12 +140,14 @@ type forwardVariables struct {
 //
 // It can be passed to loadForwardObjects or ebpf.CollectionSpec.LoadAndAssign.
 type forwardPrograms struct {
-	Forward *ebpf.Program `ebpf:"forward"`
+	Forward         *ebpf.Program `ebpf:"forward"`
+	ForwardMetadata *ebpf.Program `ebpf:"forward_metadata"`
 }
 
 func (p *forwardPrograms) Close() error {
 	return _ForwardClose(
 		p.Forward,
+		p.ForwardMetadata,
 	)
 }
 

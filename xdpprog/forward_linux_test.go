@@ -53,7 +53,7 @@ func TestForwardVerdicts(t *testing.T) {
 				t.Fatal(err)
 			}
 			f := &Forward{config: ForwardConfig{MAC: other, Queues: 1, Route: router, Locals: locals}}
-			prog, err := f.load(false)
+			prog, err := f.load(attempt{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -59,7 +59,12 @@ func child(do string) {
 		holdMembership(ifindex)
 		return
 	}
-	p, err := Load(testConfig(Share, ifindex))
+	c := testConfig(Share, ifindex)
+	c.Metadata = Stamps
+	p, err := Load(c)
+	if err == nil {
+		err = p.NoMetadata()
+	}
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
 )
 
 // objects are what the go:generate lines make, in their order.
@@ -18,8 +19,8 @@ var objects = []struct {
 	load     func() (*ebpf.CollectionSpec, error)
 	programs []string
 }{
-	{"steer", loadSteer, []string{steerProgSteer}},
-	{"forward", loadForward, []string{forwardProgForward}},
+	{"steer", loadSteer, []string{steerProgSteer, steerProgSteerMetadata}},
+	{"forward", loadForward, []string{forwardProgForward, forwardProgForwardMetadata}},
 	{"source", loadSource, []string{sourceProgSource, sourceProgSourceXmit, sourceProgSourceErr}},
 	{"sink", loadSink, []string{sinkProgSink, sinkProgDrop}},
 	{"dispatcher", loadDispatcher, []string{dispatcherProgXdpDispatcher}},
@@ -53,7 +54,7 @@ func TestObjectSizes(t *testing.T) {
 // This needs no compiler, and catches an edit after which nobody ran go generate.
 func TestObjectIsOfThisSource(t *testing.T) {
 	files := map[string][]string{}
-	for _, name := range []string{"stamp.h", "steer.c", "forward.c", "source.c", "sink.c", "dispatcher.c"} {
+	for _, name := range []string{"metadata.h", "stamp.h", "steer.c", "forward.c", "source.c", "sink.c", "dispatcher.c"} {
 		source, err := os.ReadFile("bpf/" + name)
 		if err != nil {
 			t.Fatal(err)
@@ -96,6 +97,9 @@ func TestRegenerate(t *testing.T) {
 	if err != nil {
 		t.Skipf("needs clang, llvm-strip and libbpf's headers: %v", err)
 	}
+	needRoot(t)
+	enterNS(t)
+	veth, _ := newVeth(t, 1500, 1)
 	major, _, _ := strings.Cut(strings.TrimSpace(string(version)), ".")
 	for i, o := range objects {
 		dir := t.TempDir()
@@ -125,7 +129,11 @@ func TestRegenerate(t *testing.T) {
 			}
 		}
 		// Whatever compiler it was, this kernel's verifier must take what it made.
-		needRoot(t)
+		for name, p := range fresh.Programs {
+			if strings.HasSuffix(name, "_metadata") {
+				p.Flags, p.Ifindex = p.Flags|unix.BPF_F_XDP_DEV_BOUND_ONLY, uint32(veth.Attrs().Index)
+			}
+		}
 		loaded, err := ebpf.NewCollection(fresh)
 		if err != nil {
 			t.Fatal(err)

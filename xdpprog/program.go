@@ -55,6 +55,7 @@ type Config struct {
 	Addrs     []netip.Addr // 1..MaxAddrs IPv4 addresses
 	Queues    int          // receive queues of the device: the size of the socket map
 	Attach    Attach       //
+	Metadata  Metadata     // what to pass on besides the frame, if the driver has it: NoMetadata of the program says if not
 	Dispatch  Dispatch     // whether to share the device with other programs
 	// Priority is the program's place among those of a dispatcher (0: DefaultPriority): lower ones have their turn first.
 	Priority int
@@ -68,10 +69,12 @@ type Program struct {
 	iface   string
 	steer   Steer
 	queues  int
-	objs    steerObjects
+	objs    steerParts
 	frags   bool
 	native  bool
 	refused error // why native mode was not had; nil when it was, or was not wanted
+
+	noMetadata error // why there is none, if it was wanted
 
 	mu    sync.Mutex
 	addrs map[netip.Addr]bool
@@ -79,6 +82,14 @@ type Program struct {
 	link  link.Link
 	place *place
 }
+
+// steerParts are what is loaded of the object: one of its programs.
+type steerParts struct {
+	steerMaps
+	Steer *ebpf.Program `ebpf:"steer"`
+}
+
+func (p *steerParts) Close() error { return errors.Join(p.steerMaps.Close(), p.Steer.Close()) }
 
 // Load loads the steering program and attaches it to the device: alone, or beside others (Config.Dispatch). The calling thread must be in the device's network
 // namespace (runtime.LockOSThread where that is not the process's own) while Load runs, and not afterwards.
@@ -106,6 +117,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("steering mode %d: neither Own nor Share", c.Steer)
 	case c.Attach > Generic:
 		return fmt.Errorf("attach mode %d: none of BestAttach, Native, Generic", c.Attach)
+	case c.Metadata.check() != nil:
+		return c.Metadata.check()
 	case c.Dispatch > NeverDispatch:
 		return fmt.Errorf("dispatch %d: none of AutoDispatch, AlwaysDispatch, NeverDispatch", c.Dispatch)
 	case c.Priority < 0 || c.Priority > math.MaxInt32:
@@ -119,31 +132,37 @@ func (c *Config) check() error {
 	return nil
 }
 
-// open loads the program and fills its address table without attaching it. frags says that the program may be given
+// open loads the program and fills its address table without attaching it. With frags the program may be given
 // frames in several buffers, which drivers ask for above one page of MTU.
 //
 // RLIMIT_MEMLOCK is left alone: since Linux 5.11 BPF memory is charged to the memory cgroup instead.
-func open(c Config, frags bool) (*Program, error) {
-	p, err := openAs(c, func(spec *ebpf.ProgramSpec) {
-		if frags {
-			spec.Flags |= unix.BPF_F_XDP_HAS_FRAGS
+func open(c Config, a attempt) (*Program, error) {
+	p, err := openAs(c, func(spec *ebpf.CollectionSpec) {
+		if a.metadata {
+			bind(spec, steerProgSteer, steerProgSteerMetadata, c.Ifindex)
+		}
+		if a.frags {
+			spec.Programs[steerProgSteer].Flags |= unix.BPF_F_XDP_HAS_FRAGS
 		}
 	})
 	if err == nil {
-		p.frags = frags
+		p.frags = a.frags
 	}
 	return p, err
 }
 
-func openAs(c Config, change func(*ebpf.ProgramSpec)) (*Program, error) {
+func openAs(c Config, change func(*ebpf.CollectionSpec)) (*Program, error) {
 	spec, err := loadSteer()
 	if err != nil {
 		return nil, fmt.Errorf("xdpprog: read the built-in program: %w", err)
 	}
 	spec.Maps[steerMapXsks].MaxEntries = uint32(c.Queues)
-	change(spec.Programs[steerProgSteer])
+	change(spec)
 	if err := spec.Variables[steerVarShare].Set(uint32(c.Steer)); err != nil {
 		return nil, fmt.Errorf("xdpprog: set the steering mode: %w", err)
+	}
+	if err := spec.Variables[steerVarStamps].Set(flag(c.Metadata == Stamps)); err != nil {
+		return nil, fmt.Errorf("xdpprog: have frames stamped: %w", err)
 	}
 
 	p := &Program{iface: c.Interface, steer: c.Steer, queues: c.Queues, addrs: map[netip.Addr]bool{}}
@@ -214,6 +233,9 @@ func (p *Program) Dispatched() bool {
 
 // NativeRefused is the driver's refusal that made BestAttach fall back to the generic hook, else nil.
 func (p *Program) NativeRefused() error { return p.refused }
+
+// NoMetadata is why the program has no metadata, if Config asked for it; nil: it has, or was not asked for.
+func (p *Program) NoMetadata() error { return p.noMetadata }
 
 // Frags reports whether the program was loaded for frames in several buffers (the driver asked for it at this MTU, or it is
 // in a dispatcher whose programs all take them): a socket without XDP_USE_SG will not get those frames.

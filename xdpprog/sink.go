@@ -122,8 +122,8 @@ func sinkSpec(program string, frags bool) (*ebpf.CollectionSpec, error) {
 	return spec, nil
 }
 
-func (s *Sink) load(frags bool) (*ebpf.Program, error) {
-	spec, err := sinkSpec(sinkProgSink, frags)
+func (s *Sink) load(a attempt) (*ebpf.Program, error) {
+	spec, err := sinkSpec(sinkProgSink, a.frags)
 	if err != nil {
 		return nil, err
 	}

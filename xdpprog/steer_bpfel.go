@@ -40,14 +40,16 @@ type steerPortKey struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	steerMapAddrs     = "addrs"
-	steerMapCounters  = "counters"
-	steerMapFragments = "fragments"
-	steerMapPorts     = "ports"
-	steerMapProbe     = "probe"
-	steerMapXsks      = "xsks"
-	steerProgSteer    = "steer"
-	steerVarShare     = "share"
+	steerMapAddrs          = "addrs"
+	steerMapCounters       = "counters"
+	steerMapFragments      = "fragments"
+	steerMapPorts          = "ports"
+	steerMapProbe          = "probe"
+	steerMapXsks           = "xsks"
+	steerProgSteer         = "steer"
+	steerProgSteerMetadata = "steer_metadata"
+	steerVarShare          = "share"
+	steerVarStamps         = "stamps"
 )
 
 // loadSteer returns the embedded CollectionSpec for steer.
@@ -92,7 +94,8 @@ type steerSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerProgramSpecs struct {
-	Steer *ebpf.ProgramSpec `ebpf:"steer"`
+	Steer         *ebpf.ProgramSpec `ebpf:"steer"`
+	SteerMetadata *ebpf.ProgramSpec `ebpf:"steer_metadata"`
 }
 
 // steerMapSpecs contains maps before they are loaded into the kernel.
@@ -111,7 +114,8 @@ type steerMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerVariableSpecs struct {
-	Share *ebpf.VariableSpec `ebpf:"share"`
+	Share  *ebpf.VariableSpec `ebpf:"share"`
+	Stamps *ebpf.VariableSpec `ebpf:"stamps"`
 }
 
 // steerObjects contains all objects after they have been loaded into the kernel.
@@ -157,19 +161,22 @@ func (m *steerMaps) Close() error {
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerVariables struct {
-	Share *ebpf.Variable `ebpf:"share"`
+	Share  *ebpf.Variable `ebpf:"share"`
+	Stamps *ebpf.Variable `ebpf:"stamps"`
 }
 
 // steerPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerPrograms struct {
-	Steer *ebpf.Program `ebpf:"steer"`
+	Steer         *ebpf.Program `ebpf:"steer"`
+	SteerMetadata *ebpf.Program `ebpf:"steer_metadata"`
 }
 
 func (p *steerPrograms) Close() error {
 	return _SteerClose(
 		p.Steer,
+		p.SteerMetadata,
 	)
 }
 

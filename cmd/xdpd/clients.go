@@ -55,10 +55,12 @@ func (c *clientsCmd) Run() error {
 
 func (v *clientsView) write(out io.Writer, now time.Time) error {
 	tw := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(tw, "ID\tPolicy\tPID\tUID\tReactor\tMemory\tSockets\tIn flight\tSubmitted\tCompleted\tRefused\tSince\t")
+	fmt.Fprintln(tw, "ID\tPolicy\tPID\tUID\tReactor\tMemory\tSockets\tIn flight\tReceived\tTo send\tDropped\tHeld back\tKnocks\tSubmitted\tCompleted\tRefused\tSince\t")
 	for _, c := range v.Clients {
-		fmt.Fprintf(tw, "%d\t%s\t%d\t%d\t%d\t%d KiB\t%d\t%d\t%d\t%d\t%d\t%s\t\n", c.ID, c.Policy, c.PID, c.UID, c.Reactor, c.Memory>>10, c.Sockets,
-			c.Requests, c.Counters.Submitted, c.Counters.Completed, c.Counters.Refused, now.Sub(c.Since).Round(time.Second))
+		fmt.Fprintf(tw, "%d\t%s\t%d\t%d\t%d\t%d KiB\t%d/%d\t%d/%d\t", c.ID, c.Policy, c.PID, c.UID, c.Reactor, c.Memory>>10,
+			c.Sockets, c.Limits.Sockets, c.Requests, c.Limits.Requests)
+		fmt.Fprintf(tw, "%d/%d\t%d/%d\t%d\t%d\t%d\t", c.Frames.RX, c.Frames.RXLimit, c.Frames.TX, c.Frames.TXLimit, c.Frames.Dropped, c.HeldBack, c.Knocks)
+		fmt.Fprintf(tw, "%d\t%d\t%d\t%s\t\n", c.Counters.Submitted, c.Counters.Completed, c.Counters.Refused, now.Sub(c.Since).Round(time.Second))
 	}
 	if err := tw.Flush(); err != nil {
 		return err

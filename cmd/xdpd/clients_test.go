@@ -15,6 +15,7 @@ import (
 	"xdpd"
 	"xdpd/internal/netlab"
 	"xdpd/rings"
+	"xdpd/sockets"
 )
 
 // TestClientsOfEngine: an engine with a policy serves an application, lists it, and throws it out. Without a policy there is no socket.
@@ -94,12 +95,14 @@ func TestClientsTable(t *testing.T) {
 	v := clientsView{Refused: 3, Clients: []xdpd.ClientView{{
 		ID: 7, PID: 4711, UID: 33, Policy: "web", Memory: 1 << 20, Sockets: 5, Requests: 6, Since: at,
 		Counters: rings.RingCounters{Submitted: 100, Completed: 90, Refused: 1},
+		Frames:   sockets.AccountUse{RX: 11, RXLimit: 512, TX: 12, TXLimit: 513, Dropped: 14},
+		HeldBack: 15, Knocks: 16, Limits: xdpd.ClientLimits{Sockets: 1024, Requests: 4096},
 	}}}
 	var out bytes.Buffer
 	if err := v.write(&out, at.Add(90*time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"Policy", "7", "web", "4711", "33", "1024 KiB", "100", "90", "1m30s", "3 refused"} {
+	for _, want := range []string{"Policy", "7", "web", "4711", "33", "1024 KiB", "100", "90", "11/512", "12/513", "14", "15", "16", "5/1024", "6/4096", "1m30s", "3 refused"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is missing:\n%s", want, out.String())
 		}

@@ -35,6 +35,7 @@ type fileConfig struct {
 	ChunkSize int            `toml:"chunk_size"`
 	HugePages bool           `toml:"huge_pages"`
 	Checksum  string         `toml:"tx_checksum"`
+	Metadata  string         `toml:"rx_metadata"`
 	MaxSpin   duration       `toml:"max_spin"`
 	NAPI      string         `toml:"napi"`
 	Journal   string         `toml:"journal"`
@@ -94,8 +95,13 @@ var dispatches = map[string]xdpd.Dispatch{
 	"": xdpd.AutoDispatch, "auto": xdpd.AutoDispatch, "always": xdpd.AlwaysDispatch, "never": xdpd.NeverDispatch,
 }
 
+var metadatas = map[string]xdpd.RXMetadata{
+	"": xdpd.AutoMetadata, "auto": xdpd.AutoMetadata, "on": xdpd.MetadataOn, "off": xdpd.MetadataOff,
+}
+
 var arrangements = map[string]xdpd.Arrangement{
 	"": xdpd.AutoNAPI, "auto": xdpd.AutoNAPI, "softirq": xdpd.SoftirqNAPI, "drive": xdpd.DriveNAPI,
+	"suspend": xdpd.SuspendNAPI, "threaded": xdpd.ThreadedNAPI,
 }
 
 // loadConfig reads a TOML file. What it does not know is an error: a misspelt key must not be a silent default. Errors
@@ -193,10 +199,14 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 	}
 	napi, ok := arrangements[f.NAPI]
 	if !ok {
-		return xdpd.Config{}, fmt.Errorf("napi is %q; there are auto, softirq and drive", f.NAPI)
+		return xdpd.Config{}, fmt.Errorf("napi is %q; there are auto, softirq, drive, suspend and threaded", f.NAPI)
 	}
 	if f.Checksum != "" && f.Checksum != "auto" && f.Checksum != "off" {
 		return xdpd.Config{}, fmt.Errorf("tx_checksum is %q; there are auto and off", f.Checksum)
+	}
+	metadata, ok := metadatas[f.Metadata]
+	if !ok {
+		return xdpd.Config{}, fmt.Errorf("rx_metadata is %q; there are auto, on and off", f.Metadata)
 	}
 	if f.User != nil {
 		if dispatch == xdpd.AlwaysDispatch {
@@ -204,8 +214,8 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 		}
 		dispatch = xdpd.NeverDispatch
 	}
-	if f.User != nil && napi == xdpd.DriveNAPI {
-		return xdpd.Config{}, errors.New("user does not go with napi drive: the settings of the device that it changes take CAP_NET_ADMIN while the engine runs")
+	if f.User != nil && napi > xdpd.SoftirqNAPI {
+		return xdpd.Config{}, fmt.Errorf("user does not go with napi %v: the settings of the device that it changes take CAP_NET_ADMIN while the engine runs", napi)
 	}
 	spread, err := f.spreads()
 	if err != nil {
@@ -241,6 +251,7 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 		MaxSpin: time.Duration(f.MaxSpin), CPUs: f.CPUs, RcvBuf: f.RcvBuf, RcvMax: f.RcvMax, SndBuf: f.SndBuf, Ledger: f.Ledger,
 		Congestion: f.Congest, NoECN: f.NoECN, Reactors: f.Reactors, Spread: spread,
 		Dispatch: dispatch, Priority: f.Priority, NAPI: napi, JournalDir: f.Journal, NoTXChecksum: f.Checksum == "off", Grant: f.From,
+		RXMetadata: metadata,
 	}, nil
 }
 

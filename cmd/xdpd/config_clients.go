@@ -11,6 +11,7 @@ import (
 	"strconv"
 
 	"xdpd"
+	"xdpd/reactor"
 )
 
 // clientTable is [[client]] of the config file: what the processes of some users may do.
@@ -25,11 +26,16 @@ type clientTable struct {
 	Sockets  int            `toml:"sockets"`
 	Requests int            `toml:"requests"`
 	CPU      int            `toml:"cpu"`
+	Frames   int            `toml:"frames"`
+	Connects int64          `toml:"connects"`
+	Packets  int64          `toml:"packets"`
+	Bytes    int64          `toml:"bytes"`
 }
 
 func (t *clientTable) policy() (p xdpd.ClientPolicy, err error) {
 	p = xdpd.ClientPolicy{
 		Name: t.Name, Reach: t.Reach, Clients: t.Clients, Memory: t.Memory, Sockets: t.Sockets, Requests: t.Requests, CPU: t.CPU,
+		Frames: t.Frames, Rates: reactor.Rates{Connects: t.Connects, Packets: t.Packets, Bytes: t.Bytes},
 	}
 	for _, name := range t.Users {
 		id, err := lookupID(name, func() (string, error) {

@@ -13,6 +13,7 @@ import (
 
 	"xdpd"
 	"xdpd/proto"
+	"xdpd/reactor"
 )
 
 const exampleConfig = "../../docs/xdpd.toml"
@@ -33,7 +34,7 @@ func TestExampleConfig(t *testing.T) {
 	}
 	want := fileConfig{
 		Interface: "eth1", Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")},
-		Gateway: netip.MustParseAddr("10.0.0.1"), Mode: "best", Attach: "best", Dispatch: "auto", NAPI: "auto", Checksum: "auto",
+		Gateway: netip.MustParseAddr("10.0.0.1"), Mode: "best", Attach: "best", Dispatch: "auto", NAPI: "auto", Checksum: "auto", Metadata: "auto",
 		MaxSpin: duration(50 * time.Microsecond), Frames: 16384, RcvBuf: 1 << 20, RcvMax: 3 << 20, SndBuf: 4 << 20, Congest: "cubic",
 		Services: []serviceSpec{{Name: "echo", Port: 7, TCP: true, UDP: true, Face: "poller"}, {Name: "discard", Port: 9000, TCP: true}},
 	}
@@ -74,7 +75,8 @@ func TestExampleConfigIsWhole(t *testing.T) {
 	policies := []xdpd.ClientPolicy{{
 		Name: "web", Users: []uint32{0}, Groups: []uint32{33}, Reach: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
 		Bind:    []xdpd.PortRange{{Protocol: proto.ProtoTCP, First: 8000, Last: 8999}, {First: 53, Last: 53}},
-		Clients: 64, Memory: 64 << 20, Sockets: 1024, Requests: 4096, CPU: 50,
+		Clients: 64, Memory: 64 << 20, Sockets: 1024, Requests: 4096, CPU: 50, Frames: 25,
+		Rates: reactor.Rates{Connects: 1000, Packets: 500_000, Bytes: 1 << 30},
 	}}
 	if !reflect.DeepEqual(got.Clients, policies) || got.ClientSocket != defaultClientsPath("eth1") {
 		t.Errorf("clients are read as %+v at %s", got.Clients, got.ClientSocket)
@@ -123,6 +125,7 @@ dispatch = "never"
 priority = 1
 napi = "drive"
 tx_checksum = "off"
+rx_metadata = "on"
 journal = "/j"
 reactors = 1
 accept = "main"
@@ -191,6 +194,8 @@ func TestConfigErrors(t *testing.T) {
 		{"[[client]]\nusers = [\"0\"]\nbind = [\"1-2-3\"]\n", "ports are written 53"},
 		{"[[client]]\nusers = [\"0\"]\nbind = [\"65536\"]\n", "ports are written 53"},
 		{"[[client]]\nusers = [\"0\"]\ncpu = 101\n", "101 percent"},
+		{"[[client]]\nusers = [\"0\"]\nbytes = -1\n", "rates go from 1"},
+		{"[[client]]\nusers = [\"0\"]\nframes = 101\n", "101 percent of the frames"},
 		{"[[client]]\nusers = [\"0\"]\nreach = [\"10.0.0.1\"]\n", "line 3:"},
 		{"[[service]]\nname = \"ecco\"\n", "number 1: there is no service \"ecco\"; there are echo (port 7, TCP and UDP), discard"},
 		{"[[service]]\nport = 7\n", "there is no service \"\""},

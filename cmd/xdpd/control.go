@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -48,25 +49,17 @@ type answers struct {
 }
 
 func serveAnswers(ctx context.Context, path string, a answers) (func(), error) {
-	l, err := listenControl(path)
-	if err != nil {
-		return nil, fmt.Errorf("control socket %s: %w", path, err)
-	}
-	started := time.Now()
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, _ *http.Request) {
+	started := time.Now()
+	answerStats(mux, func() (any, error) {
 		s, err := a.stats()
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
+			return nil, err
 		}
 		view := newStatsView(&s)
 		view.Services = a.services()
 		view.PID, view.Commit, view.UptimeSeconds = os.Getpid(), buildCommit(), time.Since(started).Seconds()
-		w.Header().Set("Content-Type", "application/json")
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		_ = enc.Encode(view) // the asker went away
+		return view, nil
 	})
 	mux.HandleFunc("POST /drain", func(w http.ResponseWriter, r *http.Request) {
 		if err := a.drain(r.FormValue("backend"), r.FormValue("undo") == ""); err != nil {
@@ -116,18 +109,42 @@ func serveAnswers(ctx context.Context, path string, a answers) (func(), error) {
 			http.Error(w, err.Error(), http.StatusNotFound)
 		}
 	})
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second}
-	var serving sync.WaitGroup
-	serving.Go(func() { _ = srv.Serve(l) })
-	var once sync.Once
-	end := func() {
-		once.Do(func() {
-			_ = srv.Close() // closes the listener, which removes the socket
-			serving.Wait()
-		})
+	end, err := serveMux(path, mux)
+	if err != nil {
+		return nil, err
 	}
 	stop := context.AfterFunc(ctx, end)
 	return func() { stop(); end() }, nil
+}
+
+// answerStats has GET /stats answered with what view gives.
+func answerStats(mux *http.ServeMux, view func() (any, error)) {
+	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, _ *http.Request) {
+		v, err := view()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		_ = enc.Encode(v) // the asker went away
+	})
+}
+
+// serveMux answers on a control socket at path until stop is called.
+func serveMux(path string, mux *http.ServeMux) (stop func(), err error) {
+	l, err := listenControl(path)
+	if err != nil {
+		return nil, fmt.Errorf("control socket %s: %w", path, err)
+	}
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = srv.Serve(l) })
+	return sync.OnceFunc(func() {
+		_ = srv.Close() // closes the listener, which removes the socket
+		serving.Wait()
+	}), nil
 }
 
 // listenControl makes the socket.
@@ -231,6 +248,38 @@ func callControl(ctx context.Context, path, method, url string) ([]byte, error) 
 		return nil, fmt.Errorf("control socket %s: %s: %s", path, resp.Status, strings.TrimSpace(string(raw)))
 	}
 	return raw, nil
+}
+
+// tuning is a command that shows something of a running engine, or changes it.
+type tuning struct {
+	value, iface, control string
+	takes                 func(value string) bool // what is no value is an interface
+	order                 string                  // for who names the interface first
+	change                string                  // the path and parameter that take the value
+	show                  func(*statsView) string
+}
+
+func (t tuning) run(ctx context.Context, out io.Writer) error {
+	switch {
+	case t.value == "" || t.takes(t.value):
+	case t.iface == "":
+		t.value, t.iface = "", t.value
+	default:
+		return &exitError{usageStatus, errors.New(t.order + " " + t.iface)}
+	}
+	path, err := controlOf(t.control, t.iface)
+	if err != nil {
+		return err
+	}
+	if t.value != "" {
+		_, err := callControl(ctx, path, "POST", t.change+url.QueryEscape(t.value))
+		return err
+	}
+	view, _, err := askControl(ctx, path)
+	if err == nil {
+		_, err = fmt.Fprintln(out, t.show(&view))
+	}
+	return err
 }
 
 const (

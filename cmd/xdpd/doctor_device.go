@@ -64,7 +64,7 @@ func checkDevice(where, name string, tell func(finding)) {
 	if say(d.checkCopy()).Status == blocking {
 		return // the rest would only repeat it
 	}
-	for _, check := range []func() finding{d.checkZeroCopy, d.checkNeedWakeup, d.checkBusyPoll, d.checkNAPI, d.checkMultiBuffer, d.checkChecksum} {
+	for _, check := range []func() finding{d.checkZeroCopy, d.checkNeedWakeup, d.checkBusyPoll, d.checkNAPI, d.checkNAPIs, d.checkMultiBuffer, d.checkChecksum, d.checkTXMetadata, d.checkMetadata} {
 		say(check())
 	}
 }
@@ -345,6 +345,7 @@ func (d *trialDevice) checkMultiBuffer() finding {
 	f := finding{Name: "multi-buffer", Text: "XDP_USE_SG is accepted: a packet may take several frames, for an MTU above 3818"}
 	err := d.bind(rings.SocketOptions{Mode: xdpd.Copy, SG: true}, func(*rings.Socket) {})
 	if err == nil {
+		f.Text += "; " + d.zeroCopySegs()
 		return f
 	}
 	f.Status, f.Text = missing, "refused: "+plain(err)
@@ -356,6 +357,21 @@ func (d *trialDevice) checkMultiBuffer() finding {
 		f.Status, f.Cure = blocking, fmt.Sprintf("ip link set %s mtu 1500", d.name)
 	}
 	return f
+}
+
+// zeroCopySegs says how many frames a packet may have in zero copy.
+func (d *trialDevice) zeroCopySegs() string {
+	features, err := rings.ReadFeatures(d.index)
+	switch n := features.ZeroCopySegs; {
+	case err != nil:
+		return plain(err)
+	case n == 0:
+		return "the driver has no zero copy"
+	case n == 1:
+		return "one in zero copy (xdp-zc-max-segs), so that such an MTU means copy mode"
+	default:
+		return fmt.Sprintf("%d in zero copy (xdp-zc-max-segs), for an MTU up to %d", n, sockets.MaxMTU(4096, min(n, sockets.MaxPacketFrames)))
+	}
 }
 
 // checkChecksum: who sums what is sent. A socket in the mode that an engine would have.

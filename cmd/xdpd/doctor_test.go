@@ -110,9 +110,12 @@ func TestDoctor(t *testing.T) {
 		}
 		return "missing"
 	}
-	d.want(t, throwAway, "multi-buffer", since(6, 6))
+	d.want(t, throwAway, "multi-buffer", since(6, 6), "the driver has no zero copy")
 	d.want(t, throwAway, "driving the NAPI", since(6, 13))
+	d.want(t, throwAway, "NAPI settings", since(6, 13), "1 NAPIs", "--napi suspend needs")
 	d.want(t, throwAway, "TX checksum", since(6, 11))
+	d.want(t, throwAway, "TX metadata", "missing", "xsk-features", "none is needed")
+	d.want(t, throwAway, "RX metadata", since(6, 8), "timestamp, hash, vlan-tag")
 	d.want(t, machine, "TX budget", since(6, 17))
 	for _, c := range d.Checks {
 		if c.Status == "ok" && c.Cure != "" && c.Check != "interface" {
@@ -198,6 +201,7 @@ func TestDoctorNamesWhatIsWrong(t *testing.T) {
 			d.want(t, bridge, "generic attach", "ok")
 			d.want(t, bridge, "zero copy", "missing", "copy mode works")
 			d.want(t, bridge, "copy mode", "ok")
+			d.want(t, bridge, "RX metadata", "missing", "nothing but the bytes", "none is needed")
 		})
 	})
 	t.Run("vanished", func(t *testing.T) {

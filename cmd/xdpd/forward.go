@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"xdpd/cmd/xdpd/forward"
@@ -155,32 +154,18 @@ func runForward(cfg forward.Config, control string, out io.Writer) (err error) {
 
 // serveForward answers GET /stats on the control socket with a forwardView.
 func serveForward(path string, f *forward.Forward) (stop func(), err error) {
-	l, err := listenControl(path)
-	if err != nil {
-		return nil, fmt.Errorf("control socket %s: %w", path, err)
-	}
-	started := time.Now()
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, _ *http.Request) {
+	started := time.Now()
+	answerStats(mux, func() (any, error) {
 		st, err := f.Stats()
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
+			return nil, err
 		}
 		v := newForwardView(&st)
 		v.PID, v.Commit, v.UptimeSeconds = os.Getpid(), buildCommit(), time.Since(started).Seconds()
-		w.Header().Set("Content-Type", "application/json")
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		_ = enc.Encode(v) // the asker went away
+		return v, nil
 	})
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second}
-	var serving sync.WaitGroup
-	serving.Go(func() { _ = srv.Serve(l) })
-	return func() {
-		_ = srv.Close() // closes the listener, which removes the socket
-		serving.Wait()
-	}, nil
+	return serveMux(path, mux)
 }
 
 // forwardStatsCmd is xdpd forward stats.

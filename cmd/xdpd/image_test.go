@@ -13,8 +13,7 @@ import (
 	"xdpd/internal/netlab"
 )
 
-// TestImage runs what scripts/container/Containerfile puts into an image as a container would: the static binary in a root of its
-// own, where nothing else is but /proc and /sys, with the capabilities that docs/privileges.md names and no others.
+// TestImage runs what scripts/container/build puts into an image as a container would: the static binary in a root of its own, where nothing else is but /proc and /sys, with the capabilities that docs/privileges.md names and no others.
 func TestImage(t *testing.T) {
 	needRoot(t)
 	if netlab.NICs() != nil {
@@ -27,16 +26,8 @@ func TestImage(t *testing.T) {
 	defer lab.Close()
 	lab.PeerAddr = secondPeerAddr(t, lab)
 	root := openFolder(t)
-	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", filepath.Join(root, "xdpd"), ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "../../scripts/container/build", "--root", root).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
-	}
-	if err := os.MkdirAll(filepath.Join(root, "run/xdpd"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chown(filepath.Join(root, "run/xdpd"), nobody, nobody); err != nil {
-		t.Fatal(err)
 	}
 	for folder, fs := range map[string]string{"proc": "proc", "sys": "sysfs"} {
 		path := filepath.Join(root, folder)

@@ -22,6 +22,7 @@ var cli struct {
 	Stats    statsCmd    `cmd:"" help:"Show the drop ledger of a running engine."`
 	Ss       ssCmd       `cmd:"" name:"ss" help:"List the sockets of a running engine, as ss(8) does."`
 	Clients  clientsCmd  `cmd:"" help:"List the applications that use a running engine, or throw one out."`
+	Exec     execCmd     `cmd:"" help:"Run an unchanged program whose IPv4 sockets are those of a running engine."`
 	Load     loadCmd     `cmd:"" help:"Make load for a TCP or UDP server, from an engine or from kernel sockets, and measure."`
 	Drain    drainCmd    `cmd:"" help:"Give a backend of a running proxy no new flows."`
 	Grant    grantCmd    `cmd:"" help:"Open sockets and steer frames for engines that have no privilege."`

@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 )
 
@@ -36,25 +34,12 @@ func (c *modeCmd) Run() error {
 }
 
 func (c *modeCmd) run(ctx context.Context, out io.Writer) error {
-	mode, iface := c.Mode, c.Interface
-	if _, ok := modes[mode]; !ok && iface == "" { // xdpd mode eth1
-		mode, iface = "", mode
-	} else if !ok {
-		return &exitError{usageStatus, errors.New("the mode comes first, and is best, copy or zerocopy: xdpd mode copy " + iface)}
-	}
-	path, err := controlOf(c.Control, iface)
-	if err != nil {
-		return err
-	}
-	if mode != "" {
-		_, err := callControl(ctx, path, "POST", "/mode?"+url.Values{"m": {mode}}.Encode())
-		return err
-	}
-	view, _, err := askControl(ctx, path)
-	if err == nil {
-		_, err = fmt.Fprintln(out, view.copies())
-	}
-	return err
+	return tuning{
+		value: c.Mode, iface: c.Interface, control: c.Control,
+		takes:  func(v string) bool { _, ok := modes[v]; return ok },
+		order:  "the mode comes first, and is best, copy or zerocopy: xdpd mode copy",
+		change: "/mode?m=", show: (*statsView).copies,
+	}.run(ctx, out)
 }
 
 // copies says how frames get to the engine, and what that asks of it.

@@ -29,8 +29,9 @@ type runCmd struct {
 	Attach    string         `enum:"best,native,generic," default:"" placeholder:"best|native|generic" help:"Where the steering program is attached."`
 	Dispatch  string         `enum:"auto,always,never," default:"" placeholder:"auto|always|never" help:"Whether other XDP programs may be on the interface as well; see above."`
 	Priority  int            `placeholder:"N" help:"Place of the engine's program among them: lower ones come first (default 50)."`
-	Napi      string         `enum:"auto,softirq,drive," default:"" placeholder:"auto|softirq|drive" help:"Who runs the NAPI of the queues; see above."`
+	Napi      string         `enum:"auto,softirq,drive,suspend,threaded," default:"" placeholder:"auto|softirq|drive|suspend|threaded" help:"Who runs the NAPI of the queues; see above."`
 	Checksum  string         `name:"tx-checksum" enum:"auto,off," default:"" placeholder:"auto|off" help:"Who sums what is sent; see above."`
+	Metadata  string         `name:"rx-metadata" enum:"auto,on,off," default:"" placeholder:"auto|on|off" help:"What is asked of the driver about received frames; see above."`
 	Reactors  int            `placeholder:"N" help:"Goroutines that run the queues (default one for each queue); xdpd reactors changes it."`
 	Accept    string         `enum:"each,main,workers," default:"" placeholder:"each|main|workers" help:"Which reactor accepts TCP connections, and who serves them; see above."`
 	Spread    string         `enum:"round-robin,least-conns," default:"" placeholder:"round-robin|least-conns" help:"With --accept main: which reactor gets a connection."`
@@ -70,17 +71,26 @@ NAPI (who runs the poll function of the device's queues):
   auto       whoever moves more packets at the present load, which is tried where the reactor has time for it (default)
   softirq    the kernel: on veth, within the system call of who sends
   drive      the reactor, whenever it is awake. Only on veth; xdpd restore undoes what a killed engine leaves of it
+  suspend    the kernel, from the reactor's epoll_wait while there are packets: interrupts are off (IRQ suspension, Linux
+             6.13). For NICs whose driver tells which NAPI is a queue's, with a reactor for each queue
+  threaded   a thread of the kernel's (Linux 6.17)
 
 TX checksum:
   auto       the device, where it does that for the kernel's packets (ethtool -K IFACE tx on) and takes TX metadata; else the
              engine. A veth passes them on unsummed, as it does the kernel's: right for a kernel at its other end (default)
   off        the engine: for a program with AF_XDP, XDP or raw sockets at the other end of a veth that wants whole checksums
 
+RX metadata (what the driver knows of a frame besides its bytes):
+  auto       VLAN tags that the driver takes out are put back, by the steering program where the driver tells it (Linux 6.8;
+             xdp-rx-metadata-features), or the device is told to leave them (rxvlan off), until the engine ends (default)
+  on         and when a frame was received, for datagrams; needs a driver that tells it, and no dispatcher
+  off        nothing: a tagged frame may look like one without a tag
+
 User:
   --user NAME[:GROUP] is for an engine that is started by root. What takes privilege is done first: sockets, packet memory,
   steering program. Then all threads become that user, with no capability left and none to be had again, and only then the
   first frame is looked at. Files that http serves must be that user's to read. It does not go with --napi drive,
-  which changes settings of the device while the engine runs; auto is softirq then.
+  suspend and threaded, which change settings of the device while the engine runs; auto is softirq then.
 
 Accepting:
   each       every queue's reactor accepts and serves the connections that its queue receives: the device spreads them
@@ -137,6 +147,9 @@ func (c *runCmd) merge() (fileConfig, error) {
 	}
 	if c.Checksum != "" {
 		f.Checksum = c.Checksum
+	}
+	if c.Metadata != "" {
+		f.Metadata = c.Metadata
 	}
 	if c.Reactors != 0 {
 		f.Reactors = c.Reactors
@@ -264,6 +277,11 @@ func runEngine(ctx context.Context, cfg xdpd.Config, file fileConfig, every time
 	fmt.Fprintln(out, "xdpd: draining")
 	drain, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
+	if apps != nil { // what they wrote goes out with all else; and they would go on writing
+		if err := apps.Close(); err != nil {
+			fmt.Fprintf(out, "xdpd: %v\n", err)
+		}
+	}
 	if err := svc.Close(drain); err != nil {
 		fmt.Fprintf(out, "xdpd: %v\n", err)
 	}

@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 	"strconv"
 	"sync"
@@ -98,28 +96,17 @@ func (c *reactorsCmd) Run() error {
 }
 
 func (c *reactorsCmd) run(ctx context.Context, out io.Writer) error {
-	n, iface := c.Number, c.Interface
-	if _, err := strconv.Atoi(n); err != nil && iface == "" { // xdpd reactors eth1
-		n, iface = "", n
-	} else if err != nil && n != "" {
-		return &exitError{usageStatus, errors.New("the number of reactors comes first: xdpd reactors 2 " + iface)}
-	}
-	path, err := controlOf(c.Control, iface)
-	if err != nil {
-		return err
-	}
-	if n != "" {
-		_, err := callControl(ctx, path, "POST", "/reactors?"+url.Values{"n": {n}}.Encode())
-		return err
-	}
-	view, _, err := askControl(ctx, path)
-	if err == nil {
-		_, err = fmt.Fprintln(out, view.shape())
-		if err == nil && view.NAPI.What != "" { // an older engine says nothing
-			_, err = fmt.Fprintln(out, view.napi())
-		}
-	}
-	return err
+	return tuning{
+		value: c.Number, iface: c.Interface, control: c.Control,
+		takes:  func(v string) bool { _, err := strconv.Atoi(v); return err == nil },
+		order:  "the number of reactors comes first: xdpd reactors 2",
+		change: "/reactors?n=", show: func(v *statsView) string {
+			if v.NAPI.What == "" { // an older engine says nothing
+				return v.shape()
+			}
+			return v.shape() + "\n" + v.napi()
+		},
+	}.run(ctx, out)
 }
 
 // shape says who runs what.

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"xdpd/rings"
+
 	"fmt"
 	"io"
 	"maps"
@@ -256,8 +258,14 @@ func writeTable(w io.Writer, v *statsView, o tableOptions) error {
 	}
 	writeRSS(&b, &v.RSS)
 	writeChecksums(&b, &v.Checksums)
+	writeMetadata(&b, &v.Metadata)
 	if v.NAPI.What != "" { // an older engine says nothing
 		fmt.Fprintf(&b, "%s\n", v.napi())
+	}
+	for _, n := range v.NAPI.All {
+		if n.NAPISettings != (rings.NAPISettings{}) || o.all {
+			fmt.Fprintf(&b, "NAPI %d%s: %v\n", n.ID, n.runs(), n.NAPISettings)
+		}
 	}
 	writeLedger(&b, v, o)
 	writeReactors(&b, v)
@@ -283,6 +291,28 @@ func writeChecksums(b *strings.Builder, c *checksumView) {
 		fmt.Fprintf(b, "checksums sent: %s\n", c.What)
 	case c.What != "": // an older engine says nothing
 		fmt.Fprintf(b, "checksums sent: by the engine, for the device does not: %s\n", c.What)
+	}
+}
+
+// runs says what has a NAPI run.
+func (n *napiSettingsView) runs() string {
+	text := ""
+	if n.IRQ != 0 {
+		text = fmt.Sprintf(", IRQ %d", n.IRQ)
+	}
+	if n.PID != 0 {
+		text += fmt.Sprintf(", thread %d", n.PID)
+	}
+	return text
+}
+
+func writeMetadata(b *strings.Builder, m *metadataView) {
+	stamps := ""
+	if m.Stamps {
+		stamps = "; received datagrams have a stamp"
+	}
+	if m.Tags != "" { // an older engine says nothing
+		fmt.Fprintf(b, "VLAN tags: %s%s\n", m.Tags, stamps)
 	}
 }
 

@@ -28,7 +28,11 @@ func fabricated() xdpd.Stats {
 		Interface: "eth1", Driver: "veth", Native: true, ChunkSize: 2048, MTU: 1500, Loops: 1,
 		RSS:       xdpd.RSSStats{Known: true, What: "Toeplitz, a table of 128; TCP: addresses and ports; UDP: addresses"},
 		Checksums: xdpd.ChecksumStats{Device: true, What: "left to the device"},
-		NAPI:      xdpd.NAPIStats{ID: 17, What: "NAPI 17 of queue 0"},
+		Metadata:  xdpd.MetadataStats{Stamps: true, Tags: "the driver takes none out"},
+		NAPI: xdpd.NAPIStats{ID: 17, What: "NAPI 17 of queue 0", All: []rings.NAPIInfo{
+			{ID: 17, IRQ: 33, NAPISettings: rings.NAPISettings{DeferHardIRQs: 2, GROFlushTimeoutNS: 20_000_000}}, {ID: 18},
+			{ID: 19, PID: 77, NAPISettings: rings.NAPISettings{Threaded: 1}},
+		}},
 		Verdicts: []xdpprog.Counter{
 			{Name: "own_arp", Packets: 4, Bytes: 168}, {Name: "own_ipv4", Packets: 1016, Bytes: 1016 * 98},
 			{Name: "share_port"}, {Name: "pass_not_ours", Packets: 12, Bytes: 1200},

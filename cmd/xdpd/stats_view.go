@@ -33,6 +33,7 @@ type statsView struct {
 	NAPI          napiView               `json:"napi"`
 	RSS           rssView                `json:"rss"`
 	Checksums     checksumView           `json:"tx_checksum"`
+	Metadata      metadataView           `json:"rx_metadata"`
 	PID           int                    `json:"pid"`
 	Commit        string                 `json:"commit"`
 	UptimeSeconds float64                `json:"uptime_seconds"`
@@ -53,11 +54,27 @@ type checksumView struct {
 	What   string `json:"what"` // in words; why the device does not
 }
 
+// metadataView is what is asked of the driver about received frames.
+type metadataView struct {
+	Stamps bool   `json:"stamps"`
+	Tags   string `json:"tags"` // what becomes of VLAN tags that the driver would take out
+}
+
 // napiView is who may run the queues' NAPIs.
 type napiView struct {
 	Mode string `json:"mode"`
 	ID   uint32 `json:"id,omitempty"` // of the one that the engine may run
 	What string `json:"what"`         // whose it is, or why there is none
+	// All are the interface's, where the kernel tells.
+	All []napiSettingsView `json:"all,omitempty"`
+}
+
+// napiSettingsView is a NAPI as it is now.
+type napiSettingsView struct {
+	ID  uint32 `json:"id"`
+	IRQ uint32 `json:"irq,omitempty"`
+	PID uint32 `json:"thread,omitempty"`
+	rings.NAPISettings
 }
 
 // serviceView is a service with what it counted; a proxy's TCP and UDP are two.
@@ -173,7 +190,11 @@ func newStatsView(s *xdpd.Stats) statsView {
 		ZeroCopy: s.ZeroCopy, NotZeroCopy: s.NotZeroCopy, SG: s.SG, HugePages: s.HugePages, NeedWakeup: s.NeedWakeup, TXBudget: s.TXBudget,
 		ChunkSize: s.ChunkSize, MTU: s.MTU, Loops: s.Loops, RSS: rssView(s.RSS), Verdicts: make(map[string]verdictView),
 		Checksums: checksumView(s.Checksums),
-		NAPI:      napiView{s.NAPI.Mode.String(), s.NAPI.ID, s.NAPI.What},
+		Metadata:  metadataView(s.Metadata),
+		NAPI:      napiView{Mode: s.NAPI.Mode.String(), ID: s.NAPI.ID, What: s.NAPI.What},
+	}
+	for _, n := range s.NAPI.All {
+		v.NAPI.All = append(v.NAPI.All, napiSettingsView{n.ID, n.IRQ, n.PID, n.NAPISettings})
 	}
 	for _, c := range s.Verdicts {
 		v.Verdicts[c.Name] = verdictView{c.Packets, c.Bytes}

@@ -17,6 +17,8 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "metadata.h"
+
 /* 0: bridge. 1: router. */
 const volatile __u32 route;
 
@@ -31,6 +33,7 @@ enum verdict {
 	PASS_PROTOCOL,
 	PASS_SHORT,
 	PASS_NO_SOCKET,
+	DROP_NO_ROOM,
 	VERDICTS,
 };
 
@@ -95,28 +98,46 @@ static __always_inline enum verdict classify_route(struct ethhdr *eth, void *end
 	return bpf_map_lookup_elem(&locals, &dst) ? PASS_OWN : FORWARD;
 }
 
-SEC("xdp")
-int forward(struct xdp_md *ctx)
+static __always_inline int forward_frame(struct xdp_md *ctx, int metadata)
 {
 	void *end = (void *)(long)ctx->data_end;
 	struct ethhdr *eth = (void *)(long)ctx->data;
-	__u32 verdict = PASS_SHORT;
+	__u32 len = bpf_xdp_get_buff_len(ctx), verdict = PASS_SHORT;
 	struct counter *counter;
 	int action = XDP_PASS;
 
 	if ((void *)(eth + 1) <= end)
 		verdict = route ? classify_route(eth, end) : classify_bridge(eth);
+	if (verdict == FORWARD && metadata && route && has_tag(ctx))
+		verdict = PASS_PROTOCOL; /* as a frame whose tag is still in it */
 	if (verdict == FORWARD) {
 		action = bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_PASS);
-		if (action != XDP_REDIRECT)
+		if (action != XDP_REDIRECT) {
 			verdict = PASS_NO_SOCKET;
+		} else if (metadata && !route && !restore_tag(ctx)) {
+			verdict = DROP_NO_ROOM;
+			action = XDP_DROP;
+		}
 	}
 	counter = bpf_map_lookup_elem(&counters, &verdict);
 	if (counter) {
 		counter->packets++;
-		counter->bytes += bpf_xdp_get_buff_len(ctx);
+		counter->bytes += len;
 	}
 	return action;
+}
+
+SEC("xdp")
+int forward(struct xdp_md *ctx)
+{
+	return forward_frame(ctx, 0);
+}
+
+/* For a program that is bound to a device whose driver tells what it knows of a frame. */
+SEC("xdp")
+int forward_metadata(struct xdp_md *ctx)
+{
+	return forward_frame(ctx, 1);
 }
 
 char dual_license[] SEC("license") = "Dual BSD/GPL";

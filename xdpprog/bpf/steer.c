@@ -20,6 +20,8 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "metadata.h"
+
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1fff
 
@@ -36,6 +38,9 @@
 /* 0: own the addresses (their ARP and IPv4). 1: share them with the kernel. */
 const volatile __u32 share;
 
+/* 1: steer_metadata puts a stamp in front of our frames. */
+const volatile __u32 stamps;
+
 /* In the order of verdictNames in counters.go. */
 enum verdict {
 	OWN_ARP,
@@ -49,6 +54,7 @@ enum verdict {
 	PASS_NO_SOCKET,
 	PASS_MALFORMED,
 	PASS_PROBE,
+	DROP_NO_ROOM,
 	VERDICTS,
 };
 
@@ -340,8 +346,7 @@ static __always_inline enum verdict classify(struct xdp_md *ctx, __u32 len)
 	return PASS_NOT_OURS;
 }
 
-SEC("xdp")
-int steer(struct xdp_md *ctx)
+static __always_inline int steer_frame(struct xdp_md *ctx, int metadata)
 {
 	__u32 len = bpf_xdp_get_buff_len(ctx);
 	__u32 verdict = classify(ctx, len);
@@ -351,8 +356,12 @@ int steer(struct xdp_md *ctx)
 	if (verdict <= LAST_OURS) {
 		/* The last argument is what it returns for a queue without a socket. */
 		action = bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_PASS);
-		if (action != XDP_REDIRECT)
+		if (action != XDP_REDIRECT) {
 			verdict = PASS_NO_SOCKET;
+		} else if (metadata && (!restore_tag(ctx) || (stamps && !put_stamp(ctx)))) {
+			verdict = DROP_NO_ROOM;
+			action = XDP_DROP;
+		}
 	}
 
 	counter = bpf_map_lookup_elem(&counters, &verdict);
@@ -361,6 +370,19 @@ int steer(struct xdp_md *ctx)
 		counter->bytes += len;
 	}
 	return action;
+}
+
+SEC("xdp")
+int steer(struct xdp_md *ctx)
+{
+	return steer_frame(ctx, 0);
+}
+
+/* For a program that is bound to a device whose driver tells what it knows of a frame. */
+SEC("xdp")
+int steer_metadata(struct xdp_md *ctx)
+{
+	return steer_frame(ctx, 1);
 }
 
 char dual_license[] SEC("license") = "Dual BSD/GPL";

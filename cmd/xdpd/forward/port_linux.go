@@ -8,6 +8,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"xdpd"
 	"xdpd/proto"
 	"xdpd/rings"
 	"xdpd/sockets"
@@ -27,7 +28,8 @@ type port struct {
 	sockets []*rings.Socket
 	owns    bool // its packet memory is registered for it alone, and not shared with another port's
 	program *xdpprog.Forward
-	promisc int // packet socket that keeps it promiscuous; 0: none
+	promisc int          // packet socket that keeps it promiscuous; 0: none
+	restore func() error // nil: the device was not told to leave VLAN tags
 }
 
 func findPort(name string) (*port, error) {
@@ -122,11 +124,21 @@ func (p *port) openSocket(r *umem.Region, queue int, mode rings.Mode, opened []*
 
 // attach loads the program and gives it the sockets: from here on frames arrive.
 func (p *port) attach(cfg *Config, locals *xdpprog.Locals) error {
-	var err error
-	if p.program, err = xdpprog.LoadForward(xdpprog.ForwardConfig{
+	c := xdpprog.ForwardConfig{
 		Interface: p.name, Ifindex: p.index, MAC: p.mac, Queues: p.queues, Attach: cfg.Attach, Route: cfg.Router, Locals: locals,
-	}); err != nil {
+	}
+	if f, err := rings.ReadFeatures(p.index); err == nil && f.RXMetadata&rings.RXTag != 0 {
+		c.Metadata = xdpprog.Tags
+	}
+	var err error
+	if p.program, err = xdpprog.LoadForward(c); err != nil {
 		return err
+	}
+	// A frame whose VLAN tag the driver took out would leave without it. On a veth it is the sender who leaves it out.
+	if (c.Metadata == xdpprog.NoMetadata || p.program.NoMetadata() != nil) && p.driver != "veth" {
+		if p.restore, err = xdpd.LeaveTags("", p.name, p.index); err != nil {
+			return err
+		}
 	}
 	for q, s := range p.sockets {
 		if err := p.program.SetSocket(q, s.FD()); err != nil {
@@ -158,6 +170,9 @@ func (p *port) close() error {
 	var errs []error
 	if p.program != nil {
 		errs = append(errs, p.program.Close())
+	}
+	if p.restore != nil {
+		errs = append(errs, p.restore())
 	}
 	if p.promisc > 0 {
 		errs = append(errs, unix.Close(p.promisc))

@@ -1,0 +1,31 @@
+package xdpd
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestFitZeroCopy: no packet has more frames than the driver sends as one in zero copy; an MTU that needs more goes without.
+func TestFitZeroCopy(t *testing.T) {
+	for _, c := range []struct {
+		driver             string
+		mtu, chunk, packet int
+		segs, want         int
+		why                string
+	}{
+		{"ice", 1500, 2048, 1, 5, 1, ""},
+		{"ice", 9000, 4096, 18, 5, 5, ""},
+		{"mlx5_core", 9000, 4096, 18, 3, 3, ""},
+		{"mlx5_core", 9000, 4096, 18, 2, 18, "packets of 2 frames at most"},
+		{"i40e", 9000, 4096, 18, 64, 18, ""},
+		{"veth", 65535, 4096, 18, 0, 18, ""},
+		{"virtio_net", 9000, 4096, 18, 1, 18, ""}, // the kernel refuses XDP_USE_SG
+		{"igb", 1500, 2048, 1, 1, 1, "an MTU up to"},
+	} {
+		d := device{driver: c.driver, mtu: c.mtu}
+		got, why := fitZeroCopy(d, c.chunk, c.packet, c.segs)
+		if got != c.want || (why == "") != (c.why == "") || !strings.Contains(why, c.why) {
+			t.Errorf("%+v: %d frames, %q", c, got, why)
+		}
+	}
+}
