@@ -2,6 +2,7 @@ package xdpprog
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -163,6 +164,11 @@ func enterNS(t *testing.T) {
 // newVeth makes a veth pair in the present namespace and sets both ends up.
 func newVeth(t *testing.T, mtu, queues int) (engine, peer netlink.Link) {
 	t.Helper()
+	// Or the kernel's router solicitations arrive, too.
+	err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = "engine0", mtu
 	attrs.NumRxQueues, attrs.NumTxQueues = queues, queues

@@ -238,11 +238,6 @@ func TestSourceRate(t *testing.T) {
 func TestSourceCancel(t *testing.T) {
 	for _, rate := range []float64{0, 10} {
 		enterNS(t)
-		// Or the kernel's router solicitations arrive, too.
-		err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			t.Fatal(err)
-		}
 		engine, peer := newVeth(t, 1500, 1)
 		drop, err := LoadDrop("engine0", engine.Attrs().Index, Native)
 		if err != nil {
