@@ -230,11 +230,13 @@ func (t *tcpView) info() (words []string) {
 			words = append(words, fmt.Sprintf("%s:%d", name, n))
 		}
 	}
-	segments := func(name string, bytes int) {
-		if t.MSS > 0 && bytes > 0 {
-			num(name, int64((bytes+t.MSS-1)/t.MSS))
+	inSegments := func(bytes int) int64 {
+		if t.MSS <= 0 {
+			return 0
 		}
+		return int64((bytes + t.MSS - 1) / t.MSS)
 	}
+	segments := func(name string, bytes int) { num(name, inSegments(bytes)) }
 	is(t.TS, "ts")
 	is(t.SACK, "sack")
 	is(t.ECN, "ecn")
@@ -249,10 +251,13 @@ func (t *tcpView) info() (words []string) {
 	num("rcvmss", int64(t.RcvMSS))
 	segments("cwnd", t.Cwnd)
 	segments("ssthresh", t.Ssthresh)
-	num("retrans", int64(t.Retransmits))
 	num("bytes_acked", int64(t.BytesAcked))
 	num("bytes_received", int64(t.BytesReceived))
-	segments("unacked", t.InFlight)
+	segments("unacked", t.Unacked)
+	is(t.Again != 0 || t.Retransmits != 0, fmt.Sprintf("retrans:%d/%d", inSegments(t.Again), t.Retransmits))
+	segments("lost", t.Lost)
+	segments("sacked", t.Sacked)
+	segments("in_flight", t.InFlight)
 	num("reordering", int64(t.Reordering))
 	num("rcv_ooo_bytes", int64(t.OutOfOrder))
 	is(t.MinRTTMicros != 0, "minrtt:"+millis(t.MinRTTMicros))

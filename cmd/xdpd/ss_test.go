@@ -108,7 +108,7 @@ func busyInfo() sockets.TCPInfo {
 	us := int64(time.Microsecond)
 	return sockets.TCPInfo{
 		Local: netip.MustParseAddrPort("10.0.0.2:80"), Remote: netip.MustParseAddrPort("10.0.0.1:40000"), State: "ESTABLISHED",
-		SendQueue: 28961, RecvQueue: 1448, Cwnd: 14480, Ssthresh: 10136, InFlight: 2897, SndWnd: 65536, RcvWnd: 131072,
+		SendQueue: 28961, RecvQueue: 1448, Cwnd: 14480, Ssthresh: 10136, InFlight: 2897, Unacked: 8688, Sacked: 4344, Lost: 2896, Again: 1448, SndWnd: 65536, RcvWnd: 131072,
 		RcvBuf: 1048576, MSS: 1448, RcvMSS: 1400, PMTU: 1500, SndScale: 9, RcvScale: 7, RTT: 123 * us, RTTVar: 50 * us,
 		MinRTT: 99 * us, RTO: 204_000 * us, Retransmits: 5, Reordering: 2, OutOfOrder: 4344, SndFrames: 21, RcvFrames: 3,
 		BytesAcked: 1234567, BytesReceived: 7654321, SACK: true, TS: true, ECN: true, Congestion: "cubic", Phase: "recovery",

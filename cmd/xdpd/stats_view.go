@@ -141,6 +141,10 @@ type tcpView struct {
 	Cwnd          int    `json:"cwnd_bytes"`
 	Ssthresh      int    `json:"ssthresh_bytes"`
 	InFlight      int    `json:"in_flight_bytes"`
+	Unacked       int    `json:"unacked_bytes"`
+	Sacked        int    `json:"sacked_bytes"`
+	Lost          int    `json:"lost_bytes"`
+	Again         int    `json:"again_bytes"`
 	SndWnd        int    `json:"send_window_bytes"`
 	RcvWnd        int    `json:"receive_window_bytes"`
 	RcvBuf        int    `json:"receive_buffer_bytes"`
@@ -174,7 +178,8 @@ func newTCPView(t *sockets.TCPInfo) tcpView {
 	const us = int64(time.Microsecond)
 	return tcpView{
 		State: t.State, Local: addrText(t.Local), Remote: addrText(t.Remote), SendQueue: t.SendQueue, RecvQueue: t.RecvQueue,
-		Cwnd: t.Cwnd, Ssthresh: t.Ssthresh, InFlight: t.InFlight, SndWnd: t.SndWnd, RcvWnd: t.RcvWnd, RcvBuf: t.RcvBuf,
+		Cwnd: t.Cwnd, Ssthresh: t.Ssthresh, InFlight: t.InFlight, Unacked: t.Unacked, Sacked: t.Sacked, Lost: t.Lost, Again: t.Again,
+		SndWnd: t.SndWnd, RcvWnd: t.RcvWnd, RcvBuf: t.RcvBuf,
 		MSS: t.MSS, RcvMSS: t.RcvMSS, PMTU: t.PMTU, SndScale: t.SndScale, RcvScale: t.RcvScale,
 		RTTMicros: t.RTT / us, RTTVarMicros: t.RTTVar / us, MinRTTMicros: t.MinRTT / us, RTOMicros: t.RTO / us,
 		Retransmits: t.Retransmits, Reordering: t.Reordering, OutOfOrder: t.OutOfOrder,
