@@ -18,9 +18,8 @@ const (
 	// refuseRest is how long nobody is let in after somebody was turned away at the door: who is turned away comes again, and nothing else could
 	// be told from it by who accepts.
 	refuseRest = 50 * time.Microsecond
-	// knockRest is how long a client that knocks is not heard after it was answered: a flood of knocks costs the engine a look
-	// every so often, and who really has submitted to one that sleeps waits that much longer at most. It doubles with each time that there
-	// is nothing behind the knocks, and of several such clients each rests as much longer, so that all together cost as much as one.
+	// knockRest is how long a client is not heard that knocked with nothing behind it. It doubles with each such knock, and of several such
+	// clients each rests as much longer, so that all together cost as much as one.
 	knockRest    = 20 * time.Microsecond
 	knockRestMax = time.Millisecond
 	knocksHeard  = 256 // at a time: who knocks before he is answered means the same

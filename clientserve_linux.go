@@ -391,13 +391,14 @@ func (c *client) answer(rests *rests) {
 			}
 		}
 		c.r.Enter()
-		if c.ring.Waiting() {
-			rest = knockRest
-		} else {
-			rest = min(2*rest, knockRestMax)
-		}
+		behind := c.ring.Knocked()
 		c.r.Leave()
+		if behind { // who submits pays with his share of the time
+			rest = knockRest
+			continue
+		}
 		rests.rest(rest)
+		rest = min(2*rest, knockRestMax)
 	}
 }
 

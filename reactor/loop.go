@@ -16,6 +16,7 @@ type loop struct {
 	maxSpin  int64
 	forever  bool // never sleeps
 	spinNS   int64
+	rang     bool // the last work woke an application in another process
 	fds      []unix.PollFd
 }
 
@@ -55,7 +56,9 @@ func (l *loop) run(pin bool, cpu int) error {
 		if idleSince == 0 {
 			idleSince = now
 		}
-		if l.spin(idleSince, deadline) {
+		// Who was woken needs a CPU, and where there is no other it is ours; he knocks, or the next packet comes. Who does not want to wait for
+		// that polls for completions, and is never woken.
+		if (!l.rang || l.forever) && l.spin(idleSince, deadline) {
 			continue
 		}
 		l.sleep()
@@ -79,6 +82,7 @@ func (l *loop) turns() (worked, woke bool, deadline int64, ended bool) {
 			continue
 		}
 		alive++
+		l.rang = l.rang && !w || r.rang.Swap(false)
 		worked, woke, deadline = worked || w, woke || r.woke, min(deadline, d)
 	}
 	return worked, woke, deadline, failed || alive == 0
@@ -91,7 +95,7 @@ func (l *loop) spin(since, deadline int64) bool {
 		runtime.Gosched()
 		for _, r := range l.reactors {
 			r.poll()
-			if r.poked.Load() || r.port.RX.Avail() > 0 || r.port.Comp.Avail() > batch {
+			if r.poked.Load() || r.port.RX.Avail() > 0 || r.port.Comp.Avail() > batch || r.submitted() {
 				return true
 			}
 		}

@@ -78,8 +78,10 @@ type Reactor struct {
 	waits       waitHeap    // goroutines in Wait with a limit
 	serving     atomic.Bool // a handler runs
 
-	poked    atomic.Bool // somebody left work for an awake reactor
-	dozing   atomic.Bool // it sleeps, or is about to and will look at poked once more
+	poked    atomic.Bool  // somebody left work for an awake reactor
+	apart    atomic.Int32 // rings of applications in other processes, which cannot poke
+	rang     atomic.Bool  // one of them was woken since the loop's last look
+	dozing   atomic.Bool  // it sleeps, or is about to and will look at poked once more
 	inbox    inbox
 	turnAt   atomic.Int64           // when the turn in progress began, or what stands in its way; 0: none
 	handling atomic.Pointer[string] // the handler that it runs

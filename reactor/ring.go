@@ -111,7 +111,8 @@ type Ring struct {
 	guard    Guard
 	account  sockets.Account // who pays for the frames of its sockets; 0: nobody
 	pace     pace
-	spent    int64 // time of the reactor, of late: see orderRings
+	heard    uint64 // counters.Submitted at the last knock
+	spent    int64  // time of the reactor, of late: see orderRings
 	rates    rates
 	now      int64 // of the turn
 	steps    int   // of this turn, see maxSteps
@@ -191,6 +192,9 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 	}
 	q.tag = r.ringTag()
 	r.rings, r.tagged[q.tag] = append(r.rings, q), q
+	if q.bell != nil {
+		r.apart.Add(1)
+	}
 	q.end.SQ.SetNeedWakeup(r.asleep || cfg.Knock)
 	return q, nil
 }
@@ -223,8 +227,14 @@ func (q *Ring) Counters() rings.RingCounters {
 // Sockets and InFlight are how many sockets and requests there are. The caller holds the lock.
 func (q *Ring) Sockets() int { return len(q.socks.socks) - q.socks.free[0].n - q.socks.free[1].n }
 
-// Waiting reports whether the application left something to do that may be done now. The caller holds the lock.
-func (q *Ring) Waiting() bool { return q.hasWork() }
+// Knocked is for a knock of an application in another process, and reports whether there was something behind it: SQEs that wait, or that
+// were taken since the last knock. The ring pays for it. The caller holds the lock.
+func (q *Ring) Knocked() bool {
+	q.pace.took(knockNS)
+	behind := q.work() || q.counters.Submitted != q.heard
+	q.heard = q.counters.Submitted
+	return behind
+}
 
 // InFlight is how many requests are not done. The caller holds the lock.
 func (q *Ring) InFlight() int { return q.used }
@@ -351,6 +361,7 @@ func (q *Ring) publish() (woke bool) {
 		}
 		if q.bell != nil {
 			began := q.r.now()
+			q.r.rang.Store(true)
 			q.bell() // a system call for each turn's completions, if the application wants it so: of its time
 			q.pace.took(q.r.now() - began)
 		}
@@ -378,7 +389,12 @@ func (q *Ring) Close() {
 		}
 	}
 	// Also when the reactor ended: its memory may go now, and a loop that wakes tells its rings that it is awake.
-	q.r.rings = slices.DeleteFunc(q.r.rings, func(other *Ring) bool { return other == q })
+	if i := slices.Index(q.r.rings, q); i >= 0 {
+		q.r.rings = slices.Delete(q.r.rings, i, i+1)
+		if q.bell != nil {
+			q.r.apart.Add(-1)
+		}
+	}
 	delete(q.r.tagged, q.tag)
 	q.shut()
 	if q.eventFD.fd != 0 {

@@ -11,6 +11,9 @@ type pace struct {
 // paceMax is what a ring that was idle may take at once, in ns: a few turns' time.
 const paceMax = 4 * turnNS
 
+// knockNS is what a knock costs beyond what it is for: a goroutine that wakes.
+const knockNS = 5_000
+
 // sliceNS is how long such a ring may go on taking SQEs in a turn. Steps are counted (maxSteps), but what one costs can depend on
 // how many sockets others have.
 const sliceNS = turnNS / 4

@@ -134,6 +134,16 @@ func (q *Ring) work() bool {
 		q.handler != nil && q.client.app.CQ.Avail() > 0
 }
 
+// submitted reports whether an application in another process submitted something. It cannot poke a reactor that spins, and would
+// wait until the spin is over.
+func (r *Reactor) submitted() bool {
+	if r.apart.Load() == 0 || !r.mu.TryLock() { // who has the lock looks at the rings
+		return false
+	}
+	defer r.mu.Unlock()
+	return r.ringWork()
+}
+
 // ringDeadline is when the first timeout ends.
 func (r *Reactor) ringDeadline() int64 {
 	d := foreverNS

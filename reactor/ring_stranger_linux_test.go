@@ -157,3 +157,60 @@ func TestRingLightFirst(t *testing.T) {
 		}
 	}
 }
+
+// TestRingOfASpinner: what another process submits is seen by a reactor that spins, though nobody tells it; here by one whose clock
+// stands, so that it spins for ever. Who was woken finds a reactor that sleeps instead.
+func TestRingOfASpinner(t *testing.T) {
+	layout, err := rings.LayoutRing(4, 4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	area := mapped(t, layout.Size)
+	g := newRig(t, options{})
+	rang := 0
+	r := ringOn(g, RingConfig{SQEntries: 4, CQEntries: 4, Area: area, Bell: func() { rang++ }})
+	c, err := JoinRing(area, func() { t.Error("it knocked at a reactor that spins") }, make(chan struct{}), r.q.done)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := g.run()
+	submit := func() {
+		*c.SQE() = nop(1, 0)
+		c.Submit()
+	}
+	for range 10 {
+		submit()
+		g.until("a completion", func() bool { _, ok := c.Peek(); return ok })
+		c.Seen(1)
+	}
+	c.app.Sleep(11)
+	submit()
+	g.awaitAsleep()
+	if rang != 1 {
+		t.Errorf("it was woken %d times, want once", rang)
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRingKnocked: a knock has something behind it when SQEs wait, or were taken since the last one; and each is paid for.
+func TestRingKnocked(t *testing.T) {
+	r := ringOn(newRig(t, options{}), RingConfig{SQEntries: 4, CQEntries: 4, CPU: 50})
+	knock := func(want bool) {
+		t.Helper()
+		before := r.q.pace.left
+		if got := r.q.Knocked(); got != want {
+			t.Errorf("something behind the knock: %v", got)
+		}
+		if r.q.pace.left >= before {
+			t.Error("nobody paid for it")
+		}
+	}
+	knock(false)
+	r.push(nop(1, 0))
+	knock(true)
+	r.settle()
+	knock(true)
+	knock(false)
+}
