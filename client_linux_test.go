@@ -82,23 +82,8 @@ func TestClientStreams(t *testing.T) {
 			}
 			defer c.Close()
 			defer s.Close()
-			sent := bytes.Repeat([]byte("sixteen bytes .."), 1<<18)
 			var wg sync.WaitGroup
-			for _, pair := range [][2]net.Conn{{c, s}, {s, c}} {
-				wg.Go(func() {
-					if n, err := pair[0].Write(sent); n != len(sent) || err != nil {
-						t.Errorf("wrote %d: %v", n, err)
-					}
-					if err := pair[0].(interface{ CloseWrite() error }).CloseWrite(); err != nil {
-						t.Error(err)
-					}
-				})
-				wg.Go(func() {
-					if got, err := io.ReadAll(pair[1]); err != nil || !bytes.Equal(got, sent) {
-						t.Errorf("read %d bytes of %d, or others: %v", len(got), len(sent), err)
-					}
-				})
-			}
+			sendBoth(t, &wg, c, s, bytes.Repeat([]byte("sixteen bytes .."), 1<<18))
 			wg.Wait()
 		})
 	}
@@ -206,5 +191,24 @@ func TestClientPolicy(t *testing.T) {
 	defer cancel()
 	if _, err := c.DialContext(ctx, "tcp", other.String()); !errors.Is(err, os.ErrPermission) {
 		t.Errorf("a connection to %v: %v", other, err)
+	}
+}
+
+// sendBoth has two ends of a connection send and close, and each must read what the other sent.
+func sendBoth(t *testing.T, wg *sync.WaitGroup, c, s net.Conn, sent []byte) {
+	for _, pair := range [][2]net.Conn{{c, s}, {s, c}} {
+		wg.Go(func() {
+			if n, err := pair[0].Write(sent); n != len(sent) || err != nil {
+				t.Errorf("wrote %d: %v", n, err)
+			}
+			if err := pair[0].(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+				t.Error(err)
+			}
+		})
+		wg.Go(func() {
+			if got, err := io.ReadAll(pair[1]); err != nil || !bytes.Equal(got, sent) {
+				t.Errorf("read %d bytes of %d, or others: %v", len(got), len(sent), err)
+			}
+		})
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"errors"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"sync"
@@ -43,21 +42,7 @@ func manyStreams(t *testing.T, r role) {
 		}
 		defer c.Close()
 		defer s.Close()
-		for _, pair := range [][2]net.Conn{{c, s}, {s, c}} {
-			wg.Go(func() {
-				if n, err := pair[0].Write(sent); n != len(sent) || err != nil {
-					t.Errorf("wrote %d: %v", n, err)
-				}
-				if err := pair[0].(interface{ CloseWrite() error }).CloseWrite(); err != nil {
-					t.Error(err)
-				}
-			})
-			wg.Go(func() {
-				if got, err := io.ReadAll(pair[1]); err != nil || !bytes.Equal(got, sent) {
-					t.Errorf("read %d bytes of %d, or others: %v", len(got), len(sent), err)
-				}
-			})
-		}
+		sendBoth(t, &wg, c, s, sent)
 	}
 	wg.Wait()
 }

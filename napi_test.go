@@ -138,6 +138,32 @@ func TestDriveStall(t *testing.T) {
 	r.Leave()
 }
 
+// killedChild runs the test in a process of its own, with mark set to the engine's namespace and prefix and dir, until it writes the line says
+// with a NAPI's number, and kills it. open is called when it writes "open".
+func killedChild(t *testing.T, lab *netlab.Lab, mark, dir, says string, open func()) (id uint32) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+	cmd.Env = append(os.Environ(), mark+"="+lab.Engine.Path()+" "+lab.EngineAddr.String()+"/24 "+dir)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if lines.Text() == "open" {
+			open()
+		} else if _, err := fmt.Sscanf(lines.Text(), says, &id); err == nil {
+			return id
+		}
+	}
+	t.Fatalf("the child does not say %q", says)
+	return 0
+}
+
 // TestDriveKilled: what a killed engine leaves behind is undone by Restore, and by the next engine; what somebody else
 // changed since is not.
 func TestDriveKilled(t *testing.T) {
@@ -148,31 +174,13 @@ func TestDriveKilled(t *testing.T) {
 	lab := napiLab(t, netlab.Options{})
 	dir := t.TempDir()
 	kill := func() (id uint32) {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestDriveKilled$")
-		cmd.Env = append(os.Environ(), mark+"="+lab.Engine.Path()+" "+lab.EngineAddr.String()+"/24 "+dir)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		defer cmd.Wait()
-		defer cmd.Process.Kill()
-		lines := bufio.NewScanner(out)
-		for lines.Scan() {
-			if lines.Text() == "open" {
-				c := kernelUDP(t, lab.Peer, netip.AddrPort{}, netip.AddrPortFrom(lab.EngineAddr, 7))
-				go func() {
-					for tryAsk(c, "hello", patience) == nil {
-					}
-				}()
-			} else if _, err := fmt.Sscanf(lines.Text(), "driving %d", &id); err == nil {
-				return id
-			}
-		}
-		t.Fatal("the child does not drive")
-		return 0
+		return killedChild(t, lab, mark, dir, "driving %d", func() {
+			c := kernelUDP(t, lab.Peer, netip.AddrPort{}, netip.AddrPortFrom(lab.EngineAddr, 7))
+			go func() {
+				for tryAsk(c, "hello", patience) == nil {
+				}
+			}()
+		})
 	}
 	id := kill()
 	waitDetached(t, lab)

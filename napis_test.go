@@ -1,11 +1,9 @@
 package xdpd_test
 
 import (
-	"bufio"
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -81,26 +79,7 @@ func TestNAPIsRestored(t *testing.T) {
 		select {}
 	}
 	lab, dir := napiLab(t, netlab.Options{}), t.TempDir()
-	kill := func() (id uint32) {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestNAPIsRestored$")
-		cmd.Env = append(os.Environ(), mark+"="+lab.Engine.Path()+" "+lab.EngineAddr.String()+"/24 "+dir)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		defer cmd.Wait()
-		defer cmd.Process.Kill()
-		for lines := bufio.NewScanner(out); lines.Scan(); {
-			if _, err := fmt.Sscanf(lines.Text(), "threaded %d", &id); err == nil {
-				return id
-			}
-		}
-		t.Fatal("the child says nothing")
-		return 0
-	}
+	kill := func() uint32 { return killedChild(t, lab, mark, dir, "threaded %d", nil) }
 	threaded := rings.NAPISettings{Threaded: 1}
 	id := kill()
 	waitDetached(t, lab)

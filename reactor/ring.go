@@ -227,11 +227,13 @@ func (q *Ring) Counters() rings.RingCounters {
 // Sockets and InFlight are how many sockets and requests there are. The caller holds the lock.
 func (q *Ring) Sockets() int { return len(q.socks.socks) - q.socks.free[0].n - q.socks.free[1].n }
 
-// Knocked is for a knock of an application in another process, and reports whether there was something behind it: SQEs that wait, or that
-// were taken since the last knock. The ring pays for it. The caller holds the lock.
+// Knocked is for a knock of an application in another process, and reports whether there was something behind it: SQEs that may be taken
+// now, or that were since the last knock. The ring pays for it; one that has used up its share could knock on for nothing, and has nothing
+// behind it. The caller holds the lock.
 func (q *Ring) Knocked() bool {
+	q.pace.wait(q.r.now()) // it may have been idle for long
 	q.pace.took(knockNS)
-	behind := q.work() || q.counters.Submitted != q.heard
+	behind := q.hasWork() || q.counters.Submitted != q.heard
 	q.heard = q.counters.Submitted
 	return behind
 }

@@ -194,11 +194,12 @@ func TestRingOfASpinner(t *testing.T) {
 	}
 }
 
-// TestRingKnocked: a knock has something behind it when SQEs wait, or were taken since the last one; and each is paid for.
+// TestRingKnocked: a knock has something behind it when SQEs wait, or were taken since the last one, and its share of the time is not used up; each is paid for.
 func TestRingKnocked(t *testing.T) {
 	r := ringOn(newRig(t, options{}), RingConfig{SQEntries: 4, CQEntries: 4, CPU: 50})
 	knock := func(want bool) {
 		t.Helper()
+		r.q.pace.wait(r.r.now())
 		before := r.q.pace.left
 		if got := r.q.Knocked(); got != want {
 			t.Errorf("something behind the knock: %v", got)
@@ -213,4 +214,9 @@ func TestRingKnocked(t *testing.T) {
 	r.settle()
 	knock(true)
 	knock(false)
+	r.push(nop(1, 0))
+	for r.q.pace.left >= 0 {
+		r.q.Knocked()
+	}
+	knock(false) // who has used up his share is not worth a look, whatever he submits
 }

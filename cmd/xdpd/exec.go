@@ -57,7 +57,7 @@ func (c *execCmd) Run() error {
 	}
 	path, err := exec.LookPath(command[0])
 	if err != nil {
-		return &exitError{127, fmt.Errorf("exec: %w", err)} // as a shell has it
+		return &exitError{127, err} // as a shell has it
 	}
 	warning, err := checkProgram(path)
 	if err != nil {
