@@ -161,7 +161,7 @@ func TestExecUnchanged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if out := l.run(nil, "/usr/bin/python3", "-S", script, peer, port); bytes.Count(out, []byte("ok ")) != 9 {
+		if out := l.run(nil, "/usr/bin/python3", "-S", script, peer, port); bytes.Count(out, []byte("ok ")) != 10 {
 			t.Errorf("it said %s", out)
 		}
 	})
@@ -179,6 +179,28 @@ func TestExecUnchanged(t *testing.T) {
 			if got := strings.TrimSpace(string(out)); got != strconv.Itoa(int(c.want)) {
 				t.Errorf("--only %s: errno %s, want %d", c.only, got, c.want)
 			}
+		}
+	})
+	t.Run("streams at the end", func(t *testing.T) {
+		l := *l
+		l.t = t
+		ln := l.listen(0)
+		got := make(chan string, 1)
+		go func() {
+			c, err := ln.Accept()
+			if err != nil {
+				got <- err.Error()
+				return
+			}
+			text, err := io.ReadAll(c)
+			c.Close()
+			got <- fmt.Sprint(string(text), err)
+		}()
+		const puts = "a=__import__('sys').argv;s=__import__('socket').create_connection((a[1],int(a[2])));" +
+			"t=__import__('ctypes');c=t.CDLL(None);c.fdopen.restype=t.c_void_p;c.fputs(b'by-exit',t.c_void_p(c.fdopen(s.detach(),b'w')))" // without blanks
+		l.run(nil, "/usr/bin/python3", "-S", "-c", puts, peer, strconv.Itoa(ln.Addr().(*net.TCPAddr).Port))
+		if text := <-got; text != "by-exit<nil>" {
+			t.Errorf("the peer got %q", text)
 		}
 	})
 	t.Run("curl", func(t *testing.T) {

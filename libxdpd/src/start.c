@@ -380,4 +380,5 @@ void xdpd_finish(void)
 		finish();
 }
 
-__attribute__((destructor)) static void at_exit(void) { xdpd_finish(); }
+/* The last of the library's destructors: that of preload/file.c writes still. */
+__attribute__((destructor(101))) static void at_exit(void) { xdpd_finish(); }

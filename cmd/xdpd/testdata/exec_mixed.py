@@ -181,6 +181,22 @@ def descriptors():
         echoes(new, b"and a new one")
 
 
+def stdio():
+    libc = ctypes.CDLL(None)
+    libc.fdopen.restype = ctypes.c_void_p
+    for name in ("fflush", "fgetc", "fclose"):
+        getattr(libc, name).argtypes = [ctypes.c_void_p]
+    libc.fputs.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
+    s = socket.create_connection(ECHO)
+    assert libc.dprintf(s.fileno(), b"%d %s", 42, b"words") == 8
+    assert exactly(s, 8) == b"42 words"
+    s.sendall(b"two\n")
+    stream = libc.fdopen(os.dup(s.fileno()), b"r+")
+    assert libc.fgetc(stream) == ord("t")
+    assert libc.fflush(stream) == 0, "fflush with something unread"
+    libc.fclose(stream)
+
+
 def datagrams():
     u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     u.bind(("0.0.0.0", 0))
@@ -247,6 +263,6 @@ def errors():
         pass
 
 
-for f in (one_epoll_set, nonblocking, threads, forks, descriptors, datagrams, children, options, errors):
+for f in (one_epoll_set, nonblocking, threads, forks, descriptors, stdio, datagrams, children, options, errors):
     f()
     print("ok", f.__name__, flush=True)
