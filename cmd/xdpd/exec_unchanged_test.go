@@ -180,6 +180,12 @@ func TestExecUnchanged(t *testing.T) {
 				t.Errorf("--only %s: errno %s, want %d", c.only, got, c.want)
 			}
 		}
+		for _, local := range []string{"127.0.0.1", "0.0.0.0"} { // a rule of ports does not take them from the kernel
+			out := l.run(nil, "--only", ":1", "--", "/usr/bin/python3", "-S", "-c", connect, local, "1")
+			if got := strings.TrimSpace(string(out)); got != strconv.Itoa(int(syscall.ECONNREFUSED)) {
+				t.Errorf("%s: errno %s, want the kernel's", local, got)
+			}
+		}
 	})
 	t.Run("streams at the end", func(t *testing.T) {
 		l := *l
