@@ -63,7 +63,7 @@ void uninstall(int fd)
 {
 	uint32_t id = (uint32_t)atomic_exchange(&numbers[fd], 0);
 
-	if (id && --held[id] == 0)
+	if (id && --held[id] == 0 && owner == getpid())
 		file_unuse(&S->file[id], me);
 }
 

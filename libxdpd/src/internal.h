@@ -131,6 +131,7 @@ struct shared {
 extern struct xdpd_ring ring;
 extern struct shared *S; /* NULL: not started */
 extern int me, relay;
+extern pid_t owner; /* who me is: not a child of clone(2), of which pthread_atfork's handlers do not hear */
 extern int64_t spin;             /* ns before a thread sleeps */
 extern _Atomic int32_t *numbers; /* by descriptor: file, or 0 */
 extern uint32_t held[FILES];     /* descriptors of each file */

@@ -13,6 +13,7 @@ int me, relay = -1;
 int64_t spin = 20000;
 _Atomic int32_t *numbers;
 uint32_t held[FILES];
+pid_t owner;
 static __thread int unborn = -1; /* the place of the process that this thread is forking */
 static __thread bool forking;    /* it has the lock for that */
 
@@ -185,7 +186,7 @@ static void in_child(void)
 		S = NULL;
 		return;
 	}
-	me = unborn, unborn = -1;
+	me = unborn, unborn = -1, owner = getpid();
 	S->processes[me].born = 0;
 }
 
@@ -216,6 +217,7 @@ void prepare(void)
 
 	if (s)
 		spin = atoi(s) * INT64_C(1000);
+	owner = getpid();
 	pthread_once(&once, forks);
 }
 
@@ -376,7 +378,7 @@ void xdpd_stop(void)
 
 void xdpd_finish(void)
 {
-	if (S)
+	if (S && owner == getpid())
 		finish();
 }
 

@@ -197,6 +197,19 @@ def stdio():
     libc.fclose(stream)
 
 
+def clones():
+    libc = ctypes.CDLL(None)
+    s = socket.create_connection(ECHO)
+    other = socket.create_connection(ECHO)
+    child = libc._Fork()  # without what pthread_atfork has told of
+    if child == 0:
+        s.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    echoes(s, b"the child closed it")
+    echoes(other, b"the child ended with it")
+
+
 def datagrams():
     u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     u.bind(("0.0.0.0", 0))
@@ -263,6 +276,6 @@ def errors():
         pass
 
 
-for f in (one_epoll_set, nonblocking, threads, forks, descriptors, stdio, datagrams, children, options, errors):
+for f in (one_epoll_set, nonblocking, threads, forks, descriptors, stdio, clones, datagrams, children, options, errors):
     f()
     print("ok", f.__name__, flush=True)
