@@ -830,6 +830,8 @@ static void adopts(void)
 	close(l);
 }
 
+#include "libxdpd_corners.h"
+
 static void stuck(int s)
 {
 	(void)s;
@@ -843,6 +845,7 @@ int main(int argc, char **argv)
 		{ "streams", streams }, { "connects", connects }, { "accepts", accepts }, { "resets", resets }, { "options", options },
 		{ "datagrams", datagrams }, { "polls", polls }, { "epolls", epolls }, { "dups", dups }, { "interrupts", interrupts },
 		{ "threads", threads }, { "adopts", adopts }, { "forks", forks }, { "killed", killed }, { "silent", silent },
+		{ "peeks", peeks },
 	};
 	int ns;
 

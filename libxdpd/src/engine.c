@@ -172,6 +172,42 @@ void drop_accepted(struct file *f)
 	}
 }
 
+/* fill has the engine put what comes behind what is unread. */
+static void fill(struct file *f)
+{
+	uint32_t used = f->rcv_at + f->rcv_len;
+	struct xdpd_sqe *s = request(K_RECV, id_of(f), XDPD_RECV, f->ring);
+
+	s->addr = f->rcv + used, s->len = (4096u << f->rcv_order) - used;
+	f->receiving = true;
+}
+
+/* look_on is for who looks at what is unread and takes nothing: more joins it, as long as there is room. */
+void look_on(struct file *f)
+{
+	uint8_t order = RCV_ORDER;
+	uint32_t larger;
+
+	if (f->udp || !f->rcv_len || f->receiving || f->eof || f->dead || f->shut_rd || f->ring < 0 || S->gone || S->requests + 16 >= S->limit)
+		return;
+	if (f->rcv_len == 4096u << f->rcv_order && f->rcv_order < order) {
+		if (!(larger = mem_get(&order)))
+			return;
+		if (order <= f->rcv_order) { /* there was nothing larger */
+			mem_put(larger, order);
+			return;
+		}
+		memcpy(mem(larger), mem(f->rcv), f->rcv_len);
+		mem_put(f->rcv, f->rcv_order);
+		f->rcv = larger, f->rcv_order = order;
+	} else if (f->rcv_at + f->rcv_len == 4096u << f->rcv_order) {
+		memmove(mem(f->rcv), mem(f->rcv) + f->rcv_at, f->rcv_len);
+		f->rcv_at = 0;
+	}
+	if (f->rcv_len < 4096u << f->rcv_order)
+		fill(f);
+}
+
 /* arm has the engine give what a socket can take: data, connections, the news of its end. */
 void arm(struct file *f)
 {
@@ -214,9 +250,8 @@ void arm(struct file *f)
 			f->starved = S->starved = true;
 			return;
 		}
-		s = request(K_RECV, id, XDPD_RECV, f->ring);
-		s->addr = f->rcv, s->len = 4096u << f->rcv_order;
-		f->receiving = true;
+		f->rcv_at = 0;
+		fill(f);
 	}
 	if (f->udp && f->bound && !f->shut_rd) {
 		uint8_t order = 6;

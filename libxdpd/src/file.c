@@ -188,7 +188,7 @@ int xdpd_ioctl(int fd, unsigned long request, ...)
 	else if (f->state == LISTENING)
 		err = EINVAL;
 	else if (!f->udp)
-		*(int *)arg = (int)f->rcv_len;
+		*(int *)arg = (int)f->rcv_len, look_on(f), kick();
 	else
 		*(int *)arg = f->rcv_done && f->rcv_size[f->rcv_first] >= 0 ? f->rcv_size[f->rcv_first] : 0;
 	leave();

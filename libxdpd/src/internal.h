@@ -26,6 +26,7 @@ enum {
 	WATCHES = 16384,
 	AHEAD = 16,      /* connections of a listener that were taken and not asked for yet */
 	SENDS = 64,      /* SENDs of a socket under way */
+	RCV_ORDER = 4,   /* of the memory to read from, at most: 64 KiB */
 	DATAGRAMS = 3,   /* RECV_FROMs of a socket under way */
 	DATAGRAM = 65600 /* bytes for each: 65507, the header, and some to align */
 };
@@ -159,6 +160,7 @@ void kick(void);
 bool reap(void); /* takes completions; reports whether there were any */
 void arm(struct file *f);
 void arm_later(struct file *f);
+void look_on(struct file *f);
 void drop_accepted(struct file *f);
 void lost(void);
 int32_t call(struct slot *slot, struct file *f, int32_t fd, int op, struct xdpd_sqe like);

@@ -2,7 +2,7 @@
 #include "internal.h"
 #include "kernel.h"
 
-enum { HEADER = XDPD_RECV_HEADER, RCV_SMALL = 2048, RCV_ORDER = 4 };
+enum { HEADER = XDPD_RECV_HEADER, RCV_SMALL = 2048 };
 
 /* The requests that failed took their places too. */
 static void skip_void(struct file *f)
@@ -43,7 +43,7 @@ void received(struct file *f, int32_t res)
 	}
 	f->receiving = false;
 	if (res > 0) {
-		f->rcv_at = 0, f->rcv_len = (uint32_t)res;
+		f->rcv_len += (uint32_t)res; /* behind what was only looked at */
 		if (f->rcv_len == 4096u << f->rcv_order)
 			f->rcv_want = (uint8_t)(f->rcv_order + 2 > RCV_ORDER ? RCV_ORDER : f->rcv_order + 2);
 		else if (f->rcv_len <= RCV_SMALL)
@@ -90,6 +90,11 @@ static ssize_t read_stream(struct file *f, const struct msghdr *m, size_t skip, 
 {
 	if (f->rcv_len) {
 		size_t n = f->rcv_len < room ? f->rcv_len : room;
+		if (flags & MSG_PEEK && n < room) {
+			look_on(f);
+			if (flags & MSG_WAITALL && f->receiving)
+				return -EAGAIN;
+		}
 		if (!(flags & MSG_TRUNC))
 			scatter(m, skip, mem(f->rcv) + f->rcv_at, n);
 		if (!(flags & MSG_PEEK)) {
@@ -161,9 +166,12 @@ ssize_t receive(int fd, struct msghdr *m, int flags)
 	bool all = flags & MSG_WAITALL && !f->udp && !(flags & MSG_PEEK);
 	int64_t deadline = NEVER;
 	m->msg_flags = 0;
+	if (flags & MSG_PEEK)
+		reap();
 	for (bool looked = false;;) {
+		int how = over || f->nonblock || flags & MSG_DONTWAIT ? flags & ~MSG_WAITALL : flags;
 		S->changing = id_of(f);
-		r = f->udp ? read_datagram(f, m, room, flags) : read_stream(f, m, (size_t)total, room - (size_t)total, flags);
+		r = f->udp ? read_datagram(f, m, room, flags) : read_stream(f, m, (size_t)total, room - (size_t)total, how);
 		if (r > 0 && all) {
 			if ((size_t)(total += r) == room)
 				break;
@@ -188,6 +196,8 @@ ssize_t receive(int fd, struct msghdr *m, int flags)
 	}
 	if (slot)
 		slot_put(slot);
+	if (flags & MSG_PEEK)
+		kick(); /* for what comes behind it */
 	leave();
 	if (total)
 		return total;
