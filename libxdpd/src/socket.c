@@ -302,35 +302,40 @@ int xdpd_connect(int fd, const struct sockaddr *addr, socklen_t len)
 		}
 		return done(slot, r);
 	}
-	if (f->state == CONNECTING)
-		return done(slot, -EALREADY);
-	if (f->state != NEW) {
-		r = f->state == CONNECTED && f->fresh ? 0 : -EISCONN;
-		f->fresh = false;
-		return done(slot, r);
+	if (f->state == CONNECTING) { /* as on Linux, who calls again waits on */
+		if (f->nonblock)
+			return done(slot, -EALREADY);
+	} else {
+		if (f->state != NEW) {
+			r = f->state == CONNECTED && f->fresh ? 0 : -EISCONN;
+			f->fresh = false;
+			return done(slot, r);
+		}
+		if (f->error) { /* of an attempt that nobody asked about */
+			r = -f->error, f->error = 0;
+			return done(slot, r);
+		}
+		memcpy(&f->peer, addr, sizeof f->peer);
+		f->state = CONNECTING, f->has_peer = true;
+		S->changing = id_of(f);
+		s = request(K_CONNECT, id_of(f), XDPD_CONNECT, f->ring);
+		s->addr = offset(&f->peer), s->off = sizeof f->peer;
+		if (S->gone)
+			lost();
+		kick();
+		f->fresh = true; /* who did not wait hears it from the next connect */
+		if (f->nonblock)
+			return done(slot, -EINPROGRESS);
 	}
-	if (f->error) { /* of an attempt that nobody asked about */
-		r = -f->error, f->error = 0;
-		return done(slot, r);
-	}
-	memcpy(&f->peer, addr, sizeof f->peer);
-	f->state = CONNECTING, f->has_peer = true;
-	S->changing = id_of(f);
-	s = request(K_CONNECT, id_of(f), XDPD_CONNECT, f->ring);
-	s->addr = offset(&f->peer), s->off = sizeof f->peer;
-	if (S->gone)
-		lost();
-	kick();
-	f->fresh = true; /* who did not wait hears it from the next connect */
-	if (f->nonblock)
-		return done(slot, -EINPROGRESS);
 	int64_t deadline = f->sndtimeo ? now() + f->sndtimeo : NEVER;
 	for (r = 0; f->state == CONNECTING && r == 0;)
 		r = await(slot, f, deadline);
-	if (f->state == CONNECTING) /* it goes on */
+	if (f->state == CONNECTING) { /* it goes on */
 		r = r == -EAGAIN ? -EINPROGRESS : r;
-	else
-		r = -f->error, f->error = 0, f->fresh = false;
+	} else { /* without an error, another thread was told of it */
+		r = f->error ? -f->error : f->state == CONNECTED ? 0 : -ECONNABORTED;
+		f->error = 0, f->fresh = false;
+	}
 	return done(slot, r);
 }
 
