@@ -35,3 +35,59 @@ static void peeks(void)
 	IS(A->recv(fd[0], out, 10, MSG_PEEK), 0);
 	done(fd);
 }
+
+static void *reset_later(void *fd)
+{
+	struct linger hard = { 1, 0 };
+
+	nap();
+	setsockopt(*(int *)fd, SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
+	return (void *)(long)close(*(int *)fd);
+}
+
+/* parts: an error behind what a call did is the next call's. */
+static void parts(void)
+{
+	static char big[8 << 20];
+	int fd[2], l, p = port++;
+	struct sockaddr_in a = addr(their, p), from;
+	struct iovec v = { big, 3 };
+	char control[64];
+	pthread_t th;
+
+	signal(SIGPIPE, count_pipe);
+	pipes = 0;
+	pair(fd);
+	IS(write(fd[1], "abc", 3), 3);
+	pthread_create(&th, NULL, reset_later, &fd[1]);
+	IS(A->recv(fd[0], big, 8, MSG_WAITALL), 3);
+	FAILS(A->recv(fd[0], big, 8, MSG_WAITALL), ECONNRESET);
+	pthread_join(th, NULL);
+	IS(A->close(fd[0]), 0);
+	pair(fd);
+	pthread_create(&th, NULL, reset_later, &fd[1]);
+	IS(A->write(fd[0], big, sizeof big) > 0, 1);
+	FAILS(A->write(fd[0], big, 1), ECONNRESET);
+	IS(pipes, 0);
+	pthread_join(th, NULL);
+	IS(A->close(fd[0]), 0);
+
+	pair(fd);
+	IS(write(fd[1], "abc", 3), 3);
+	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_name = &from, .msg_namelen = sizeof from, .msg_control = control, .msg_controllen = sizeof control };
+	IS(A->recvmsg(fd[0], &m, MSG_WAITALL), 3);
+	IS(m.msg_controllen, 0);
+	IS(m.msg_namelen, 0);
+	done(fd);
+
+	/* Who waits for a connection that was begun without waiting, or was interrupted, calls connect again. */
+	l = peer_listen(p);
+	OK(fd[0] = A->socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0));
+	FAILS(A->connect(fd[0], SA(a)), EINPROGRESS);
+	IS(A->fcntl(fd[0], F_SETFL, 0), 0);
+	IS(A->connect(fd[0], SA(a)), 0);
+	FAILS(A->connect(fd[0], SA(a)), EISCONN);
+	fd[1] = accept(l, NULL, NULL);
+	close(l);
+	done(fd);
+}

@@ -107,7 +107,8 @@ static ssize_t read_stream(struct file *f, const struct msghdr *m, size_t skip, 
 		return 0;
 	if (f->error) {
 		int err = f->error;
-		f->error = 0;
+		if (!skip) /* what was read is told first, and the error by the next call */
+			f->error = 0;
 		return -err;
 	}
 	if (f->state == NEW || f->state == LISTENING)
@@ -198,13 +199,13 @@ ssize_t receive(int fd, struct msghdr *m, int flags)
 		slot_put(slot);
 	if (flags & MSG_PEEK)
 		kick(); /* for what comes behind it */
-	leave();
 	if (total)
-		return total;
-	if (r == -EAGAIN && over)
-		r = over;
+		r = total;
 	if (r >= 0 && !f->udp && m->msg_name)
 		m->msg_namelen = 0;
+	leave();
+	if (r == -EAGAIN && over)
+		r = over;
 	if (r >= 0)
 		m->msg_controllen = 0;
 	return r < 0 ? fail((int)-r) : r;

@@ -98,7 +98,8 @@ static ssize_t write_stream(struct file *f, const struct msghdr *m, size_t skip,
 
 	if (f->error) {
 		int err = f->error;
-		f->error = 0;
+		if (!skip) /* what was taken is told first, and the error by the next call */
+			f->error = 0;
 		return -err;
 	}
 	if (f->state == CONNECTING)
