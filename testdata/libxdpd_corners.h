@@ -89,5 +89,16 @@ static void parts(void)
 	FAILS(A->connect(fd[0], SA(a)), EISCONN);
 	fd[1] = accept(l, NULL, NULL);
 	close(l);
+
+	/* What the peer did not acknowledge. */
+	int n = 1;
+	for (int i = 0; i < 1000 && n != 0; i++, usleep(1000))
+		IS(A->ioctl(fd[0], SIOCOUTQ, &n), 0);
+	IS(n, 0);
+	IS(A->fcntl(fd[0], F_SETFL, O_NONBLOCK), 0);
+	IS(A->write(fd[0], big, sizeof big) > 0, 1);
+	nap();
+	IS(A->ioctl(fd[0], SIOCOUTQ, &n), 0);
+	IS(n > 0, 1);
 	done(fd);
 }
