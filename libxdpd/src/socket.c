@@ -339,22 +339,43 @@ int xdpd_connect(int fd, const struct sockaddr *addr, socklen_t len)
 	return done(slot, r);
 }
 
+/* unlisten leaves a listener its address and nothing else, as Linux does: who waits in accept gets EINVAL. */
+static int unlisten(struct slot *slot, struct file *f)
+{
+	struct xdpd_sqe name = { .addr = offset(slot->data), .len = sizeof(struct sockaddr_in) };
+	struct xdpd_sqe bind = { .addr = offset(slot->data), .off = sizeof(struct sockaddr_in) };
+	int r = call(slot, f, f->ring, XDPD_SOCK_NAME, name), old = f->ring;
+
+	if (r < 0 || f->state != LISTENING)
+		return r < 0 ? r : -ENOTCONN;
+	f->state = NEW, f->bound = false, f->ring = -1;
+	call(slot, f, old, XDPD_CLOSE, (struct xdpd_sqe){ 0 });
+	drop_accepted(f);
+	if ((r = call(slot, f, AF_INET, XDPD_SOCKET, (struct xdpd_sqe){ .off = SOCK_STREAM })) >= 0) {
+		f->ring = r;
+		f->bound = call(slot, f, f->ring, XDPD_BIND, bind) == 0;
+	}
+	happened(f, EPOLLIN | EPOLLOUT | EPOLLHUP);
+	return r < 0 ? r : 0;
+}
+
 int xdpd_shutdown(int fd, int how)
 {
+	struct slot *slot;
 	int r;
-	struct file *f = begin(fd, NULL, &r);
+	struct file *f = begin(fd, &slot, &r);
 	struct xdpd_sqe *s;
 
 	if (!f)
 		return r < 0 ? r : (int)K(shutdown, fd, how);
 	if (how < SHUT_RD || how > SHUT_RDWR)
-		return done(NULL, -EINVAL);
+		return done(slot, -EINVAL);
 	if (f->udp ? !f->has_peer : f->state != CONNECTED && f->state != LISTENING)
-		return done(NULL, -ENOTCONN);
+		return done(slot, -ENOTCONN);
 	if (f->state == LISTENING)
-		return done(NULL, -EOPNOTSUPP);
+		return done(slot, how == SHUT_WR ? 0 : unlisten(slot, f));
 	if (f->broken || f->dead)
-		return done(NULL, f->error || f->hup ? -ENOTCONN : 0);
+		return done(slot, f->error || f->hup ? -ENOTCONN : 0);
 	S->changing = id_of(f);
 	if (how != SHUT_RD && f->sends) { /* behind what was written */
 		s = request(K_NONE, id_of(f), XDPD_SEND, f->ring);
@@ -366,7 +387,7 @@ int xdpd_shutdown(int fd, int how)
 	f->shut_wr |= how != SHUT_RD;
 	kick();
 	happened(f, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLHUP);
-	return done(NULL, 0);
+	return done(slot, 0);
 }
 
 static int name(int fd, struct sockaddr *addr, socklen_t *len, uint32_t which)
