@@ -102,3 +102,73 @@ static void parts(void)
 	IS(n > 0, 1);
 	done(fd);
 }
+
+static int listener, listener_errno;
+
+static void *accept_one(void *arg)
+{
+	long r = A->accept4(listener, NULL, NULL, 0);
+
+	(void)arg;
+	listener_errno = errno;
+	return (void *)r;
+}
+
+static void *poll_pipe(void *fd)
+{
+	struct pollfd p = { *(int *)fd, POLLIN, 0 };
+
+	A->poll(&p, 1, -1);
+	return NULL;
+}
+
+/* ends: what wakes threads that wait. */
+static void ends(void)
+{
+	int p = port++, fd[2], peer, pipe_[2];
+	struct sockaddr_in a = addr(our, p);
+	pthread_t th;
+	void *r;
+
+	if (pipe(pipe_) < 0)
+		return;
+	pthread_create(&th, NULL, poll_pipe, &pipe_[0]);
+	nap();
+	IS(pthread_cancel(th), 0);
+	pthread_join(th, &r);
+	IS((long)r, (long)PTHREAD_CANCELED);
+	close(pipe_[0]);
+	close(pipe_[1]);
+
+	OK(listener = A->socket(AF_INET, SOCK_STREAM, 0));
+	IS(A->bind(listener, SA(a)), 0);
+	FAILS(A->shutdown(listener, SHUT_RD), ENOTCONN);
+	IS(A->listen(listener, 8), 0);
+	IS(A->shutdown(listener, SHUT_WR), 0); /* nothing */
+	close(peer_connect(p));
+	A->close(A->accept4(listener, NULL, NULL, 0));
+	pthread_create(&th, NULL, accept_one, NULL);
+	nap();
+	IS(A->shutdown(listener, SHUT_RDWR), 0);
+	pthread_join(th, &r);
+	IS((long)r, -1);
+	IS(listener_errno, EINVAL);
+	IS(until(listener, POLLIN, 0), POLLHUP);
+	FAILS(A->shutdown(listener, SHUT_RD), ENOTCONN);
+	struct sockaddr_in none = addr(our, p);
+	FAILS(connect(peer = socket(AF_INET, SOCK_STREAM, 0), SA(none)), ECONNREFUSED);
+	close(peer);
+	IS(A->listen(listener, 8), 0); /* again, at its port */
+	peer = peer_connect(p);
+	OK(fd[0] = A->accept4(listener, NULL, NULL, 0));
+	fd[1] = peer;
+	done(fd);
+	pthread_create(&th, NULL, accept_one, NULL);
+	nap();
+	IS(pthread_cancel(th), 0);
+	pthread_join(th, &r);
+	IS((long)r, (long)PTHREAD_CANCELED);
+	IS(A->close(listener), 0);
+	FAILS(connect(peer = socket(AF_INET, SOCK_STREAM, 0), SA(none)), ECONNREFUSED); /* nothing holds it */
+	close(peer);
+}

@@ -169,6 +169,7 @@ int32_t call(struct slot *slot, struct file *f, int32_t fd, int op, struct xdpd_
 struct slot *slot_get(struct file *f); /* keeps the file; NULL: all are taken */
 void slot_put(struct slot *s);
 void wait_on(struct slot *s, struct file *f);
+int sleeps(struct slot *s, struct pollfd *fds, nfds_t n, const struct timespec *t, const sigset_t *mask);
 int rest(struct slot *s, struct pollfd *fds, nfds_t n, int64_t deadline, const sigset_t *mask);
 int await(struct slot *s, struct file *f, int64_t deadline);
 void wake(struct file *f);

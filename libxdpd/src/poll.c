@@ -92,7 +92,7 @@ static int polls(struct pollfd *fds, nfds_t n, const struct timespec *t, const s
 	while (i < n && !xdpd_is(fds[i].fd))
 		i++;
 	if (i == n)
-		return k_ppoll(fds, n, t, mask);
+		return sleeps(NULL, fds, n, t, mask);
 	if (n > FEW && !(kernel = malloc((n + 2) * sizeof *kernel)))
 		return fail(ENOMEM);
 	int r = mixed(fds, n, kernel, deadline_of(t), !t || t->tv_sec || t->tv_nsec, mask);

@@ -152,6 +152,7 @@ ssize_t receive(int fd, struct msghdr *m, int flags)
 	ssize_t r, total = 0;
 	int over = 0;
 
+	pthread_testcancel();
 	if (flags & MSG_OOB)
 		return fail(EINVAL);
 	if (flags & MSG_ERRQUEUE)

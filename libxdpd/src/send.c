@@ -180,6 +180,7 @@ ssize_t transmit(int fd, const struct msghdr *m, int flags)
 	size_t n = 0, total = 0;
 	int over = 0;
 
+	pthread_testcancel();
 	if (flags & MSG_OOB || m->msg_controllen)
 		return fail(flags & MSG_OOB ? EOPNOTSUPP : EINVAL);
 	if (!enter())
