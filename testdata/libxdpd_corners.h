@@ -172,3 +172,42 @@ static void ends(void)
 	FAILS(connect(peer = socket(AF_INET, SOCK_STREAM, 0), SA(none)), ECONNREFUSED); /* nothing holds it */
 	close(peer);
 }
+
+static pthread_barrier_t both;
+static struct sockaddr_in receiver;
+
+static void *adopt_and_send(void *fd)
+{
+	pthread_barrier_wait(&both);
+	return (void *)(long)((A == apis && xdpd_adopt(*(int *)fd) < 0) || A->sendto(*(int *)fd, "x", 1, 0, SA(receiver)) != 1);
+}
+
+/* adopts_twice: two threads send their first datagram at the same time, by one socket. */
+static void adopts_twice(void)
+{
+	int peer = socket(AF_INET, SOCK_DGRAM, 0), fd;
+	struct sockaddr_in from[2];
+	socklen_t len = sizeof receiver;
+	pthread_t th[2];
+	char b[1];
+	void *r;
+
+	receiver = addr(their, 0);
+	if (bind(peer, SA(receiver)) < 0 || getsockname(peer, (struct sockaddr *)&receiver, &len) < 0)
+		return;
+	pthread_barrier_init(&both, NULL, 2);
+	for (int i = 0; i < 20; i++) {
+		OK(fd = socket(AF_INET, SOCK_DGRAM, 0));
+		for (int k = 0; k < 2; k++)
+			pthread_create(&th[k], NULL, adopt_and_send, &fd);
+		for (int k = 0; k < 2; k++) {
+			pthread_join(th[k], &r);
+			IS((long)r, 0);
+			IS(recvfrom(peer, b, 1, 0, (struct sockaddr *)&from[k], &len), 1);
+		}
+		IS(from[0].sin_port, from[1].sin_port);
+		IS(A->close(fd), 0);
+	}
+	pthread_barrier_destroy(&both);
+	close(peer);
+}

@@ -800,6 +800,8 @@ static void silent(void)
 	A->close(ep);
 }
 
+#include "libxdpd_corners.h"
+
 static void adopts(void)
 {
 	int p = port++, l = peer_listen(p), fd, ep, on = 1;
@@ -828,9 +830,8 @@ static void adopts(void)
 	IS(A->close(fd), 0);
 	IS(A->close(ep), 0);
 	close(l);
+	adopts_twice();
 }
-
-#include "libxdpd_corners.h"
 
 static void stuck(int s)
 {

@@ -58,7 +58,7 @@ static int make(int fd, int type, struct file **made)
 		if (res < 0)
 			err = -res;
 		else
-			f->ring = res, err = -install(f, fd);
+			f->ring = res, err = xdpd_is(fd) ? EEXIST : -install(f, fd);
 		if (err) {
 			socket_close(f);
 			file_free(f);
@@ -107,7 +107,7 @@ int xdpd_adopt(int fd)
 	if (K(getsockname, fd, &a, &alen) < 0 || a.sin_port != 0)
 		return fail(EINVAL);
 	if (make(fd, type | (flags & O_NONBLOCK ? SOCK_NONBLOCK : 0), &f) < 0)
-		return -1;
+		return errno == EEXIST ? 0 : -1; /* then another thread did it meanwhile */
 	for (unsigned i = 0; i < sizeof same / sizeof *same; i++) {
 		int v = 0;
 		n = sizeof v;
