@@ -66,7 +66,8 @@ static int mixed(struct pollfd *fds, nfds_t n, struct pollfd *kernel, int64_t de
 			if (nk)
 				k_ppoll(kernel + 2, nk, &at_once, NULL);
 			found = give(fds, n, kernel + 2);
-			break;
+			if (found || !block || r < 0)
+				break; /* else somebody took what there was, or it is the engine's now */
 		}
 		if (!slot) {
 			if (!(slot = slot_get(NULL))) {
@@ -84,18 +85,27 @@ static int mixed(struct pollfd *fds, nfds_t n, struct pollfd *kernel, int64_t de
 	return found == 0 && r == -EINTR ? fail(EINTR) : found;
 }
 
+static bool any(const struct pollfd *fds, nfds_t n)
+{
+	for (nfds_t i = 0; i < n; i++)
+		if (xdpd_is(fds[i].fd))
+			return true;
+	return false;
+}
+
 static int polls(struct pollfd *fds, nfds_t n, const struct timespec *t, const sigset_t *mask)
 {
 	struct pollfd few[FEW + 2], *kernel = few;
-	nfds_t i = 0;
+	int64_t deadline = deadline_of(t);
 
-	while (i < n && !xdpd_is(fds[i].fd))
-		i++;
-	if (i == n)
-		return sleeps(NULL, fds, n, t, mask);
+	if (!any(fds, n)) {
+		int r = sleeps(NULL, fds, n, t, mask);
+		if (r <= 0 || !any(fds, n)) /* else another thread adopted one meanwhile */
+			return r;
+	}
 	if (n > FEW && !(kernel = malloc((n + 2) * sizeof *kernel)))
 		return fail(ENOMEM);
-	int r = mixed(fds, n, kernel, deadline_of(t), !t || t->tv_sec || t->tv_nsec, mask);
+	int r = mixed(fds, n, kernel, deadline, !t || t->tv_sec || t->tv_nsec, mask);
 	int err = errno;
 	if (kernel != few)
 		free(kernel);

@@ -124,7 +124,11 @@ int xdpd_adopt(int fd)
 	n = sizeof l;
 	if (K(getsockopt, fd, SOL_SOCKET, SO_LINGER, &l, &n) == 0 && l.l_onoff)
 		xdpd_setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof l);
-	return epoll_move(fd, f);
+	if (epoll_move(fd, f) < 0)
+		return -1;
+	if (type == SOCK_DGRAM) /* who waits in the kernel for the first datagram looks again */
+		(void)K(shutdown, fd, SHUT_RD);
+	return 0;
 }
 
 void socket_close(struct file *f)

@@ -210,6 +210,20 @@ def clones():
     echoes(other, b"the child ended with it")
 
 
+def receives_first():
+    far = socket.create_connection(ECHO)
+    for wait in (lambda u: None, lambda u: select.select([u], [], []), lambda u: select.select([u, far], [], [])):
+        u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        u.bind(("0.0.0.0", 0))
+        got = []
+        t = threading.Thread(target=lambda: (wait(u), got.append(u.recvfrom(100))), daemon=True)
+        t.start()
+        t.join(0.05)  # it sleeps in the kernel
+        u.sendto(b"answer", ECHO)
+        t.join(20)
+        assert got == [(b"answer", ECHO)], "who waited for the first datagram did not get it"
+
+
 def datagrams():
     u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     u.bind(("0.0.0.0", 0))
@@ -276,6 +290,6 @@ def errors():
         pass
 
 
-for f in (one_epoll_set, nonblocking, threads, forks, descriptors, stdio, clones, datagrams, children, options, errors):
+for f in (one_epoll_set, nonblocking, threads, forks, descriptors, stdio, clones, receives_first, datagrams, children, options, errors):
     f()
     print("ok", f.__name__, flush=True)
