@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -30,6 +31,7 @@ type execLab struct {
 	lab  *netlab.Lab
 	sock string
 	env  []string
+	end  func() // of the daemon
 }
 
 // newExecLab makes one. The engine's namespace has no address: what a program does not give to the engine gets nowhere.
@@ -56,7 +58,7 @@ func newExecLab(t *testing.T) *execLab {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	l := &execLab{t: t, lab: lab, sock: file.ClientSocket, env: []string{"XDG_CACHE_HOME=" + dir, "PATH=" + os.Getenv("PATH"), "HOME=" + dir}}
+	l := &execLab{t: t, lab: lab, sock: file.ClientSocket, end: func() { s.Close() }, env: []string{"XDG_CACHE_HOME=" + dir, "PATH=" + os.Getenv("PATH"), "HOME=" + dir}}
 	// The first start compiles the library, and no program's time is to be over by that.
 	if out, err := l.command(t.Context(), "--", "/bin/true").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -145,6 +147,32 @@ func randomBytes(n int) []byte {
 	b := make([]byte, n)
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(b) // never fails
 	return b
+}
+
+// TestExecGone: when the daemon ends, what waits ends with the right error, and so does what comes later.
+func TestExecGone(t *testing.T) {
+	l := newExecLab(t)
+	script, err := filepath.Abs("testdata/exec_gone.py")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := l.command(t.Context(), "/usr/bin/python3", "-S", script, l.lab.PeerAddr.String(), strconv.Itoa(l.echo()), l.lab.EngineAddr.String())
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = l.lab.Engine.Start(cmd)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := bufio.NewReader(out)
+	first, _ := said.ReadString('\n')
+	l.end()
+	last, _ := said.ReadString('\n')
+	if err := cmd.Wait(); err != nil || first != "ready\n" || last != "ok\n" {
+		t.Errorf("%v: %q, %q\n%s", err, first, last, errs.String())
+	}
 }
 
 // TestExecUnchanged runs programs as they are in their packages over the engine. scripts/unchanged runs more, for longer.

@@ -103,7 +103,7 @@ void completed(const struct xdpd_cqe *c)
 			happened(f, EPOLLOUT | EPOLLWRNORM);
 		} else {
 			f->state = NEW, f->bound = f->has_peer = false;
-			f->error = -c->res;
+			f->error = c->res == -ECANCELED ? ENETDOWN : -c->res; /* canceled: the engine ends */
 			happened(f, EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLRDHUP);
 		}
 		break;

@@ -137,6 +137,8 @@ static ssize_t write_datagram(struct file *f, const struct msghdr *m, size_t n)
 		f->error = 0;
 		return -err;
 	}
+	if (f->broken) /* there is no engine any more */
+		return -ENETDOWN;
 	if (n > PAYLOAD)
 		return -EMSGSIZE;
 	if (f->shut_wr)
