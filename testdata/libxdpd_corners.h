@@ -1,4 +1,5 @@
 /* libxdpd_corners.h: cases of libxdpd_suite.c that few programs meet. */
+#include <sys/resource.h>
 
 /* peeks: who looks without taking sees what comes behind it too. */
 static void peeks(void)
@@ -122,6 +123,15 @@ static void *poll_pipe(void *fd)
 	return NULL;
 }
 
+static int refused(int p)
+{
+	struct sockaddr_in a = addr(our, p);
+	int fd = socket(AF_INET, SOCK_STREAM, 0), r = connect(fd, SA(a)) < 0 && errno == ECONNREFUSED;
+
+	close(fd);
+	return r;
+}
+
 /* ends: what wakes threads that wait. */
 static void ends(void)
 {
@@ -155,9 +165,7 @@ static void ends(void)
 	IS(listener_errno, EINVAL);
 	IS(until(listener, POLLIN, 0), POLLHUP);
 	FAILS(A->shutdown(listener, SHUT_RD), ENOTCONN);
-	struct sockaddr_in none = addr(our, p);
-	FAILS(connect(peer = socket(AF_INET, SOCK_STREAM, 0), SA(none)), ECONNREFUSED);
-	close(peer);
+	IS(refused(p), 1);
 	IS(A->listen(listener, 8), 0); /* again, at its port */
 	peer = peer_connect(p);
 	OK(fd[0] = A->accept4(listener, NULL, NULL, 0));
@@ -169,8 +177,9 @@ static void ends(void)
 	pthread_join(th, &r);
 	IS((long)r, (long)PTHREAD_CANCELED);
 	IS(A->close(listener), 0);
-	FAILS(connect(peer = socket(AF_INET, SOCK_STREAM, 0), SA(none)), ECONNREFUSED); /* nothing holds it */
-	close(peer);
+	for (int i = 0; i < 1000 && !refused(p); i++) /* nothing holds it */
+		usleep(1000);
+	IS(refused(p), 1);
 }
 
 static pthread_barrier_t both;
@@ -210,4 +219,30 @@ static void adopts_twice(void)
 	}
 	pthread_barrier_destroy(&both);
 	close(peer);
+}
+
+/* selects: sets larger than FD_SETSIZE, and who says by getdtablesize(3) that all of theirs counts. */
+static void selects(void)
+{
+	enum { HIGH = 2000 };
+	int fd[2];
+	fd_set large[4], in;
+	struct rlimit l;
+
+	getrlimit(RLIMIT_NOFILE, &l);
+	l.rlim_cur = l.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &l);
+	pair(fd);
+	memset(large, 0, sizeof large);
+	FD_ZERO(&in);
+	FD_SET(fd[0], &in);
+	IS(A->dup2(fd[0], HIGH), HIGH);
+	((long *)large)[HIGH / 64] |= 1L << HIGH % 64;
+	IS(write(fd[1], "x", 1), 1);
+	IS(A->select(HIGH + 1, large, NULL, NULL, NULL), 1);
+	IS(((long *)large)[HIGH / 64], 1L << HIGH % 64);
+	IS(A->select(A == apis ? getdtablesize() : FD_SETSIZE, &in, NULL, NULL, NULL), 1);
+	IS(FD_ISSET(fd[0], &in), 1);
+	IS(A->close(HIGH), 0);
+	done(fd);
 }
