@@ -104,7 +104,9 @@ func runSuite(t *testing.T, bin string, lab *netlab.Lab, stack *xdpd.Stack, only
 	_, path := daemon(t, stack, nil)
 	args := append([]string{path, lab.Peer.Path(), lab.EngineAddr.String(), lab.PeerAddr.String()}, only...)
 	cmd := exec.CommandContext(t.Context(), bin, args...)
-	cmd.Env = append(os.Environ(), "TSAN_OPTIONS=detect_deadlocks=0") // it takes the lock for the child's that the parent holds while it forks
+	cmd.Env = append(os.Environ(),
+		"TSAN_OPTIONS=detect_deadlocks=0", // it takes the lock for the child's that the parent holds while it forks
+		"ASAN_OPTIONS=use_sigaltstack=0")  // at its end a canceled thread would run into the stack of calls that it did not return from
 	out, err := cmd.CombinedOutput()
 	if err != nil || len(out) > 0 {
 		t.Errorf("%v\n%s", err, out)

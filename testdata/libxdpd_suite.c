@@ -765,6 +765,7 @@ static void silent(void)
 	pthread_t th;
 	time_t over = time(NULL) + PATIENCE / 1000;
 
+	signal(SIGPIPE, SIG_IGN); /* bounce may be answering when we close */
 	OK(ep = A->epoll_create1(0));
 	for (int i = 0; i < 8; i++) {
 		pair(fd[i]);
