@@ -27,7 +27,25 @@ func TestLibxdpd(t *testing.T) {
 		r.nettest(t)
 		t.Run(r.name+"/streams", func(t *testing.T) { manyStreams(t, r) })
 	}
+	t.Run("spare", func(t *testing.T) { librarySpare(t, lab, server, ours) })
 	t.Run("gone", func(t *testing.T) { libraryGone(t, lab, server, ours) })
+}
+
+// librarySpare: who made a connection has the socket of the next one already, and no more than that.
+func librarySpare(t *testing.T, lab *netlab.Lab, server *xdpd.ClientServer, ours side) {
+	ln := kernelSide(lab.Peer, lab.PeerAddr).open(t)
+	for n := range 3 {
+		c, far, err := connect(ours, ln)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		defer far.Close()
+		eventually(t, "a socket for the next connection", func() bool {
+			list, _ := server.Clients()
+			return len(list) == 1 && list[0].Sockets == n+2
+		})
+	}
 }
 
 // manyStreams: megabytes both ways at once, and the ends of both, on 20 connections.

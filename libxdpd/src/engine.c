@@ -72,6 +72,8 @@ void completed(const struct xdpd_cqe *c)
 		}
 		return;
 	}
+	if (kind == K_SPARE)
+		S->spare = c->res < 0 ? 0 : c->res + 1;
 	if (f->type != SOCKET || (f->gen & 0xffffff) != gen)
 		return;
 	S->changing = id;
@@ -276,7 +278,7 @@ void lost(void)
 	if (S->gone)
 		return;
 	S->gone = true;
-	S->requests = 0;
+	S->requests = 0, S->spare = 0;
 	for (uint32_t i = 1; i < S->files; i++) {
 		struct file *f = &S->file[i];
 		if (f->type != SOCKET)

@@ -34,7 +34,7 @@ enum {
 #define NEVER INT64_MAX
 
 /* What a completion belongs to: in the top byte of its user data. */
-enum kind { K_NONE = 1, K_CALL, K_RECV, K_SEND, K_ACCEPT, K_CONNECT, K_POLL, K_CLOSE };
+enum kind { K_NONE = 1, K_CALL, K_RECV, K_SEND, K_ACCEPT, K_CONNECT, K_POLL, K_CLOSE, K_SPARE };
 
 enum file_type { FREE, SOCKET, EPOLL };
 enum state { NEW, LISTENING, CONNECTING, CONNECTED };
@@ -116,6 +116,7 @@ struct shared {
 	uint32_t sleepers, owed; /* slots in SLEEPS and OWED; in OWED */
 	uint32_t todo;           /* files to arm */
 	uint32_t requests, limit;
+	int32_t spare;           /* the number of a stream socket for the next one, + 1; 0: none; -1: it is asked for */
 	bool starved;            /* files wait for requests or memory to be free */
 	uint32_t files, watches; /* no used one from here on */
 	uint32_t changing;       /* the file that the owner of the lock is at */

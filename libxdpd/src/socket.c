@@ -54,7 +54,11 @@ static int make(int fd, int type, struct file **made)
 		f->udp = (type & 0xf) == SOCK_DGRAM;
 		f->nonblock = type & SOCK_NONBLOCK;
 		f->nodelay = f->keepidle = f->keepintvl = f->keepcnt = -1;
-		int32_t res = call(slot, f, AF_INET, XDPD_SOCKET, (struct xdpd_sqe){ .off = f->udp ? SOCK_DGRAM : SOCK_STREAM });
+		int32_t res = f->udp ? -1 : S->spare - 1;
+		if (res >= 0)
+			S->spare = 0;
+		else
+			res = call(slot, f, AF_INET, XDPD_SOCKET, (struct xdpd_sqe){ .off = f->udp ? SOCK_DGRAM : SOCK_STREAM });
 		if (res < 0)
 			err = -res;
 		else
@@ -324,6 +328,10 @@ int xdpd_connect(int fd, const struct sockaddr *addr, socklen_t len)
 		S->changing = id_of(f);
 		s = request(K_CONNECT, id_of(f), XDPD_CONNECT, f->ring);
 		s->addr = offset(&f->peer), s->off = sizeof f->peer;
+		if (S->spare == 0) { /* who connects may do so again, and is spared the wait for a socket */
+			S->spare = -1;
+			request(K_SPARE, 0, XDPD_SOCKET, AF_INET)->off = SOCK_STREAM;
+		}
 		if (S->gone)
 			lost();
 		kick();

@@ -53,6 +53,8 @@ static void retract(void)
 			f->accepting = false;
 		else if (kind == K_POLL)
 			f->polled = false;
+		else if (kind == K_SPARE)
+			S->spare = 0;
 	}
 	S->at.sq_tail = S->at.submitted;
 }
