@@ -109,17 +109,18 @@ func TestLibxdpdSuite(t *testing.T) {
 	sanitizer := cmp.Or(os.Getenv("XDPD_SANITIZE"), "address,undefined")
 	bin := buildLibxdpd(t, "libxdpd_suite", "-O1", "-g", "-fsanitize="+sanitizer, "-fno-sanitize-recover=undefined", "-Wl,--wrap=syscall,--wrap=send")
 	lab, stack := engine(t, netlab.Options{})
-	runSuite(t, bin, lab, stack)
+	runSuite(t, bin, lab, stack, nil)
+	runSuite(t, bin, lab, stack, func(p *xdpd.ClientPolicy) { p.Memory = 16 << 20 }, "crowds")
 	// That the kernel is asked nothing while there is much to do can be counted where the engine never sleeps.
 	lab = newLab(t, netlab.Options{})
 	cfg := engineConfig(lab)
 	cfg.MaxSpin = -1
-	runSuite(t, bin, lab, openStack(t, lab, cfg), "silent")
+	runSuite(t, bin, lab, openStack(t, lab, cfg), nil, "silent")
 }
 
-func runSuite(t *testing.T, bin string, lab *netlab.Lab, stack *xdpd.Stack, only ...string) {
+func runSuite(t *testing.T, bin string, lab *netlab.Lab, stack *xdpd.Stack, policy func(*xdpd.ClientPolicy), only ...string) {
 	t.Helper()
-	_, path := daemon(t, stack, nil)
+	_, path := daemon(t, stack, policy)
 	args := append([]string{path, lab.Peer.Path(), lab.EngineAddr.String(), lab.PeerAddr.String()}, only...)
 	cmd := exec.CommandContext(t.Context(), bin, args...)
 	cmd.Env = append(os.Environ(),

@@ -240,12 +240,12 @@ void arm(struct file *f)
 		f->polled = true;
 	}
 	if (f->state == CONNECTED && !f->udp && !f->receiving && !f->rcv_len && !f->eof && !f->dead && !f->shut_rd) {
-		if (f->rcv && f->rcv_order != f->rcv_want) {
+		if (f->rcv && f->rcv_order != mem_order(f->rcv_want)) {
 			mem_put(f->rcv, f->rcv_order);
 			f->rcv = 0;
 		}
 		if (!f->rcv) {
-			f->rcv_order = f->rcv_want;
+			f->rcv_order = mem_order(f->rcv_want);
 			f->rcv = mem_get(&f->rcv_order);
 		}
 		if (!f->rcv) {

@@ -122,7 +122,7 @@ struct shared {
 	uint32_t changing;       /* the file that the owner of the lock is at */
 	struct process processes[PROCESSES];
 	struct slot slots[SLOTS];
-	uint32_t units, bump, heap; /* of 4096 bytes: how many, the first never used one; heap: offset of the first */
+	uint32_t units, bump, used, heap; /* of 4096 bytes: how many, the first that never was used, how many are; heap: offset of the first */
 	uint32_t free[ORDERS];
 	struct watch watch[WATCHES];
 	struct file file[FILES];
@@ -150,6 +150,7 @@ int fail(int err); /* errno = err, -1 */
 
 /* mem.c: order up to at least bytes. 0: none is free */
 uint32_t mem_get(uint8_t *order);
+uint8_t mem_order(uint8_t order);
 void mem_put(uint32_t at, uint8_t order);
 static inline uint8_t *mem(uint32_t at) { return ring.data + at; }
 static inline uint64_t offset(const void *p) { return (uint64_t)((const uint8_t *)p - ring.data); }

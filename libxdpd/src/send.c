@@ -68,7 +68,7 @@ static void gather(uint8_t *to, const struct msghdr *m, size_t skip, size_t n)
 static bool place(struct file *f, uint8_t order)
 {
 	if (!f->snd) {
-		f->snd_order = order;
+		f->snd_order = f->udp ? order : mem_order(order);
 		f->snd = mem_get(&f->snd_order);
 		f->snd_at = f->snd_used = 0;
 	}
