@@ -248,6 +248,34 @@ static void selects(void)
 	done(fd);
 }
 
+/* turns: where there is place for one event only, each descriptor has its turn, of either kind. */
+static void turns(void)
+{
+	int fd[2], pipe_[2], ep, seen[2] = { 0, 0 };
+	struct epoll_event e = { EPOLLIN, { .u32 = 0 } };
+
+	if (pipe(pipe_) < 0)
+		return;
+	pair(fd);
+	OK(ep = A->epoll_create1(0));
+	IS(A->epoll_ctl(ep, EPOLL_CTL_ADD, fd[0], &e), 0);
+	e.data.u32 = 1;
+	IS(A->epoll_ctl(ep, EPOLL_CTL_ADD, pipe_[0], &e), 0);
+	IS(write(fd[1], "x", 1), 1);
+	IS(write(pipe_[1], "x", 1), 1);
+	IS(until(fd[0], POLLIN, PATIENCE), POLLIN);
+	for (int i = 0; i < 8; i++) {
+		IS(A->epoll_wait(ep, &e, 1, PATIENCE), 1);
+		seen[e.data.u32]++;
+	}
+	IS(seen[0], 4);
+	IS(seen[1], 4);
+	IS(A->close(ep), 0);
+	close(pipe_[0]);
+	close(pipe_[1]);
+	done(fd);
+}
+
 /* crowds: many who wait for little, after much came to each, leave memory to write and to those behind them. */
 static void crowds(void)
 {

@@ -54,6 +54,7 @@ struct file {
 	uint32_t ready, ready_tail; /* list through watch.ready */
 	uint32_t kernel;            /* the kernel's descriptors that were added */
 	int64_t looked;             /* at them, the last time */
+	bool filled;                /* ours left no place for them: it is their turn */
 	int32_t number;             /* the descriptor that it was made with */
 
 	/* Of a socket. */
