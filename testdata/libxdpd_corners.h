@@ -124,6 +124,13 @@ static void *poll_pipe(void *fd)
 	return NULL;
 }
 
+static void *receive_one(void *fd)
+{
+	char b[1];
+
+	return (void *)(long)A->recv(*(int *)fd, b, 1, 0);
+}
+
 static int refused(int p)
 {
 	struct sockaddr_in a = addr(our, p);
@@ -167,6 +174,20 @@ static void ends(void)
 	IS(until(listener, POLLIN, 0), POLLHUP);
 	FAILS(A->shutdown(listener, SHUT_RD), ENOTCONN);
 	IS(refused(p), 1);
+	fd[0] = bound_udp(p); /* what is not connected fails, and wakes all the same */
+	pthread_create(&th, NULL, receive_one, &fd[0]);
+	nap();
+	FAILS(A->shutdown(fd[0], SHUT_RDWR), ENOTCONN);
+	pthread_join(th, &r);
+	IS((long)r, 0);
+	IS(A->close(fd[0]), 0);
+	OK(fd[0] = A->socket(AF_INET, SOCK_DGRAM, 0)); /* which of our addresses it is is known when it is connected */
+	IS(A->connect(fd[0], (struct sockaddr *)&(struct sockaddr_in){ .sin_family = AF_INET, .sin_addr = their, .sin_port = htons(9) }, sizeof a), 0);
+	struct sockaddr_in name;
+	IS(A->getsockname(fd[0], (struct sockaddr *)&name, &(socklen_t){ sizeof name }), 0);
+	IS(name.sin_addr.s_addr, our.s_addr);
+	IS(name.sin_port != 0, 1);
+	IS(A->close(fd[0]), 0);
 	IS(A->listen(listener, 8), 0); /* again, at its port */
 	peer = peer_connect(p);
 	OK(fd[0] = A->accept4(listener, NULL, NULL, 0));

@@ -382,21 +382,25 @@ int xdpd_shutdown(int fd, int how)
 		return r < 0 ? r : (int)K(shutdown, fd, how);
 	if (how < SHUT_RD || how > SHUT_RDWR)
 		return done(slot, -EINVAL);
-	if (f->udp ? !f->has_peer : f->state != CONNECTED && f->state != LISTENING)
+	if (!f->udp && f->state != CONNECTED && f->state != LISTENING)
 		return done(slot, -ENOTCONN);
 	if (f->state == LISTENING)
 		return done(slot, how == SHUT_WR ? 0 : unlisten(slot, f));
 	if (f->broken || f->dead)
 		return done(slot, f->error || f->hup ? -ENOTCONN : 0);
 	S->changing = id_of(f);
+	f->shut_rd |= how != SHUT_WR;
+	f->shut_wr |= how != SHUT_RD;
+	if (f->udp && !f->has_peer) { /* an error, and who waits hears of it all the same */
+		happened(f, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLHUP);
+		return done(slot, -ENOTCONN);
+	}
 	if (how != SHUT_RD && f->sends) { /* behind what was written */
 		s = request(K_NONE, id_of(f), XDPD_SEND, f->ring);
 		s->flags = XDPD_SQE_HARD_LINK, s->op_flags = MSG_NOSIGNAL;
 	}
 	s = request(K_NONE, id_of(f), XDPD_SHUTDOWN, f->ring);
 	s->len = (uint32_t)how;
-	f->shut_rd |= how != SHUT_WR;
-	f->shut_wr |= how != SHUT_RD;
 	kick();
 	happened(f, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLHUP);
 	return done(slot, 0);
