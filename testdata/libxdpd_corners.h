@@ -297,6 +297,27 @@ static void turns(void)
 	done(fd);
 }
 
+/* ephemeral: a UDP socket for each question, as resolvers have it. */
+static void ephemeral(void)
+{
+	int peer = socket(AF_INET, SOCK_DGRAM, 0), fd;
+	struct sockaddr_in a = addr(their, 0), from;
+	socklen_t len = sizeof a;
+	char b[8];
+
+	if (bind(peer, SA(a)) < 0 || getsockname(peer, (struct sockaddr *)&a, &len) < 0)
+		return;
+	for (int i = 0; i < 300; i++) {
+		OK(fd = A->socket(AF_INET, SOCK_DGRAM, 0));
+		IS(A->sendto(fd, "ask", 3, 0, SA(a)), 3);
+		IS(recvfrom(peer, b, 8, 0, (struct sockaddr *)&from, &len), 3);
+		IS(sendto(peer, "answer", 6, 0, SA(from)), 6);
+		IS(A->recv(fd, b, 8, 0), 6);
+		IS(A->close(fd), 0);
+	}
+	close(peer);
+}
+
 /* crowds: many who wait for little, after much came to each, leave memory to write and to those behind them. */
 static void crowds(void)
 {

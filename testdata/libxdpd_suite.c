@@ -847,7 +847,7 @@ int main(int argc, char **argv)
 		{ "streams", streams }, { "connects", connects }, { "accepts", accepts }, { "resets", resets }, { "options", options },
 		{ "datagrams", datagrams }, { "polls", polls }, { "epolls", epolls }, { "dups", dups }, { "interrupts", interrupts },
 		{ "threads", threads }, { "adopts", adopts }, { "forks", forks }, { "killed", killed }, { "silent", silent },
-		{ "peeks", peeks }, { "parts", parts }, { "ends", ends }, { "selects", selects }, { "turns", turns }, { "crowds", crowds },
+		{ "peeks", peeks }, { "parts", parts }, { "ends", ends }, { "selects", selects }, { "turns", turns }, { "ephemeral", ephemeral }, { "crowds", crowds },
 	};
 	int ns;
 

@@ -256,9 +256,12 @@ void arm(struct file *f)
 		fill(f);
 	}
 	if (f->udp && f->bound && !f->shut_rd) {
-		uint8_t order = 6;
-		if (!f->rcv && (f->rcv = mem_get(&order)) && order < 6) {
-			mem_put(f->rcv, order);
+		if (!f->rcv) {
+			f->rcv_order = UDP_ORDER;
+			f->rcv = mem_get(&f->rcv_order);
+		}
+		if (f->rcv && f->rcv_order < UDP_ORDER) {
+			mem_put(f->rcv, f->rcv_order);
 			f->rcv = 0;
 		}
 		if (!f->rcv) {

@@ -27,6 +27,7 @@ enum {
 	AHEAD = 16,      /* connections of a listener that were taken and not asked for yet */
 	SENDS = 64,      /* SENDs of a socket under way */
 	RCV_ORDER = 4,   /* of the memory to read from, at most: 64 KiB */
+	UDP_ORDER = 6,   /* of a UDP socket's: DATAGRAMS of DATAGRAM bytes */
 	DATAGRAMS = 3,   /* RECV_FROMs of a socket under way */
 	DATAGRAM = 65600 /* bytes for each: 65507, the header, and some to align */
 };

@@ -76,9 +76,14 @@ static void repair(void)
 		f->error = ECONNRESET, f->eof = f->broken = f->dead = f->hup = true;
 	}
 	rewatch();
-	for (uint32_t i = 1; i < S->files; i++)
-		if (S->file[i].type == SOCKET)
-			arm_later(&S->file[i]);
+	S->used = 0;
+	for (uint32_t i = 1; i < S->files; i++) {
+		struct file *f = &S->file[i];
+		if (f->type != SOCKET)
+			continue;
+		S->used += (f->rcv ? 1u << f->rcv_order : 0) + (f->snd ? 1u << f->snd_order : 0);
+		arm_later(f);
+	}
 }
 
 bool enter(void)
