@@ -269,6 +269,13 @@ static void selects(void)
 	done(fd);
 }
 
+static void *wait_for_one(void *ep)
+{
+	struct epoll_event e;
+
+	return (void *)(long)A->epoll_wait(*(int *)ep, &e, 1, -1);
+}
+
 /* turns: where there is place for one event only, each descriptor has its turn, of either kind. */
 static void turns(void)
 {
@@ -291,6 +298,16 @@ static void turns(void)
 	}
 	IS(seen[0], 4);
 	IS(seen[1], 4);
+	IS(A->close(ep), 0);
+	/* What joins a set while a thread waits for it. */
+	pthread_t th;
+	void *r;
+	OK(ep = A->epoll_create1(0));
+	pthread_create(&th, NULL, wait_for_one, &ep);
+	nap();
+	IS(A->epoll_ctl(ep, EPOLL_CTL_ADD, pipe_[0], &e), 0);
+	pthread_join(th, &r);
+	IS((long)r, 1);
 	IS(A->close(ep), 0);
 	close(pipe_[0]);
 	close(pipe_[1]);

@@ -203,7 +203,8 @@ int xdpd_epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
 	} else if (xdpd_own(fd)) {
 		r = fail(EBADF);
 	} else if ((r = (int)K(epoll_ctl, epfd, op, fd, event)) == 0) {
-		ep->kernel += op == EPOLL_CTL_ADD;
+		if (op == EPOLL_CTL_ADD && ep->kernel++ == 0)
+			wake(ep); /* who sleeps does not look there */
 		ep->kernel -= op == EPOLL_CTL_DEL && ep->kernel;
 	}
 	leave();
