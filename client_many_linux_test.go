@@ -27,7 +27,8 @@ func echoed(t testing.TB, peer, ours net.Conn, b []byte) {
 		t.Fatalf("%d bytes: %v", len(b), err)
 	}
 	go func() { _, _ = ours.Write(got) }()
-	if _, err := io.ReadFull(peer, got); err != nil || !bytes.Equal(got, b) {
+	back := make([]byte, len(b))
+	if _, err := io.ReadFull(peer, back); err != nil || !bytes.Equal(back, b) {
 		t.Fatalf("%d bytes back: %v", len(b), err)
 	}
 }
@@ -130,6 +131,7 @@ func TestClientStalledWriters(t *testing.T) {
 // others receive.
 func TestClientUnread(t *testing.T) {
 	lab, c, _ := viaDaemon(t, netlab.Options{})
+	ping(t, lab.Peer, lab.EngineAddr, 1) // who queues for a neighbour may send out of order
 	for i := range 100 {
 		port := uint16(700 + i) // what is still on its way is not for the next
 		pc, err := c.ListenPacket("udp", fmt.Sprint(":", port))
@@ -137,10 +139,10 @@ func TestClientUnread(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = pc.SetDeadline(time.Now().Add(patience))
-		peer := kernelUDP(t, lab.Peer, netip.AddrPort{}, netip.AddrPortFrom(lab.EngineAddr, port))
+		peer := kernelUDP(t, lab.Peer, netip.AddrPortFrom(lab.PeerAddr, 0), netip.AddrPort{}) // which hears of no closed port
 		const n = 20
 		for k := range n {
-			if _, err := fmt.Fprintf(peer, "%d of %d", k, i); err != nil {
+			if _, err := peer.WriteToUDPAddrPort(fmt.Appendf(nil, "%d of %d", k, i), netip.AddrPortFrom(lab.EngineAddr, port)); err != nil {
 				t.Fatal(err)
 			}
 		}
