@@ -144,10 +144,12 @@ func TestSystemCalls(t *testing.T) {
 		// When are they all in the RX ring? veth's NAPI takes frames in order, at most 64 a poll, and ends each poll by
 		// publishing what it redirected (drivers/net/veth.c, veth_poll). So the 65th frame behind the last datagram is
 		// seen only when that has been published.
-		for k := range 65 {
-			out.send(ethernet(marks.mac, out.mac, etherMarker, []byte{byte(k)}))
+		for k := range byte(65) {
+			out.send(ethernet(marks.mac, out.mac, etherMarker, []byte{k}))
+			if k%16 == 0 { // a page for each can be more than the socket holds
+				marks.next("a marker behind them", func(frame []byte) bool { return frame[14] == k })
+			}
 		}
-		marks.next("the last marker", func(frame []byte) bool { return frame[14] == 64 })
 		return before
 	}
 	for range 10 {
