@@ -79,6 +79,12 @@ static void parts(void)
 	IS(A->recvmsg(fd[0], &m, MSG_WAITALL), 3);
 	IS(m.msg_controllen, 0);
 	IS(m.msg_namelen, 0);
+	struct timeval for_ever = { INT64_MAX, 0 };
+	IS(A->setsockopt(fd[0], SOL_SOCKET, SO_RCVTIMEO, &for_ever, sizeof for_ever), 0);
+	IS(A->getsockopt(fd[0], SOL_SOCKET, SO_RCVTIMEO, &for_ever, &(socklen_t){ sizeof for_ever }), 0);
+	IS(for_ever.tv_sec, 0);
+	IS(write(fd[1], "abc", 3), 3);
+	IS(A->recv(fd[0], big, 3, MSG_WAITALL), 3);
 	done(fd);
 
 	/* Who waits for a connection that was begun without waiting, or was interrupted, calls connect again. */
