@@ -52,6 +52,7 @@ static void parts(void)
 	static char big[8 << 20];
 	int fd[2], l, p = port++;
 	struct sockaddr_in a = addr(their, p), from;
+	socklen_t len;
 	struct iovec v = { big, 3 };
 	char control[64];
 	pthread_t th;
@@ -64,6 +65,10 @@ static void parts(void)
 	IS(A->recv(fd[0], big, 8, MSG_WAITALL), 3);
 	FAILS(A->recv(fd[0], big, 8, MSG_WAITALL), ECONNRESET);
 	pthread_join(th, NULL);
+	len = sizeof from;
+	IS(A->getsockname(fd[0], (struct sockaddr *)&from, &len), 0);
+	IS(from.sin_addr.s_addr, our.s_addr);
+	FAILS(A->getpeername(fd[0], (struct sockaddr *)&from, &len), ENOTCONN);
 	IS(A->close(fd[0]), 0);
 	pair(fd);
 	pthread_create(&th, NULL, reset_later, &fd[1]);

@@ -415,7 +415,7 @@ static int name(int fd, struct sockaddr *addr, socklen_t *len, uint32_t which)
 	if (!f)
 		return r < 0 ? r : (int)(which ? K(getpeername, fd, addr, len) : K(getsockname, fd, addr, len));
 	if (which) {
-		if (!f->has_peer || (!f->udp && f->state != CONNECTED))
+		if (!f->has_peer || (!f->udp && (f->state != CONNECTED || f->dead)))
 			return done(slot, -ENOTCONN);
 		give_addr(&f->peer, addr, len);
 		return done(slot, 0);
