@@ -241,7 +241,10 @@ EXPORT ssize_t __recvfrom_chk(int fd, void *restrict p, size_t n, size_t room, i
 	return recvfrom(fd, p, n, flags, from, len);
 }
 
-/* Some libraries make by syscall(2) what their libc may be too old to have: libuv sends its datagrams so. */
+/*
+ * Some libraries make by syscall(2) what their libc may be too old to have, or what is no place to be canceled at: libuv sends its
+ * datagrams so, and closes.
+ */
 #define P(type, v) ((type)(uintptr_t)(v))
 
 EXPORT long syscall(long n, ...)
@@ -252,6 +255,10 @@ EXPORT long syscall(long n, ...)
 	va_end(list);
 
 	switch (n) {
+	case SYS_close:
+		return preload_close((int)a);
+	case SYS_dup3:
+		return preload_dup3((int)a, (int)b, (int)c);
 	case SYS_sendmmsg:
 		return sendmmsg((int)a, P(struct mmsghdr *, b), (unsigned)c, (int)d);
 	case SYS_recvmmsg:
