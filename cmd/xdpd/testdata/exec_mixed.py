@@ -248,6 +248,13 @@ def datagrams():
         assert select.select([u], [], [], 20)[0]
         got, source = u.recvfrom(65536)
         assert len(got) == n and source == ECHO
+    named = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    named.bind(("0.0.0.0", 0))
+    port = named.getsockname()[1]
+    assert port, "a free port is none"
+    named.sendto(b"named", ECHO)
+    assert named.recv(10) == b"named"
+    assert named.getsockname()[1] == port, "it has another port"
     near = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     near.bind(("127.0.0.1", 0))
     near.sendto(b"near", near.getsockname())
