@@ -150,7 +150,7 @@ func (q *Ring) wakeEpoll(e *epoll) bool {
 	return true
 }
 
-// serveEpolls ends waits for which there is something.
+// serveEpolls ends waits for which there is something, as many as a turn may.
 func (q *Ring) serveEpolls() (worked bool) {
 	if q.epollDue == 0 {
 		return false
@@ -158,6 +158,11 @@ func (q *Ring) serveEpolls() (worked bool) {
 	q.epollDue = 0
 	for _, e := range q.epolls {
 		for e != nil && e.woken > 0 {
+			if q.steps >= maxSteps {
+				q.epollDue++ // the next turn goes on
+				q.settle()
+				return worked
+			}
 			e.woken--
 			i := e.waits.head
 			q.steps++

@@ -131,3 +131,38 @@ func TestRingConnectDontWait(t *testing.T) {
 	n.gives([]rings.SQE{opCancel(6, 3)}, fails(3, sockets.ECANCELED), cqe(6, 0))
 	n.res(opMem(rings.OpSend, 7, 0, bufAt, 10), 10)
 }
+
+// TestRingEpollBounded: of many waits for many sockets that are ready a turn ends as many as it may, and the next ones the others.
+func TestRingEpollBounded(t *testing.T) {
+	const socks, waits = 256, 3000
+	n := newRingNet(t, RingConfig{SQEntries: 4096})
+	for fd := range int32(socks) {
+		n.res(opSocket(1, sockDgram), fd)
+		n.res(n.opAddr(rings.OpBind, 2, fd, 0, 1000+uint16(fd)), 0)
+		n.res(opCtl(3, 0, rings.EpollAdd, int(fd), sockets.In, 0), 0)
+	}
+	for range waits {
+		n.push(opWait(4, 0, bufAt, socks, 0))
+	}
+	n.gives(nil)
+	for fd := range socks {
+		n.push(opCtl(5, 0, rings.EpollMod, fd, sockets.Out, 0))
+	}
+	got, most := 0, 0
+	for turns := 0; got < waits && turns < 100; turns++ {
+		n.r.Turn()
+		most = max(most, n.q.steps)
+		for c, ok := n.c.Peek(); ok; c, ok = n.c.Peek() {
+			if n.c.Seen(1); c.UserData == 4 && c.Res > 0 {
+				got++
+			}
+		}
+	}
+	if got != waits {
+		t.Errorf("%d waits ended of %d", got, waits)
+	}
+	if most > maxSteps+2*socks || most < maxSteps/2 {
+		t.Errorf("%d steps in a turn, at most %d may be", most, maxSteps+2*socks)
+	}
+	n.idle()
+}
