@@ -157,8 +157,19 @@ func (p *Poller) set(s sockets.Handle, i ref, w *watch, mask sockets.Ready, data
 		p.r.host.UDPTellSent(s)
 	}
 	if p.r.host.Open(s) { // else it is about to leave
-		p.tell(i, w, p.r.host.Ready(s))
+		p.tell(i, w, p.readiness(s))
 	}
+}
+
+// readiness is what a socket is ready for; a ring's, what it may do already.
+func (p *Poller) readiness(s sockets.Handle) sockets.Ready {
+	ready := p.r.host.Ready(s)
+	if p.ring != nil && p.ring.rates.on {
+		if k, ok := p.ring.socks.byHandle.Get(s); ok {
+			ready = p.ring.slowed(k, ready)
+		}
+	}
+	return ready
 }
 
 // Del takes s out (EPOLL_CTL_DEL). Errors: ErrNotAdded.
@@ -263,7 +274,7 @@ func (p *Poller) take(buf []Event) int {
 			continue
 		}
 		t.unlink(&p.ready, i)
-		ready := w.events(p.r.host.Ready(s))
+		ready := w.events(p.readiness(s))
 		if ready == 0 {
 			continue
 		}
