@@ -383,8 +383,8 @@ func (q *Ring) Close() {
 	if ok && !q.closed.Load() {
 		q.now = now
 		q.cancelEverything()
-		q.forgetEpolls()
 		q.socks.closeAll(q)
+		q.forgetEpolls()
 		q.freeLends()
 		if q.account != 0 { // what is on its way, and connections that have something to send, are paid for until they are done
 			q.r.host.CloseAccount(q.account)
