@@ -68,6 +68,7 @@ func (h *Host) CloseAccount(a Account) {
 func (h *Host) accountGone(a Account) {
 	if c := &h.accounts.list[a]; c.closed && c.socks == 0 && c.RX+c.TX == 0 {
 		*c = account{}
+		h.accounts.waiting = slices.DeleteFunc(h.accounts.waiting, func(w Account) bool { return w == a })
 		h.accountsChanged()
 	}
 }

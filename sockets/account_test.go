@@ -91,6 +91,31 @@ func TestAccountOfSenders(t *testing.T) {
 	k.check()
 }
 
+// TestAccountGoneWaiting: nobody waits for the frames of an account that is gone, or the reactor would look for them for ever.
+func TestAccountGoneWaiting(t *testing.T) {
+	k := newKit(t)
+	k.late = true
+	for range 3 {
+		a, _ := k.h.NewAccount(10, 4)
+		s := k.bound(7, a)
+		for err := Errno(0); err == 0; {
+			err = k.h.UDPSend(s, []byte("x"), netip.AddrPortFrom(peerIP.Netip(), 9), k.now)
+		}
+		if !k.h.Blocked() {
+			t.Fatal("nobody waits")
+		}
+		k.h.Close(s, k.now)
+		k.h.CloseAccount(a)
+		k.pump()
+		k.complete(len(k.device))
+		k.h.EndTurn()
+		if k.h.Blocked() {
+			t.Errorf("somebody waits: %v", k.h.accounts.waiting)
+		}
+	}
+	k.check()
+}
+
 // TestAccountOfConnections: what a listener's connections hold is its account's, from the handshake to the last acknowledgement, also
 // when nobody owns them any more; then the account is gone, and its number is free.
 func TestAccountOfConnections(t *testing.T) {
