@@ -37,6 +37,12 @@ type RingConfig struct {
 	Rates  Rates
 }
 
+// MaxRequests and MaxSockets are the most that a ring can have of them.
+const (
+	MaxRequests = 1 << 20
+	MaxSockets  = 1 << 24
+)
+
 // Guard says which addresses the application of a ring may use. It is called with the reactor's lock held. What it refuses ends
 // with EACCES.
 type Guard interface {
@@ -49,8 +55,6 @@ const (
 	defaultRequests = 4096
 	defaultSockets  = 1024
 	defaultMessages = 64
-	maxRequests     = 1 << 20
-	maxSockets      = 1 << 24
 	maxPeers        = 1 << 10
 	maxRings        = 1 << 10 // of a reactor: each turn looks at every SQ, for who submits may tell nobody
 )
@@ -129,12 +133,12 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case cfg.Requests < 1 || cfg.Requests > maxRequests:
-		return nil, fmt.Errorf("ring: %d requests; 1 to %d can be", cfg.Requests, maxRequests)
-	case cfg.Sockets < 1 || cfg.Fixed < 0 || cfg.Sockets+cfg.Fixed > maxSockets:
-		return nil, fmt.Errorf("ring: %d and %d sockets; 1 to %d can be", cfg.Sockets, cfg.Fixed, maxSockets)
-	case cfg.Messages < 1 || cfg.Messages > maxRequests:
-		return nil, fmt.Errorf("ring: %d messages; 1 to %d can be", cfg.Messages, maxRequests)
+	case cfg.Requests < 1 || cfg.Requests > MaxRequests:
+		return nil, fmt.Errorf("ring: %d requests; 1 to %d can be", cfg.Requests, MaxRequests)
+	case cfg.Sockets < 1 || cfg.Fixed < 0 || cfg.Sockets+cfg.Fixed > MaxSockets:
+		return nil, fmt.Errorf("ring: %d and %d sockets; 1 to %d can be", cfg.Sockets, cfg.Fixed, MaxSockets)
+	case cfg.Messages < 1 || cfg.Messages > MaxRequests:
+		return nil, fmt.Errorf("ring: %d messages; 1 to %d can be", cfg.Messages, MaxRequests)
 	case cfg.CPU < 0 || cfg.CPU > 100:
 		return nil, fmt.Errorf("ring: %d percent of the time; 1 to 100 can be, 0 is all", cfg.CPU)
 	case cfg.Frames < 0 || cfg.Frames > 100:
