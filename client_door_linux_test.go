@@ -181,7 +181,7 @@ func TestClientDoorIsCheap(t *testing.T) {
 }
 
 // TestClientPlaces: policies of one name count their clients each for itself; who leaves the number of his sockets to the policy, and has
-// slots, has what they leave of it; and where a reactor has no more rings, that is said, and no place is lost by it.
+// slots, has what they leave of it; where a reactor has no more rings, or the engine ended, that is said, and no place is lost by it.
 func TestClientPlaces(t *testing.T) {
 	_, stack := engine(t, netlab.Options{})
 	us := []uint32{uint32(os.Getuid())}
@@ -226,4 +226,10 @@ func TestClientPlaces(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.close()
+	if err := stack.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := join(path, h); !errors.Is(err, unix.ESHUTDOWN) {
+		t.Errorf("a client of an engine that ended: %v", err)
+	}
 }
