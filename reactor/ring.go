@@ -33,7 +33,7 @@ type RingConfig struct {
 	// For applications that are not trusted.
 	Guard  Guard // what it may bind and reach; nil: everything
 	CPU    int   // percent of the reactor's time that its requests may take, in the long run; 0: all of it
-	Frames int   // percent of the frames that its sockets may hold, of those for received data and of those for data to send; 0: all
+	Frames int   // percent of the frames that its sockets may hold, of those for received data and of those for data to send; 0: all, and any number of closed connections
 	Rates  Rates
 }
 
@@ -56,6 +56,8 @@ const (
 	defaultSockets  = 1024
 	defaultMessages = 64
 	maxPeers        = 1 << 10
+	crowd           = 8       // sockets that the Host may have for each of a ring's with RingConfig.Frames: connections that were closed
+	backlogCrowd    = 1024    // among them; and so many more, which were not accepted
 	maxRings        = 1 << 10 // of a reactor: each turn looks at every SQ, for who submits may tell nobody
 )
 
@@ -187,7 +189,8 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 	if cfg.Frames > 0 {
 		_, rx, _, tx := r.host.Held()
 		var ok bool
-		if q.account, ok = r.host.NewAccount(max(1, rx*cfg.Frames/100), max(1, tx*cfg.Frames/100)); !ok {
+		socks := crowd*(cfg.Sockets+cfg.Fixed) + backlogCrowd
+		if q.account, ok = r.host.NewAccount(max(1, rx*cfg.Frames/100), max(1, tx*cfg.Frames/100), socks); !ok {
 			return nil, ErrTooManyRings
 		}
 	}

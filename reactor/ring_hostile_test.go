@@ -281,6 +281,23 @@ func TestRingPortSearchBounded(t *testing.T) {
 	}
 }
 
+// TestRingCrowd: who connects and closes, again and again, to peers that never close does not fill the engine with connections of nobody.
+func TestRingCrowd(t *testing.T) {
+	n := newRingNet(t, RingConfig{Sockets: 1, Frames: 50})
+	var l sockets.Handle
+	n.onPeer(func(h *sockets.Host, _ int64) { l, _ = h.TCPListen(0, 80) })
+	for range crowd + backlogCrowd + 50 {
+		n.res(opSocket(1, sockStream), 0)
+		n.res(n.opAddr(rings.OpConnect, 2, 0, peerAddr, 80), 0)
+		n.res(opClose(3, 0), 0)
+		n.onPeer(func(h *sockets.Host, _ int64) { h.TCPAccept(l) })
+	}
+	n.pass(1e8)
+	if got := len(n.r.host.TCPSockets()); got > crowd+backlogCrowd || got < backlogCrowd {
+		t.Errorf("the Host has %d connections for a ring of one socket", got)
+	}
+}
+
 // TestRingsShareTurn: rings that are never done share the time of a turn, and each comes to its turn as often as the others.
 func TestRingsShareTurn(t *testing.T) {
 	now := int64(1e12)
