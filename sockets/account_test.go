@@ -206,3 +206,28 @@ func TestAccountCrowded(t *testing.T) {
 	}
 	k.check()
 }
+
+// TestAccountsCrowded: nor do those who come, leave connections behind and go fill the Host with them, each with an account that is not crowded.
+func TestAccountsCrowded(t *testing.T) {
+	k := newKit(t, func(c *Config) { c.MaxConns = 20 })
+	l, _ := k.h.TCPListen(0, 80)
+	for port := range uint16(40) {
+		p := dial(k, 80, 1000+port)
+		p.send(ack, nil)
+		c, err := k.h.TCPAccept(l)
+		if err != 0 {
+			t.Fatal(err)
+		}
+		a, _ := k.h.NewAccount(10, 10, 100)
+		k.h.Charge(c, a)
+		k.h.Close(c, k.now)
+		k.h.CloseAccount(a)
+		p.got()
+		p.ackAll()
+		k.sleep(10_000_000)
+	}
+	if n := k.h.tcp.conns; n > 11 || n < 10 {
+		t.Errorf("%d connections of nobody, of 20 that there may be", n)
+	}
+	k.check()
+}

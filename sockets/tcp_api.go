@@ -236,10 +236,10 @@ func (h *Host) tcpOrphan(i uint32, c *tcb) {
 	}
 }
 
-// finWait2 is how long a connection without an owner waits for its peer's FIN: whose account is crowded does not wait, and a peer that says
-// something yet is reset (as tcp_time_wait of Linux where there are too many).
+// finWait2 is how long a connection without an owner waits for its peer's FIN. Where an account is crowded, or all are and it has one, it
+// does not wait, and a peer that says something yet is reset (as tcp_time_wait of Linux where there are too many).
 func (h *Host) finWait2(i uint32) int64 {
-	if h.crowded(h.connAccount(i)) {
+	if a := h.connAccount(i); a != 0 && (h.crowded(a) || h.tcp.conns > h.cfg.MaxConns/2) {
 		return 0
 	}
 	return finWait2NS
