@@ -197,9 +197,9 @@ func (q *Ring) bind(s uint32, local proto.Addr, port uint16) sockets.Errno {
 	return 0
 }
 
-// searched notes what it cost to find no free port, where the choice of it was the Host's.
+// searched notes what it cost to find no free port, where the choice of it was the Host's, or who has the port that was asked for.
 func (q *Ring) searched(port uint16, err sockets.Errno) {
-	if port == 0 && (err == sockets.EADDRINUSE || err == sockets.EADDRNOTAVAIL) {
+	if err == sockets.EADDRINUSE || port == 0 && err == sockets.EADDRNOTAVAIL {
 		q.steps += costPorts
 	}
 }
