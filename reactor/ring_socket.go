@@ -53,15 +53,15 @@ type Ports interface {
 
 func init() {
 	ops[rings.OpSocket] = operation{check: checkSocket, issue: issueSocket, instant: true}
-	ops[rings.OpBind] = operation{check: checkAddr, issue: issueBind, socket: true, instant: true}
-	ops[rings.OpListen] = operation{check: checkListen, issue: issueListen, socket: true, instant: true}
-	ops[rings.OpConnect] = operation{check: checkConnect, issue: issueConnect, cancel: cancelConnect, queue: waitOut, socket: true}
+	ops[rings.OpBind] = operation{check: checkAddr, issue: issueBind, socket: true, instant: true, slow: true}
+	ops[rings.OpListen] = operation{check: checkListen, issue: issueListen, socket: true, instant: true, slow: true}
+	ops[rings.OpConnect] = operation{check: checkConnect, issue: issueConnect, cancel: cancelConnect, queue: waitOut, socket: true, slow: true}
 	ops[rings.OpAccept] = operation{
 		check: checkAccept, issue: issueAccept, queue: waitIn, socket: true,
 		ioprio: rings.AcceptMultishot | rings.AcceptDontWait | rings.AcceptPollFirst,
 	}
 	ops[rings.OpShutdown] = operation{check: checkListen, issue: issueShutdown, socket: true, instant: true}
-	ops[rings.OpClose] = operation{check: checkClose, issue: issueClose, instant: true}
+	ops[rings.OpClose] = operation{check: checkClose, issue: issueClose, instant: true, slow: true}
 	ops[rings.OpSockName] = operation{check: checkName, issue: issueName, socket: true, instant: true}
 }
 
