@@ -94,6 +94,9 @@ func TestClientsOfEngine(t *testing.T) {
 		t.Errorf("thrown out, it accepts %v", err)
 	}
 	eventually(t, "the client to be gone", func() bool { return len(ask().Clients) == 0 })
+	if raw, err := callControl(t.Context(), control, http.MethodGet, "/clients"); err != nil || !strings.Contains(string(raw), `"clients":[]`) {
+		t.Errorf("without clients the answer is %s, %v", raw, err)
+	}
 }
 
 func TestClientsTable(t *testing.T) {
