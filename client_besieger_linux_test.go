@@ -100,7 +100,7 @@ func (b *besieger) sqe() (s rings.SQE) {
 		s.FD, s.Addr, s.Len, s.OpFlags = int32(rng.IntN(4)), at, uint32(1+rng.IntN(300)), uint32(rng.IntN(2))*rings.MsgDontWait
 	}
 	if b.chance(4) {
-		s.Flags = uint8(rng.Uint32()) & rings.SQEFlags
+		s.Flags = uint8(rng.Uint32())
 		s.IOPrio = uint16(rng.IntN(32))
 	}
 	if b.chance(4) { // something that is not its own, or out of range
