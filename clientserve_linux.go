@@ -318,7 +318,8 @@ func (p *ClientPolicy) lends(h *rings.ShareHello) int {
 func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *ClientPolicy, h *rings.ShareHello) (c *client, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.forget(p)
+	gone := s.forget(p)
+	n := gone
 	for _, c := range s.clients {
 		if c.policy == p {
 			n++
@@ -327,6 +328,8 @@ func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *Client
 	switch {
 	case s.closed:
 		return nil, refusal(unix.ESHUTDOWN, "the engine ends")
+	case n >= p.Clients && gone > 0:
+		return nil, refusal(unix.EUSERS, "%d clients of %s are there, and %d are gone whose peers have not taken all; %d may be", n-gone, p.Name, gone, p.Clients)
 	case n >= p.Clients:
 		return nil, refusal(unix.EUSERS, "%d clients of %s are there, as many as may be", n, p.Name)
 	}
