@@ -199,6 +199,7 @@ func TestConfigErrors(t *testing.T) {
 		{"[[client]]\nusers = [\"0\"]\nrequests = 2000000\n", "2000000 requests"},
 		{"[[client]]\nusers = [\"0\"]\nsockets = 20000000\n", "20000000 sockets"},
 		{"[[client]]\nusers = [\"0\"]\nreach = [\"10.0.0.1\"]\n", "line 3:"},
+		{"[[client]]\nusers = [\"0\"]\nreach = []\n", "reach names no network"},
 		{"[[service]]\nname = \"ecco\"\n", "number 1: there is no service \"ecco\"; there are echo (port 7, TCP and UDP), discard"},
 		{"[[service]]\nport = 7\n", "there is no service \"\""},
 		{"[[service]]\nname = \"echo\"\nport = 65536\n", "echo has port 65536"},
