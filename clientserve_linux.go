@@ -87,7 +87,7 @@ type pastClient struct {
 // its user or group.
 func (st *Stack) ServeClients(l *net.UnixListener, policies []ClientPolicy) (*ClientServer, error) {
 	s := &ClientServer{st: st, l: l, clients: map[uint64]*client{}, doors: doors{of: map[uint32]*door{}}}
-	s.owners.ports = map[ownedPort][]portOwner{}
+	s.owners.ports, s.owners.free = map[ownedPort][]portOwner{}, map[freeKey]int{}
 	for _, p := range policies {
 		if err := p.Check(); err != nil {
 			return nil, err

@@ -104,6 +104,7 @@ func (q *Ring) letGo(s uint32) {
 	q.socks.byHandle.Delete(k.h)
 	q.r.Watch(k.h, nil)
 	q.r.host.Close(k.h, q.now)
+	q.closePort(k)
 	k.h = 0
 }
 
