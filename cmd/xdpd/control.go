@@ -90,7 +90,8 @@ func serveAnswers(ctx context.Context, path string, a answers) (func(), error) {
 	mux.HandleFunc("GET /clients", func(w http.ResponseWriter, _ *http.Request) {
 		v := clientsView{Clients: []xdpd.ClientView{}}
 		if a.clients != nil {
-			v.Clients, v.Refused = a.clients.Clients()
+			list, refused := a.clients.Clients()
+			v.Clients, v.Refused = append(v.Clients, list...), refused // never null in JSON
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(v) // the asker went away
@@ -155,7 +156,7 @@ func listenControl(path string) (net.Listener, error) {
 	dir := filepath.Dir(path)
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, explainUnwritable(err)
+			return nil, explainUnwritable(err, "--control")
 		}
 	}
 	if err := removeStale("unix", path, "--control"); err != nil {
@@ -172,7 +173,7 @@ func listenControl(path string) (net.Listener, error) {
 	}}
 	l, err := lc.Listen(context.Background(), "unix", path)
 	if err != nil {
-		return nil, explainUnwritable(err)
+		return nil, explainUnwritable(err, "--control")
 	}
 	return l, nil
 }
@@ -184,7 +185,7 @@ func removeStale(network, path, option string) error {
 		return nil
 	}
 	if err != nil {
-		return explainUnwritable(err)
+		return explainUnwritable(err, option)
 	}
 	if info.Mode().Type() != fs.ModeSocket {
 		return errors.New("there is a file which is no socket; it is not touched: name another path with " + option)
@@ -196,18 +197,19 @@ func removeStale(network, path, option string) error {
 			" (an interface of the same name may be in another network namespace)")
 	}
 	if !errors.Is(err, unix.ECONNREFUSED) { // which says that nobody listens
-		return explainUnwritable(err)
+		return explainUnwritable(err, option)
 	}
 	if err := os.Remove(path); err != nil {
-		return explainUnwritable(err)
+		return explainUnwritable(err, option)
 	}
 	return nil
 }
 
-func explainUnwritable(err error) error {
+// explainUnwritable says by what another path is named.
+func explainUnwritable(err error, option string) error {
 	for _, denied := range []error{fs.ErrPermission, unix.EROFS} {
 		if errors.Is(err, denied) {
-			return fmt.Errorf("%w: name a path with --control where you may write", err)
+			return fmt.Errorf("%w: name a path with %s where you may write", err, option)
 		}
 	}
 	return err
