@@ -60,6 +60,8 @@ type Forward struct {
 	router *sockets.Router
 	loop   *reactor.Forwarder
 
+	syncing sync.Mutex // one look at the kernel's tables at a time, or an older one could be believed after a newer one
+
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 	resolve chan sockets.Hop
@@ -370,6 +372,8 @@ func (f *Forward) sync(neighbours bool) error {
 	if f.router == nil {
 		return nil
 	}
+	f.syncing.Lock()
+	defer f.syncing.Unlock()
 	t, err := f.kernel.Snapshot()
 	if err != nil {
 		return fmt.Errorf("forward: %w", err)

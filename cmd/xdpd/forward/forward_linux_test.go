@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -100,6 +101,43 @@ func TestRouteChanges(t *testing.T) {
 	l.refused(l.Engine, host.String(), "", "1 received")
 	if after := l.stats().Ports[1].Counters.TxFrames; after > before+20 {
 		t.Errorf("%d packets left for an address of our own", after-before)
+	}
+}
+
+// TestRouteChangesAtOnce: tables are read because of a link and because of an address at the same time, and what is read last is
+// what holds.
+func TestRouteChangesAtOnce(t *testing.T) {
+	l := newLab(t, true, netlab.Options{})
+	f := l.open(Config{Router: true})
+	before := l.stats().Prefixes
+	var syncing sync.WaitGroup
+	stop := make(chan struct{})
+	for _, neighbours := range []bool{true, false} {
+		syncing.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := f.sync(neighbours); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for range 20 {
+		l.ip(l.Middle, "addr add 192.0.2.1/32 dev lo")
+		l.ip(l.Middle, "addr del 192.0.2.1/32 dev lo")
+	}
+	close(stop)
+	syncing.Wait()
+	for end := time.Now().Add(patience); l.stats().Prefixes != before && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	if after := l.stats().Prefixes; after != before {
+		t.Errorf("%d prefixes, and %d before", after, before)
 	}
 }
 
