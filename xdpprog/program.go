@@ -296,10 +296,14 @@ func (p *Program) checkQueue(queue int) error {
 func (p *Program) Attached() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.link == nil { // closed, or in a dispatcher (Unloaded)
+	return attached(p.link)
+}
+
+func attached(l link.Link) bool {
+	if l == nil { // closed, or in a dispatcher (Unloaded)
 		return true
 	}
-	info, err := p.link.Info()
+	info, err := l.Info()
 	if err != nil { // it says nothing
 		return true
 	}

@@ -55,6 +55,7 @@ type Forward struct {
 	pool   *umem.Pool
 	ledger *umem.Ledger
 	kernel *krnet.Namespace
+	asking *rings.Channels
 	locals *xdpprog.Locals
 	bridge *sockets.Bridge // one of these two
 	router *sockets.Router
@@ -98,6 +99,9 @@ func (f *Forward) open() error {
 	}
 	var err error
 	if f.kernel, err = krnet.OpenNamespace(); err != nil {
+		return fmt.Errorf("forward: %w", err)
+	}
+	if f.asking, err = rings.OpenChannels(); err != nil {
 		return fmt.Errorf("forward: %w", err)
 	}
 	if f.cfg.Router {
@@ -231,6 +235,7 @@ func (f *Forward) start() {
 			}
 		}
 	})
+	f.running.Go(func() { f.attend(ctx) })
 	f.kernel.Watch(ctx, f.event)
 	f.touch() // what changed between Open's look and here
 }
@@ -261,6 +266,9 @@ func (f *Forward) release() error {
 	}
 	if f.kernel != nil {
 		f.kernel.Close()
+	}
+	if f.asking != nil {
+		errs = append(errs, f.asking.Close())
 	}
 	if f.region != nil {
 		errs = append(errs, f.region.Close())

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	xdplink "github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"xdpd/internal/netlab"
@@ -175,6 +176,50 @@ func TestRouteLinkDown(t *testing.T) {
 	}
 	if err := f.Err(); !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), "mb") {
 		t.Errorf("it ended with %v", err)
+	}
+}
+
+// TestEndings: what would have frames pass to the kernel, unseen, ends the forwarder.
+func TestEndings(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		act  func(l *lab) error
+		err  error
+		says string
+	}{
+		{"queue", func(l *lab) error {
+			_, err := l.run(l.Middle, "ethtool -L mb rx 2")
+			return err
+		}, unix.ENXIO, "mb has 2 RX queues"},
+		{"program", func(l *lab) error {
+			for links := new(xdplink.Iterator); links.Next(); {
+				if info, err := links.Link.Info(); err == nil && info.Type == xdplink.XDPType && info.XDP().Ifindex == uint32(l.f.ports[1].index) {
+					return links.Link.Detach()
+				}
+			}
+			return errors.New("the link is not to be found")
+		}, unix.ENOLINK, "from interface mb"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := newLab(t, false, netlab.Options{Queues: 2})
+			for i, dev := range netlab.MiddleDevs {
+				_, err := l.run([]*netlab.NS{l.Engine, l.Peer}[i], "ethtool -L "+[]string{l.EngineDev, l.PeerDev}[i]+" tx 1")
+				must(t, err)
+				_, err = l.run(l.Middle, "ethtool -L "+dev+" rx 1")
+				must(t, err)
+			}
+			f := l.open(Config{})
+			l.ping(l.Engine, l.PeerAddr, "")
+			must(t, l.Middle.Do(func() error { return c.act(l) }))
+			select {
+			case <-f.Done():
+			case <-time.After(patience):
+				t.Fatal("it goes on")
+			}
+			if err := f.Err(); !errors.Is(err, c.err) || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("it ended with %v", err)
+			}
+		})
 	}
 }
 
