@@ -246,6 +246,23 @@ func TestSwitchesUnderLoad(t *testing.T) {
 			eventually(t, "the MTU as it was", func() bool { return getStats(t, stack).MTU == 1500 })
 			l.more("our end has MTU 1500 again")
 		}, nil},
+		{"larger MTU than the frames were chosen for", netlab.Options{MTU: 1000}, func(t *testing.T, lab *netlab.Lab, stack *xdpd.Stack, l *load) {
+			onLink(t, lab.Engine, lab.EngineDev, mtu(1500))
+			onLink(t, lab.Peer, lab.PeerDev, mtu(1500))
+			eventually(t, "the MTU", func() bool { return getStats(t, stack).MTU == 1500 })
+			l.more("both ends have MTU 1500")
+			_, to := echo(t, lab, stack)
+			eventually(t, "a whole packet", func() bool { // igb's link comes back when copy mode is there
+				c := kernelUDP(t, lab.Peer, netip.AddrPort{}, to)
+				defer c.Close()
+				return tryAsk(c, strings.Repeat("x", 1400), time.Second) == nil
+			})
+		}, func(st *xdpd.Stats) error {
+			if st.Driver == "igb" && (st.ZeroCopy || !strings.Contains(st.NotZeroCopy, "MTU")) {
+				return fmt.Errorf("zero copy %v, %q: igb cuts such packets up", st.ZeroCopy, st.NotZeroCopy)
+			}
+			return nil
+		}},
 		{"renamed", netlab.Options{Veth: "a NIC of another name is not found again"}, func(t *testing.T, lab *netlab.Lab, _ *xdpd.Stack, l *load) {
 			onLink(t, lab.Engine, lab.EngineDev, func(l netlink.Link) error { return netlink.LinkSetName(l, "other") })
 			lab.EngineDev = "other"
