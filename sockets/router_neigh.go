@@ -129,6 +129,16 @@ func (r *Router) SetNeighbour(port int, a proto.Addr, mac proto.MAC, valid bool,
 	}
 }
 
+// KeepNeighbours forgets the known neighbours that are not known any more.
+func (r *Router) KeepNeighbours(known func(port int, a proto.Addr) bool, now int64) {
+	r.now = now
+	for _, i := range r.neigh.index.all() {
+		if e := r.neigh.entries.at(i); e.valid && !known(int(e.port), e.addr) {
+			r.neighFail(i)
+		}
+	}
+}
+
 // neighClosed: entry i is asked for no more.
 func (r *Router) neighClosed(i uint32) {
 	t := &r.neigh

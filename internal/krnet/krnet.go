@@ -143,7 +143,7 @@ func (k *Kernel) snapshot() (State, error) {
 		return s, err
 	}
 	for _, n := range neighs {
-		if n, ok := neighOf(n); ok {
+		if n, ok := listed(n); ok {
 			s.Neighs = append(s.Neighs, n)
 		}
 	}
@@ -237,6 +237,12 @@ func (k *Kernel) send(a netip.Addr) error {
 func isUp(flags uint32) bool {
 	const up = unix.IFF_UP | unix.IFF_RUNNING
 	return flags&up == up
+}
+
+// listed is an entry of a whole table as a Neigh, unless the kernel is still asking for it: that it does not know is no news.
+func listed(n netlink.Neigh) (Neigh, bool) {
+	ours, ok := neighOf(n)
+	return ours, ok && n.State != netlink.NUD_INCOMPLETE
 }
 
 func neighOf(n netlink.Neigh) (Neigh, bool) {

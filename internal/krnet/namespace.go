@@ -135,7 +135,7 @@ func (n *Namespace) snapshot() (Tables, error) {
 		return t, err
 	}
 	for _, e := range neighs {
-		if ours, ok := neighOf(e); ok {
+		if ours, ok := listed(e); ok {
 			t.Neighs = append(t.Neighs, LinkNeigh{e.LinkIndex, ours})
 		}
 	}

@@ -399,9 +399,24 @@ func (f *Forward) sync(neighbours bool) error {
 	}
 	f.loop.Leave()
 	if neighbours {
+		f.keepNeighbours(t.Neighs)
 		f.setNeighbours(t.Neighs)
 	}
 	return nil
+}
+
+// keepNeighbours has the router forget whom the kernel has forgotten, in case that event was lost.
+func (f *Forward) keepNeighbours(list []krnet.LinkNeigh) {
+	valid := make(map[sockets.Hop]bool)
+	for _, n := range list {
+		if a, v4 := proto.AddrFrom(n.Addr); v4 && n.Valid {
+			valid[sockets.Hop{Port: f.portOf(n.Index), Gateway: a}] = true
+		}
+	}
+	if now, ok := f.loop.Enter(); ok {
+		f.router.KeepNeighbours(func(port int, a proto.Addr) bool { return valid[sockets.Hop{Port: port, Gateway: a}] }, now)
+	}
+	f.loop.Leave()
 }
 
 func (f *Forward) setNeighbours(list []krnet.LinkNeigh) {

@@ -12,6 +12,7 @@ import (
 	xdplink "github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"xdpd/internal/krnet"
 	"xdpd/internal/netlab"
 	"xdpd/sockets"
 	"xdpd/xdpprog"
@@ -176,6 +177,30 @@ func TestRouteLinkDown(t *testing.T) {
 	}
 	if err := f.Err(); !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), "mb") {
 		t.Errorf("it ended with %v", err)
+	}
+}
+
+// TestResync: after events were lost, the kernel's neighbours are the router's, and those that it is asking for are no failures.
+func TestResync(t *testing.T) {
+	l := newLab(t, true, netlab.Options{})
+	f := l.open(Config{Router: true})
+	l.ping(l.Engine, l.PeerAddr, "")
+	must(t, f.sync(true))
+	known := l.stats().Neighbours
+	now, _ := f.loop.Enter()
+	f.router.SetNeighbour(1, 10<<24|78<<16|77, f.ports[0].mac, true, now) // the kernel forgot it
+	f.loop.Leave()
+	var c net.Conn
+	must(t, l.Engine.Do(func() (err error) { c, err = net.Dial("udp4", "10.78.0.99:9"); return err }))
+	defer c.Close()
+	_, err := c.Write([]byte("to nobody"))
+	must(t, err)
+	for l.stats().Waiting == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	f.event(krnet.Resync{})
+	if st := l.stats(); st.Neighbours != known || st.Waiting != 1 || st.Ports[1].Counters.Drops[sockets.NeighFailed] != 0 {
+		t.Errorf("%d neighbours, and %d before; %d packets wait, %v", st.Neighbours, known, st.Waiting, st.Ports[1].Counters.Drops)
 	}
 }
 
