@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"sync/atomic"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -150,13 +151,15 @@ func (k *Kernel) snapshot() (State, error) {
 	return s, nil
 }
 
-// whole repeats a dump that a change interrupted (NLM_F_DUMP_INTR): its answer may lack entries or have them twice.
+// whole repeats a dump that a change interrupted (NLM_F_DUMP_INTR): its answer may lack entries or have them twice. Where
+// interfaces and addresses come and go all the time, many in turn may be.
 func whole[T any](dump func() ([]T, error)) (list []T, err error) {
-	for range 10 {
+	for try := range 100 {
 		list, err = dump()
 		if !errors.Is(err, netlink.ErrDumpInterrupted) {
 			break
 		}
+		time.Sleep(time.Duration(try) * time.Millisecond)
 	}
 	return list, err
 }

@@ -186,6 +186,20 @@ func TestSnapshot(t *testing.T) {
 	}
 }
 
+// TestInterrupted: changes that come all the time are no failure.
+func TestInterrupted(t *testing.T) {
+	tries := 0
+	list, err := whole(func() ([]int, error) {
+		if tries++; tries <= 15 {
+			return nil, netlink.ErrDumpInterrupted
+		}
+		return []int{1}, nil
+	})
+	if err != nil || !slices.Equal(list, []int{1}) {
+		t.Errorf("%v, %v after %d tries", list, err, tries)
+	}
+}
+
 func TestWatch(t *testing.T) {
 	l := newLab(t)
 	k := l.open()
