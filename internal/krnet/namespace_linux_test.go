@@ -78,3 +78,36 @@ func TestNamespace(t *testing.T) {
 		return ok && e.Index == index && c.Deleted
 	})
 }
+
+// TestNextHops: who is dead is left out, and a route that has nobody else as well; weights keep their proportions.
+func TestNextHops(t *testing.T) {
+	const dead, down = unix.RTNH_F_DEAD, unix.RTNH_F_LINKDOWN
+	for _, c := range []struct {
+		weights, flags []int
+		want           []int // how often each is listed; nil: no route
+	}{
+		{[]int{1}, []int{0}, []int{1}},
+		{[]int{1}, []int{dead | down}, nil},
+		{[]int{1}, []int{down}, []int{1}}, // the kernel uses it all the same
+		{[]int{1, 1}, []int{dead, dead}, nil},
+		{[]int{1, 1}, []int{dead, 0}, []int{0, 1}},
+		{[]int{1, 1}, []int{down, 0}, []int{0, 1}},
+		{[]int{1, 1}, []int{down, dead}, []int{1, 0}},
+		{[]int{100, 200}, []int{0, 0}, []int{1, 2}},
+		{[]int{20, 200}, []int{0, 0}, []int{1, 10}},
+		{[]int{256, 127, 1}, []int{0, 0, 0}, []int{32, 16, 1}},
+	} {
+		r := netlink.Route{Type: unix.RTN_UNICAST}
+		for i, w := range c.weights {
+			r.MultiPath = append(r.MultiPath, &netlink.NexthopInfo{LinkIndex: i + 1, Hops: w - 1, Flags: c.flags[i]})
+		}
+		got, ok := tableRoute(r)
+		counts := make([]int, len(c.weights))
+		for _, h := range got.Hops {
+			counts[h.Index-1]++
+		}
+		if ok != (c.want != nil) || ok && !slices.Equal(counts, c.want) {
+			t.Errorf("weights %v, flags %v: %v %v, want %v", c.weights, c.flags, ok, counts, c.want)
+		}
+	}
+}

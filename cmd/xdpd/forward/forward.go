@@ -309,6 +309,9 @@ func (f *Forward) event(e krnet.Event) {
 	case krnet.LinkEvent:
 		i := f.portOf(e.Index)
 		if i < 0 {
+			if _, ok := e.Event.(krnet.LinkChange); ok {
+				f.touch() // it may have taken routes with it, without a word
+			}
 			return
 		}
 		switch e := e.Event.(type) {

@@ -143,6 +143,21 @@ func TestRouteChangesAtOnce(t *testing.T) {
 	}
 }
 
+// TestRouteBackup: a route is left for the next one with the interface that it leads over, also one that is not forwarded to.
+func TestRouteBackup(t *testing.T) {
+	l := newLab(t, true, netlab.Options{})
+	l.ip(l.Middle, "link add o0 type veth peer name o1")
+	l.ip(l.Middle, "link set o0 up")
+	l.ip(l.Middle, "link set o1 up")
+	l.ip(l.Middle, "route add 192.0.2.0/24 dev o0 metric 10")
+	l.ip(l.Middle, "route add 192.0.2.0/24 via 10.78.0.1 metric 20")
+	l.ip(l.Peer, "addr add 192.0.2.1/32 dev lo")
+	l.open(Config{Router: true})
+	l.refused(l.Engine, "192.0.2.1", "", "Destination Net Unreachable")
+	l.ip(l.Middle, "link set o0 down")
+	l.refused(l.Engine, "192.0.2.1", "", "1 received")
+}
+
 func TestRouteNeighbours(t *testing.T) {
 	l := newLab(t, true, netlab.Options{})
 	l.open(Config{Router: true})
