@@ -36,7 +36,7 @@ const (
 	fwdNeighQueue  = 32            // packets that wait for one
 	fwdNeighGiveUp = 5_000_000_000 // the kernel gives up after three seconds, and tells
 	fwdNeighFresh  = 30_000_000_000
-	fwdResolveMax  = 256
+	fwdResolveMax  = 2 * fwdNeighOpen // who is new, and who is to be confirmed
 )
 
 func (t *fwdNeighTable) init(r *Router, limit int, now int64) {

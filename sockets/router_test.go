@@ -298,6 +298,35 @@ func TestRouterNeighbours(t *testing.T) {
 	k.books(0)
 }
 
+// TestRouterAsksForAll: no neighbour has to wait for its time to be over because many became wanted at once.
+func TestRouterAsksForAll(t *testing.T) {
+	k, r := newRouterKit(t, 2, 1500)
+	r.SetTables(Tables{Routes: []FwdRoute{{Dst: addr4(172, 16, 0, 0), Bits: 16, Hops: []Hop{{Port: 1}}}}})
+	wanted := make(map[proto.Addr]bool)
+	for i := range fwdNeighOpen + 100 {
+		dst := addr4(172, 16, byte(i>>8), byte(i))
+		k.deliver(0, ipFrame(proto.IPv4{Src: addr4(10, 0, 0, 1), Dst: dst}, nil, 8))
+		wanted[dst] = i < fwdNeighOpen
+	}
+	asked := 0
+	for {
+		h, ok := r.PopResolve()
+		if !ok {
+			break
+		}
+		if !wanted[h.Gateway] {
+			t.Errorf("asked for %v", h)
+		}
+		wanted[h.Gateway] = false
+		asked++
+	}
+	if asked != fwdNeighOpen || r.Counters(1).Drops[NeighTableFull] != 100 {
+		t.Errorf("asked for %d, %d had no room", asked, r.Counters(1).Drops[NeighTableFull])
+	}
+	_, waiting := r.Neighbours()
+	k.books(waiting)
+}
+
 // routerOracle says what becomes of a frame, in the plainest words: the port and the bytes that leave, or none.
 func routerOracle(r *Router, routes []FwdRoute, local []proto.Addr, in []byte, known func(Hop) (proto.MAC, bool)) (int, []byte) {
 	if len(in) < 34 || proto.MAC(in) != fwdMAC(0) || in[12] != 8 || in[13] != 0 {

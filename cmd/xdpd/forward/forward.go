@@ -82,7 +82,7 @@ func Open(cfg Config) (*Forward, error) {
 	if cfg.Frames == 0 {
 		cfg.Frames = defaultFrames
 	}
-	f := &Forward{cfg: cfg, resolve: make(chan sockets.Hop, 256), stale: make(chan struct{}, 1), done: make(chan struct{})}
+	f := &Forward{cfg: cfg, resolve: make(chan sockets.Hop, 1024), stale: make(chan struct{}, 1), done: make(chan struct{})}
 	// Devices are looked up and sockets opened in the namespace of one thread.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -278,15 +278,12 @@ func (f *Forward) release() error {
 
 // popResolve passes on whom the router asks for. It is called on the loop, which must not wait for netlink.
 func (f *Forward) popResolve() {
-	for {
+	for len(f.resolve) < cap(f.resolve) { // else the kernel does not follow; the next turn has the rest
 		h, ok := f.router.PopResolve()
 		if !ok {
 			return
 		}
-		select {
-		case f.resolve <- h:
-		default: // the kernel does not follow: the packets that wait are dropped when their time is over
-		}
+		f.resolve <- h
 	}
 }
 
