@@ -15,6 +15,7 @@ type fwdNeigh struct {
 	valid      bool
 	waiting    uint8
 	asked      int64 // when the kernel was last asked about it
+	used       int64 // when a packet was last for it
 	head, tail umem.Frame
 }
 
@@ -31,7 +32,7 @@ type fwdNeighTable struct {
 }
 
 const (
-	fwdNeighOpen   = 1024          // neighbours that are asked for at one time
+	fwdNeighOpen   = 512           // neighbours that are asked for at one time: half of the kernel's room (gc_thresh3)
 	fwdNeighMax    = 1 << 16       // neighbours
 	fwdNeighQueue  = 32            // packets that wait for one
 	fwdNeighGiveUp = 5_000_000_000 // the kernel gives up after three seconds, and tells
@@ -53,6 +54,7 @@ func (r *Router) neighFor(hop Hop) *fwdNeigh {
 	i, ok := t.index.get(neighKey(hop.Port, hop.Gateway))
 	if ok {
 		e := t.entries.at(i)
+		e.used = r.now
 		if e.valid && r.now-e.asked > fwdNeighFresh {
 			r.neighAsk(e)
 		}
@@ -66,6 +68,7 @@ func (r *Router) neighFor(hop Hop) *fwdNeigh {
 		return nil
 	}
 	t.open = append(t.open, i)
+	e.used = r.now
 	r.neighAsk(e)
 	return e
 }
@@ -126,6 +129,21 @@ func (r *Router) SetNeighbour(port int, a proto.Addr, mac proto.MAC, valid bool,
 		next := b.Next
 		r.emit(f, int(b.Off), int(b.Len), e, umem.Held)
 		f = next
+	}
+}
+
+// ForgetNeighbour tells that the kernel has forgotten a neighbour, which it also does for want of room: one in use is asked for
+// anew, and goes on being used. In a scan it would have to compete with addresses that nobody has otherwise.
+func (r *Router) ForgetNeighbour(port int, a proto.Addr, now int64) {
+	r.now = now
+	i, ok := r.neigh.index.get(neighKey(port, a))
+	if !ok {
+		return
+	}
+	if e := r.neigh.entries.at(i); e.valid && now-e.used < fwdNeighFresh {
+		r.neighAsk(e)
+	} else {
+		r.neighFail(i)
 	}
 }
 

@@ -327,6 +327,37 @@ func TestRouterAsksForAll(t *testing.T) {
 	k.books(waiting)
 }
 
+// TestRouterForgotten: the kernel forgets neighbours when it lacks room, as in a scan, and not only those of no use.
+func TestRouterForgotten(t *testing.T) {
+	k, r := newRouterKit(t, 2, 1500)
+	packet := func(to proto.Addr) { k.deliver(0, ipFrame(proto.IPv4{Src: addr4(10, 0, 0, 1), Dst: to}, nil, 8)) }
+	used, unused := addr4(10, 0, 1, 1), addr4(10, 0, 1, 2)
+	k.now += fwdNeighFresh
+	packet(used)
+	k.sent(1)
+	known, _ := r.Neighbours()
+	r.ForgetNeighbour(1, used, k.now)
+	r.ForgetNeighbour(1, unused, k.now)
+	r.ForgetNeighbour(1, addr4(10, 0, 1, 3), k.now) // nor is that
+	if h, ok := r.PopResolve(); !ok || h != (Hop{1, used}) {
+		t.Errorf("asked for %v %v", h, ok)
+	}
+	if _, ok := r.PopResolve(); ok {
+		t.Error("asked for who is not used")
+	}
+	if n, _ := r.Neighbours(); n != known-2 {
+		t.Errorf("%d neighbours of %d", n, known)
+	}
+	packet(used)
+	if n := len(k.sent(1)); n != 1 {
+		t.Errorf("%d packets left", n)
+	}
+	r.SetNeighbour(1, used, proto.MAC{}, false, k.now) // it does not answer
+	packet(used)
+	packet(unused)
+	k.books(2)
+}
+
 // routerOracle says what becomes of a frame, in the plainest words: the port and the bytes that leave, or none.
 func routerOracle(r *Router, routes []FwdRoute, local []proto.Addr, in []byte, known func(Hop) (proto.MAC, bool)) (int, []byte) {
 	if len(in) < 34 || proto.MAC(in) != fwdMAC(0) || in[12] != 8 || in[13] != 0 {

@@ -315,6 +315,13 @@ func (f *Forward) event(e krnet.Event) {
 		case krnet.LinkChange:
 			f.linkChange(i, e)
 		case krnet.NeighChange:
+			if a, v4 := proto.AddrFrom(e.Addr); e.Deleted && v4 && f.router != nil {
+				if now, ok := f.loop.Enter(); ok {
+					f.router.ForgetNeighbour(i, a, now)
+				}
+				f.loop.Leave()
+				return
+			}
 			f.setNeighbours([]krnet.LinkNeigh{{Index: f.ports[i].index, Neigh: e.Neigh}})
 		}
 	case krnet.Resync:
