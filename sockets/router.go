@@ -13,13 +13,18 @@ import (
 // them (SetTables, SetNeighbour) and is asked to resolve (PopResolve). Not safe for concurrent use.
 type Router struct {
 	forwarder
+	*FIB
+	neigh fwdNeighTable
+	icmp  icmpLimit
+	ipID  uint16
+}
+
+// FIB is Tables made ready for a Router (NewFIB). It is only read.
+type FIB struct {
 	lpm    *proto.LPM
 	fib    []fibEntry
 	addrs  [][]Prefix // by port
 	anyone proto.Addr // an address of ours, for ports that have none
-	neigh  fwdNeighTable
-	icmp   icmpLimit
-	ipID   uint16
 }
 
 // Hop is a next hop: Gateway on the network of Port, or the destination itself where Gateway is 0. Port is NoPort for an
@@ -79,9 +84,14 @@ func NewRouter(c ForwardConfig, pool *umem.Pool, now int64) (*Router, error) {
 }
 
 // SetTables replaces addresses and routes.
-func (r *Router) SetTables(t Tables) {
-	r.fib = r.fib[:0]
-	r.addrs, r.anyone = t.Addrs, 0
+func (r *Router) SetTables(t Tables) { r.SetFIB(NewFIB(t)) }
+
+// SetFIB is SetTables for what was made ready elsewhere: that takes a while with many routes, in which a Router forwards on.
+func (r *Router) SetFIB(f *FIB) { r.FIB = f }
+
+// NewFIB makes Tables ready.
+func NewFIB(t Tables) *FIB {
+	r := &FIB{addrs: t.Addrs}
 	var list []proto.LPMRoute
 	add := func(dst proto.Addr, bits int, e fibEntry) {
 		list = append(list, proto.LPMRoute{Dst: dst, Bits: bits, Value: uint32(len(r.fib))})
@@ -104,6 +114,7 @@ func (r *Router) SetTables(t Tables) {
 		add(route.Dst, route.Bits, fibEntry{route.Kind, slices.Clone(route.Hops)})
 	}
 	r.lpm = proto.NewLPM(list)
+	return r
 }
 
 // Routes is how many prefixes are known, addresses and broadcasts of the router itself among them.

@@ -214,6 +214,23 @@ func TestRouterLimitsErrors(t *testing.T) {
 	}
 }
 
+// TestRouterTables: new tables take no time of the router's, however many routes there are.
+func TestRouterTables(t *testing.T) {
+	k, r := newRouterKit(t, 2, 1500)
+	var tables Tables
+	for i := range 1000 {
+		tables.Routes = append(tables.Routes, FwdRoute{Dst: addr4(172, byte(i>>8), byte(i), 0), Bits: 24, Hops: []Hop{{1, addr4(10, 0, 1, 1)}}})
+	}
+	fib := NewFIB(tables)
+	if n := testing.AllocsPerRun(10, func() { r.SetFIB(fib) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	k.deliver(0, ipFrame(proto.IPv4{Src: addr4(10, 0, 0, 1), Dst: addr4(172, 3, 100, 7)}, nil, 8))
+	if port, _ := k.only(); port != 1 || r.Routes() != 1000 {
+		t.Errorf("port %d, %d routes", port, r.Routes())
+	}
+}
+
 // TestRouterFragments puts the pieces together again.
 func TestRouterFragments(t *testing.T) {
 	k, r := newRouterKit(t, 2, 1500)

@@ -400,9 +400,9 @@ func (f *Forward) sync(neighbours bool) error {
 	if err := f.locals.Set(all); err != nil {
 		return fmt.Errorf("forward: %w", err)
 	}
-	tables := f.tables(&t)
+	fib := sockets.NewFIB(f.tables(&t))
 	if _, ok := f.loop.Enter(); ok {
-		f.router.SetTables(tables)
+		f.router.SetFIB(fib)
 	}
 	f.loop.Leave()
 	if neighbours {
