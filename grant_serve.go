@@ -62,8 +62,12 @@ func (g *Granter) Serve(ctx context.Context, l *net.UnixListener) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if err != nil {
+		if errors.Is(err, net.ErrClosed) {
 			return fmt.Errorf("xdpd: grant: %w", err)
+		}
+		if err != nil {
+			time.Sleep(10 * time.Millisecond) // out of descriptors: somebody may go
+			continue
 		}
 		running.Go(func() {
 			stop := context.AfterFunc(ctx, func() { conn.Close() })

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -105,6 +106,45 @@ func say(t *testing.T, path string, messages ...string) string {
 		}
 	}
 	return string(answer[:n])
+}
+
+// TestGrantNoDescriptors: a Granter whose process has no descriptors left for a while goes on, and with it all its engines.
+func TestGrantNoDescriptors(t *testing.T) {
+	_, path := granted(t, netlab.Options{}, xdpd.Granter{})
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Dup(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit := unix.Rlimit{Cur: uint64(fd) + 20, Max: was.Max}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	held := []int{fd}
+	for err == nil {
+		if fd, err = unix.Dup(2); err == nil {
+			held = append(held, fd)
+		}
+	}
+	unix.Close(held[0])
+	conn, cerr := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
+	time.Sleep(100 * time.Millisecond) // in which it is not accepted; nothing tells that
+	for _, fd := range held[1:] {
+		unix.Close(fd)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if cerr != nil {
+		t.Fatal(cerr)
+	}
+	conn.Close()
+	if got := say(t, path, `{"op":"nonsense"}`); got == "" {
+		t.Error("it does not answer any more")
+	}
 }
 
 // TestOpened is called with everything there and nothing received; its error ends Open, and leaves nothing.
