@@ -57,6 +57,7 @@ func (g *Granter) Serve(ctx context.Context, l *net.UnixListener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	context.AfterFunc(ctx, func() { l.Close() })
+	strangers := make(chan struct{}, maxStrangers)
 	for {
 		conn, err := l.AcceptUnix()
 		if ctx.Err() != nil {
@@ -72,7 +73,7 @@ func (g *Granter) Serve(ctx context.Context, l *net.UnixListener) error {
 		running.Go(func() {
 			stop := context.AfterFunc(ctx, func() { conn.Close() })
 			defer stop()
-			g.serve(conn)
+			g.serve(conn, strangers)
 		})
 	}
 }
@@ -83,7 +84,10 @@ func (g *Granter) log(format string, args ...any) {
 	}
 }
 
-func (g *Granter) serve(conn *net.UnixConn) {
+// maxStrangers is how many who may not ask are waited for at a time, to tell them so.
+const maxStrangers = 64
+
+func (g *Granter) serve(conn *net.UnixConn, strangers chan struct{}) {
 	defer conn.Close()
 	cred, err := peerCred(conn)
 	if err != nil {
@@ -93,6 +97,12 @@ func (g *Granter) serve(conn *net.UnixConn) {
 	who := fmt.Sprintf("process %d of user %d", cred.Pid, cred.Uid)
 	if !g.admits(cred) {
 		g.log("refused: %s, group %d, is not among those who may ask", who, cred.Gid)
+		select {
+		case strangers <- struct{}{}:
+			defer func() { <-strangers }()
+		default:
+			return
+		}
 		_ = conn.SetDeadline(time.Now().Add(time.Second)) // an answer to nothing would be lost
 		_, _ = conn.Read(make([]byte, 1))
 		_ = reply(conn, grantAnswer{
