@@ -89,18 +89,25 @@ func (p *port) openSockets(r *umem.Region, mode rings.Mode, opened *[]*rings.Soc
 	return nil
 }
 
-func (p *port) openSocket(r *umem.Region, queue int, mode rings.Mode, opened []*rings.Socket) (*rings.Socket, error) {
-	modes := []rings.Mode{mode}
-	switch most := p.zeroCopyMTU(r.ChunkSize()); {
+// modes are those to try, in their order.
+func (p *port) modes(mode rings.Mode, chunk int) ([]rings.Mode, error) {
+	switch most := p.zeroCopyMTU(chunk); {
 	case mode == rings.ZeroCopy && p.mtu > most:
 		return nil, fmt.Errorf("forward: interface %s has an MTU of %d; zero copy of %s receives packets up to %d: use a smaller MTU, or copy mode",
 			p.name, p.mtu, p.driver, most)
 	case mode == rings.Best && p.mtu > most:
-		modes = []rings.Mode{rings.Copy}
+		return []rings.Mode{rings.Copy}, nil
 	case mode == rings.Best:
-		modes = []rings.Mode{rings.ZeroCopy, rings.Copy}
+		return []rings.Mode{rings.ZeroCopy, rings.Copy}, nil
 	}
-	var err error
+	return []rings.Mode{mode}, nil
+}
+
+func (p *port) openSocket(r *umem.Region, queue int, mode rings.Mode, opened []*rings.Socket) (*rings.Socket, error) {
+	modes, err := p.modes(mode, r.ChunkSize())
+	if err != nil {
+		return nil, err
+	}
 	for _, m := range modes {
 		o := rings.SocketOptions{Interface: p.name, Ifindex: p.index, Queue: queue, Mode: m, FillSize: fillSize}
 		for _, s := range opened {
