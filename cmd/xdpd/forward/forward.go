@@ -349,7 +349,7 @@ func (f *Forward) linkChange(i int, e krnet.LinkChange) {
 		}
 		if changed = is != was; changed {
 			if err := f.setPort(i, is); err != nil {
-				defer f.loop.Fail(fmt.Errorf("forward: interface %s: %w", p.name, err))
+				defer f.loop.Fail(fmt.Errorf("forward: interface %s: %w: start the forwarder again", p.name, err))
 			}
 		}
 		if is.MAC != was.MAC {
