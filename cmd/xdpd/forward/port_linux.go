@@ -30,6 +30,7 @@ type port struct {
 	program *xdpprog.Forward
 	promisc int          // packet socket that keeps it promiscuous; 0: none
 	restore func() error // nil: the device was not told to leave VLAN tags
+	tags    string       // how VLAN tags may get lost; "": they do not
 }
 
 func findPort(name string) (*port, error) {
@@ -142,7 +143,10 @@ func (p *port) attach(cfg *Config, locals *xdpprog.Locals) error {
 		return err
 	}
 	// A frame whose VLAN tag the driver took out would leave without it. On a veth it is the sender who leaves it out.
-	if (c.Metadata == xdpprog.NoMetadata || p.program.NoMetadata() != nil) && p.driver != "veth" {
+	switch hidden := c.Metadata == xdpprog.NoMetadata || p.program.NoMetadata() != nil; {
+	case hidden && p.driver == "veth":
+		p.tags = "VLAN tags that a kernel on the other end hides get lost (ethtool -K PEER txvlan off)"
+	case hidden:
 		if p.restore, err = xdpd.LeaveTags("", p.name, p.index); err != nil {
 			return err
 		}
