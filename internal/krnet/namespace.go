@@ -153,9 +153,11 @@ func tableRoute(r netlink.Route) (TableRoute, bool) {
 	}
 	hops := r.MultiPath
 	if len(hops) == 0 {
-		hops = []*netlink.NexthopInfo{{LinkIndex: r.LinkIndex, Gw: r.Gw, Via: r.Via, Flags: r.Flags}}
+		hops = []*netlink.NexthopInfo{{LinkIndex: r.LinkIndex, Gw: r.Gw, Via: r.Via, Encap: r.Encap, Flags: r.Flags}}
 	}
-	hops = slices.DeleteFunc(slices.Clone(hops), func(h *netlink.NexthopInfo) bool { return h.LinkIndex == 0 || h.Via != nil })
+	hops = slices.DeleteFunc(slices.Clone(hops), func(h *netlink.NexthopInfo) bool {
+		return h.LinkIndex == 0 || h.Via != nil || h.Encap != nil
+	})
 	known := len(hops)
 	hops = slices.DeleteFunc(hops, func(h *netlink.NexthopInfo) bool { return h.Flags&unix.RTNH_F_DEAD != 0 })
 	if known > 0 && len(hops) == 0 {

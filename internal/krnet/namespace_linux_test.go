@@ -82,6 +82,13 @@ func TestNamespace(t *testing.T) {
 // TestNextHops: who is dead is left out, and a route that has nobody else as well; weights keep their proportions.
 func TestNextHops(t *testing.T) {
 	const dead, down = unix.RTNH_F_DEAD, unix.RTNH_F_LINKDOWN
+	for _, hop := range []netlink.NexthopInfo{
+		{LinkIndex: 1, Via: &netlink.Via{}}, {LinkIndex: 1, Encap: &netlink.MPLSEncap{Labels: []int{100}}},
+	} { // what leads on, but not for us
+		if got, ok := tableRoute(netlink.Route{Type: unix.RTN_UNICAST, LinkIndex: 1, Via: hop.Via, Encap: hop.Encap}); !ok || len(got.Hops) != 0 {
+			t.Errorf("%+v: %v %v", hop, ok, got.Hops)
+		}
+	}
 	for _, c := range []struct {
 		weights, flags []int
 		want           []int // how often each is listed; nil: no route
