@@ -17,6 +17,8 @@ type Router struct {
 	neigh fwdNeighTable
 	icmp  icmpLimit
 	ipID  uint16
+
+	mtuErrors bucket
 }
 
 // FIB is Tables made ready for a Router (NewFIB). It is only read.
@@ -77,6 +79,7 @@ func NewRouter(c ForwardConfig, pool *umem.Pool, now int64) (*Router, error) {
 		return nil, err
 	}
 	r.icmp.init(now)
+	r.mtuErrors = bucket{1000, now}
 	r.neigh.init(r, (pool.Total()-c.FillFrames)/16, now)
 	r.ipID = uint16(r.sec.next())
 	r.SetTables(Tables{})
@@ -337,8 +340,7 @@ func (r *Router) icmpError(p *fwdPort, ip *proto.IPv4, l3 []byte, typ, code uint
 	if src == 0 {
 		return
 	}
-	peer := &r.icmp.peers[r.sec.addr(ip.Src)&0xff]
-	if !peer.take(r.now, 1e9, 6) || !r.icmp.all.take(r.now, 1e6, 50-int32(r.sec.next()&3)) {
+	if !r.mayTell(ip.Src, typ == proto.ICMPUnreachable && code == proto.UnreachFragNeeded) {
 		p.counters.Drops[ICMPRateLimit]++
 		return
 	}
@@ -362,6 +364,15 @@ func (r *Router) icmpError(p *fwdPort, ip *proto.IPv4, l3 []byte, typ, code uint
 	})
 	p.counters.ICMPErrors++
 	r.output(f, off, proto.IPv4HeaderLen+n+k, hop, umem.Held)
+}
+
+// mayTell limits errors. Of path MTU discovery each is needed, for a sender may have many destinations, so that only what all
+// together get has a limit (Linux has none: icmpv4_mask_allow, net/ipv4/icmp.c).
+func (r *Router) mayTell(src proto.Addr, mtu bool) bool {
+	if mtu {
+		return r.mtuErrors.take(r.now, 1e5, 1000)
+	}
+	return r.icmp.peers[r.sec.addr(src)&0xff].take(r.now, 1e9, 6) && r.icmp.all.take(r.now, 1e6, 50-int32(r.sec.next()&3))
 }
 
 // isQuery reports whether an ICMP message is one that errors may be sent about.

@@ -214,6 +214,31 @@ func TestRouterLimitsErrors(t *testing.T) {
 	}
 }
 
+// TestRouterTellsMTU: path MTU discovery towards many destinations at once is not held up.
+func TestRouterTellsMTU(t *testing.T) {
+	k, r := newRouterKit(t, 2, 1500)
+	small := r.Port(1)
+	small.MTU = 700
+	if err := r.SetPort(1, small); err != nil {
+		t.Fatal(err)
+	}
+	big := ipFrame(proto.IPv4{Src: addr4(10, 0, 0, 1), Dst: addr4(192, 0, 2, 1), DF: true}, nil, 1000)
+	told := func(n int) (sent int) {
+		for range n {
+			k.deliver(0, big)
+			sent += len(k.sent(0))
+		}
+		return sent
+	}
+	if n := told(500); n != 500 {
+		t.Errorf("%d of 500 were told the MTU", n)
+	}
+	if n := told(10_000); n >= 1000 || r.Counters(0).Drops[ICMPRateLimit] == 0 {
+		t.Errorf("%d of 10,000 more at once", n)
+	}
+	k.books(0)
+}
+
 // TestRouterTables: new tables take no time of the router's, however many routes there are.
 func TestRouterTables(t *testing.T) {
 	k, r := newRouterKit(t, 2, 1500)
