@@ -126,7 +126,7 @@ func (f *Forward) open() error {
 	}
 	var opened []*rings.Socket
 	for _, p := range f.ports {
-		if err := p.openSockets(f.region, f.cfg.Mode, &opened); err != nil {
+		if err := p.openSockets(f.region, &f.cfg, &opened); err != nil {
 			return err
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"xdpd/rings"
+	"xdpd/xdpprog"
 )
 
 // TestModes: where a frame does not hold in zero copy what the MTU allows, it is copy mode, or an error if zero copy is demanded.
@@ -24,9 +25,16 @@ func TestModes(t *testing.T) {
 		{"igb", 3051, 4096, rings.Copy, copied},
 	} {
 		p := port{name: "eth0", driver: c.driver, mtu: c.mtu}
-		got, err := p.modes(c.mode, c.chunk)
+		got, err := p.modes(c.mode, xdpprog.BestAttach, c.chunk)
 		if !slices.Equal(got, c.want) || (err == nil) != (c.want != nil) || err != nil && !strings.Contains(err.Error(), "copy mode") {
 			t.Errorf("%+v: %v, %v", c, got, err)
 		}
+	}
+	p := port{name: "eth0", driver: "ice", mtu: 1500}
+	if got, err := p.modes(rings.Best, xdpprog.Generic, 2048); err != nil || !slices.Equal(got, copied) {
+		t.Errorf("with a generic program: %v, %v", got, err)
+	}
+	if _, err := p.modes(rings.ZeroCopy, xdpprog.Generic, 2048); err == nil || !strings.Contains(err.Error(), "--attach native") {
+		t.Errorf("with a generic program: %v", err)
 	}
 }
