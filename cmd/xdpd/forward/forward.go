@@ -325,11 +325,25 @@ func (f *Forward) event(e krnet.Event) {
 			f.setNeighbours([]krnet.LinkNeigh{{Index: f.ports[i].index, Neigh: e.Neigh}})
 		}
 	case krnet.Resync:
-		if err := f.sync(true); err != nil {
-			f.loop.Fail(err)
-		}
+		f.resync()
 	default:
 		f.touch()
+	}
+}
+
+// resync makes up for events that were lost.
+func (f *Forward) resync() {
+	t, err := f.kernel.Snapshot()
+	if err != nil {
+		f.loop.Fail(fmt.Errorf("forward: %w", err))
+		return
+	}
+	for i, p := range f.ports {
+		l, ok := t.Links[p.index]
+		f.linkChange(i, krnet.LinkChange{Name: l.Name, Up: l.Up, MTU: l.MTU, MAC: l.MAC, Deleted: !ok})
+	}
+	if err := f.sync(true); err != nil {
+		f.loop.Fail(err)
 	}
 }
 

@@ -217,6 +217,14 @@ func TestResync(t *testing.T) {
 	if st := l.stats(); st.Neighbours != known || st.Waiting != 1 || st.Ports[1].Counters.Drops[sockets.NeighFailed] != 0 {
 		t.Errorf("%d neighbours, and %d before; %d packets wait, %v", st.Neighbours, known, st.Waiting, st.Ports[1].Counters.Drops)
 	}
+	_, _ = f.loop.Enter() // nor was it told that mb came up, and has another MTU and address
+	is := f.machinePortNow(1)
+	must(t, f.setPort(1, sockets.PortConfig{MTU: 900, Up: false, CompletePartial: true}))
+	f.loop.Leave()
+	f.event(krnet.Resync{})
+	if now := l.stats().Ports[1].Config; now != is {
+		t.Errorf("the port is %+v, and it is %+v", now, is)
+	}
 }
 
 // TestEndings: what would have frames pass to the kernel, unseen, ends the forwarder.
