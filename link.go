@@ -46,7 +46,12 @@ func (s *Stack) kernelEvent(e krnet.Event) {
 		if s.cfg.Share {
 			s.setNeighbours([]krnet.Neigh{e.Neigh})
 		}
-	case krnet.AddrChange, krnet.RouteChange, krnet.Resync:
+	case krnet.AddrChange, krnet.RouteChange:
+		s.resync()
+	case krnet.Resync:
+		if link, err := s.kernel.Link(); err == nil {
+			s.kernelEvent(link)
+		}
 		s.resync()
 	}
 }

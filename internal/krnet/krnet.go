@@ -151,6 +151,19 @@ func (k *Kernel) snapshot() (State, error) {
 	return s, nil
 }
 
+// Link reads the interface's present state, as LinkChange tells it.
+func (k *Kernel) Link() (LinkChange, error) {
+	l, err := k.requests.LinkByIndex(k.ifindex)
+	switch {
+	case errors.As(err, new(netlink.LinkNotFoundError)):
+		return LinkChange{Deleted: true}, nil
+	case err != nil:
+		return LinkChange{}, fmt.Errorf("krnet: read the state of interface %d: %w", k.ifindex, err)
+	}
+	a := l.Attrs()
+	return LinkChange{Name: a.Name, Up: isUp(a.RawFlags), MTU: a.MTU, MAC: macOf(a.HardwareAddr)}, nil
+}
+
 // whole repeats a dump that a change interrupted (NLM_F_DUMP_INTR): its answer may lack entries or have them twice. Where
 // interfaces and addresses come and go all the time, many in turn may be.
 func whole[T any](dump func() ([]T, error)) (list []T, err error) {
