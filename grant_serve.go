@@ -44,6 +44,7 @@ type grant struct {
 	who     string
 	sockets map[int]int // by queue
 	iface   string
+	steer   xdpprog.Steer // of the program
 	program *program
 }
 
@@ -186,7 +187,7 @@ func (s *grant) handle(r grantRequest) (a grantAnswer, fd int, err error) {
 		}
 		err = s.program.SetSocket(r.Queue, sock)
 	case grantAddrs:
-		if err = s.mayHave(r.Addrs, xdpprog.Share); err == nil {
+		if err = s.mayHave(r.Addrs, s.steer); err == nil {
 			err = s.program.SetAddrs(r.Addrs)
 		}
 	case grantOpen:
@@ -259,6 +260,7 @@ func (s *grant) attach(c xdpprog.Config, metadata RXMetadata) (a grantAnswer, fd
 	if s.program, err = loadProgram(c, metadata, driverOf(c.Interface), DefaultJournalDir); err != nil {
 		return a, -1, err
 	}
+	s.steer = c.Steer
 	a.Native, a.Metadata = s.program.Native(), s.program.Metadata()
 	if refused := s.program.NativeRefused(); refused != nil {
 		a.Refused = refused.Error()
