@@ -328,6 +328,22 @@ func reopens(t *testing.T, _ *netlab.Lab, stack *xdpd.Stack, l *load) {
 	l.more("zero copy, or a refusal")
 }
 
+// TestGenericIsCopy: with a generic program zero copy is refused with words, before the driver takes a socket that cannot send.
+func TestGenericIsCopy(t *testing.T) {
+	lab := newLab(t, netlab.Options{})
+	cfg := engineConfig(lab)
+	cfg.Attach, cfg.Mode = xdpd.Generic, xdpd.Copy
+	stack := openStack(t, lab, cfg)
+	_, to := echo(t, lab, stack)
+	if err := stack.SetMode(xdpd.ZeroCopy); err == nil || !strings.Contains(err.Error(), "generic mode") {
+		t.Errorf("zero copy: %v", err)
+	}
+	if err := stack.SetMode(xdpd.Best); err != nil || getStats(t, stack).ZeroCopy {
+		t.Errorf("best: %v", err)
+	}
+	ask(t, kernelUDP(t, lab.Peer, netip.AddrPort{}, to), "after all that")
+}
+
 func exchanged(st *xdpd.Stats) error {
 	for _, q := range st.Queues {
 		if n := q.Reactor.Exchanges; n < 4 {
