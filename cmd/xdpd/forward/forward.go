@@ -349,7 +349,11 @@ func (f *Forward) resync() {
 
 func (f *Forward) linkChange(i int, e krnet.LinkChange) {
 	p := f.ports[i]
-	if e.Deleted {
+	switch {
+	case e.Moved:
+		f.loop.Fail(fmt.Errorf("forward: interface %s was moved to another network namespace: %w", p.name, unix.ENODEV))
+		return
+	case e.Deleted:
 		f.loop.Fail(fmt.Errorf("forward: interface %s was removed: %w", p.name, unix.ENODEV))
 		return
 	}

@@ -4,12 +4,14 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	xdplink "github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"xdpd/internal/krnet"
@@ -247,6 +249,14 @@ func TestEndings(t *testing.T) {
 			}
 			return errors.New("the link is not to be found")
 		}, unix.ENOLINK, "from interface mb"},
+		{"moved", func(l *lab) error {
+			there, err := os.Open(l.Peer.Path())
+			if err != nil {
+				return err
+			}
+			defer there.Close()
+			return netlink.LinkSetNsFd(link(l.t, "mb"), int(there.Fd()))
+		}, unix.ENODEV, "mb was moved to another network namespace"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := newLab(t, false, netlab.Options{Queues: 2})
