@@ -59,6 +59,10 @@ type NextHop struct {
 // maxShare bounds how often a next hop is listed.
 const maxShare = 32
 
+// newsBuffer holds some ten thousand events: those of the seconds that a look at a large table takes. Without it, each look of a
+// router whose routes change all the time would end with events lost, and the next look.
+const newsBuffer = 8 << 20
+
 // Namespace is an open line to the kernel about a whole network namespace.
 type Namespace struct {
 	requests *netlink.Handle
@@ -78,6 +82,7 @@ func OpenNamespace() (*Namespace, error) {
 		requests.Close()
 		return nil, fmt.Errorf("krnet: subscribe to changes: %w", err)
 	}
+	_ = news.SetReceiveBufferSize(newsBuffer, true) // without CAP_NET_ADMIN it is the default, and Resync comes sooner
 	return &Namespace{requests: requests, news: news}, nil
 }
 

@@ -118,3 +118,33 @@ func TestNextHops(t *testing.T) {
 		}
 	}
 }
+
+// TestNamespaceKeepsUp: a look at large tables takes seconds, in which a thousand events are none too many.
+func TestNamespaceKeepsUp(t *testing.T) {
+	l := newLab(t)
+	n := value(OpenNamespace())(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	gate, last := make(chan struct{}), make(chan Event, 1)
+	entry := netlink.Neigh{LinkIndex: l.dev.Attrs().Index, IP: nobody.AsSlice(), State: netlink.NUD_PERMANENT}
+	const count = 1000
+	n.Watch(ctx, func(e Event) {
+		<-gate
+		le, _ := e.(LinkEvent)
+		c, _ := le.Event.(NeighChange)
+		if _, lost := e.(Resync); lost || c.Addr == nobody && c.MAC[5] == count&0xff && c.MAC[4] == count>>8 {
+			select {
+			case last <- e:
+			default:
+			}
+		}
+	})
+	defer func() { cancel(); n.Close() }()
+	for i := range count {
+		entry.HardwareAddr = net.HardwareAddr{2, 0, 0, 0, byte((i + 1) >> 8), byte(i + 1)}
+		must(t, netlink.NeighSet(&entry))
+	}
+	close(gate)
+	if e := <-last; e == (Resync{}) {
+		t.Error("events were lost")
+	}
+}
