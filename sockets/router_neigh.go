@@ -234,6 +234,7 @@ func (r *Router) SetPort(port int, c PortConfig) error {
 			r.neighFail(i)
 		}
 	}
+	r.neigh.resolve = slices.DeleteFunc(r.neigh.resolve, func(h Hop) bool { return h.Port == port })
 	return nil
 }
 

@@ -398,6 +398,14 @@ func TestRouterForgotten(t *testing.T) {
 	packet(used)
 	packet(unused)
 	k.books(2)
+	down := r.Port(1)
+	down.Up = false
+	if err := r.SetPort(1, down); err != nil {
+		t.Fatal(err)
+	}
+	if h, ok := r.PopResolve(); ok {
+		t.Errorf("asked for %v on a port that is down", h)
+	}
 }
 
 // routerOracle says what becomes of a frame, in the plainest words: the port and the bytes that leave, or none.
