@@ -331,7 +331,7 @@ func (r *Router) icmpError(p *fwdPort, ip *proto.IPv4, l3 []byte, typ, code uint
 	}
 	src := r.anyone
 	hop, ok := r.hop(e, 0, ip.Src)
-	if !ok {
+	if !ok || !r.ports[hop.Port].cfg.Up {
 		return
 	}
 	if hop.Port < len(r.addrs) && len(r.addrs[hop.Port]) > 0 {
