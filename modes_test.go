@@ -246,6 +246,23 @@ func TestSwitchesUnderLoad(t *testing.T) {
 			eventually(t, "the MTU as it was", func() bool { return getStats(t, stack).MTU == 1500 })
 			l.more("our end has MTU 1500 again")
 		}, nil},
+		{"larger MTU than the frames were chosen for", netlab.Options{MTU: 1000}, func(t *testing.T, lab *netlab.Lab, stack *xdpd.Stack, l *load) {
+			onLink(t, lab.Engine, lab.EngineDev, mtu(1500))
+			onLink(t, lab.Peer, lab.PeerDev, mtu(1500))
+			eventually(t, "the MTU", func() bool { return getStats(t, stack).MTU == 1500 })
+			l.more("both ends have MTU 1500")
+			_, to := echo(t, lab, stack)
+			eventually(t, "a whole packet", func() bool { // igb's link comes back when copy mode is there
+				c := kernelUDP(t, lab.Peer, netip.AddrPort{}, to)
+				defer c.Close()
+				return tryAsk(c, strings.Repeat("x", 1400), time.Second) == nil
+			})
+		}, func(st *xdpd.Stats) error {
+			if st.Driver == "igb" && (st.ZeroCopy || !strings.Contains(st.NotZeroCopy, "MTU")) {
+				return fmt.Errorf("zero copy %v, %q: igb cuts such packets up", st.ZeroCopy, st.NotZeroCopy)
+			}
+			return nil
+		}},
 		{"renamed", netlab.Options{Veth: "a NIC of another name is not found again"}, func(t *testing.T, lab *netlab.Lab, _ *xdpd.Stack, l *load) {
 			onLink(t, lab.Engine, lab.EngineDev, func(l netlink.Link) error { return netlink.LinkSetName(l, "other") })
 			lab.EngineDev = "other"
@@ -309,6 +326,22 @@ func reopens(t *testing.T, _ *netlab.Lab, stack *xdpd.Stack, l *load) {
 		t.Errorf("zero copy on a driver without it: %v, the mode is %v", err, got)
 	}
 	l.more("zero copy, or a refusal")
+}
+
+// TestGenericIsCopy: with a generic program zero copy is refused with words, before the driver takes a socket that cannot send.
+func TestGenericIsCopy(t *testing.T) {
+	lab := newLab(t, netlab.Options{})
+	cfg := engineConfig(lab)
+	cfg.Attach, cfg.Mode = xdpd.Generic, xdpd.Copy
+	stack := openStack(t, lab, cfg)
+	_, to := echo(t, lab, stack)
+	if err := stack.SetMode(xdpd.ZeroCopy); err == nil || !strings.Contains(err.Error(), "generic mode") {
+		t.Errorf("zero copy: %v", err)
+	}
+	if err := stack.SetMode(xdpd.Best); err != nil || getStats(t, stack).ZeroCopy {
+		t.Errorf("best: %v", err)
+	}
+	ask(t, kernelUDP(t, lab.Peer, netip.AddrPort{}, to), "after all that")
 }
 
 func exchanged(st *xdpd.Stats) error {
