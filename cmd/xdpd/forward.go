@@ -90,7 +90,7 @@ func (c *forwardFlags) controlPath() string {
 func (c *forwardBridgeCmd) Run() error {
 	cfg := c.config()
 	cfg.Ageing = c.Ageing
-	return runForward(cfg, c.controlPath(), os.Stdout)
+	return runForward(cfg, c.controlPath(), stdout)
 }
 
 // Run implements the command.
@@ -104,7 +104,7 @@ func (c *forwardRouteCmd) Run() error {
 		}
 		cfg.Routes = append(cfg.Routes, r)
 	}
-	return runForward(cfg, c.controlPath(), os.Stdout)
+	return runForward(cfg, c.controlPath(), stdout)
 }
 
 func parseRoute(text string) (r forward.Route, err error) {
@@ -196,7 +196,7 @@ func (c *forwardStatsCmd) Run() error {
 	}
 	ctx, cancel := signalContext()
 	defer cancel()
-	return c.show(ctx, path, os.Stdout, isTerminal(os.Stdout))
+	return c.show(ctx, path, stdout, isTerminal(os.Stdout))
 }
 
 // show prints once, or until ctx ends.

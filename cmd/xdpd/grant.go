@@ -43,7 +43,7 @@ Example:
 func (c *grantCmd) Run() error {
 	ctx, cancel := signalContext()
 	defer cancel()
-	return c.serve(ctx, os.Stdout)
+	return c.serve(ctx, stdout)
 }
 
 func (c *grantCmd) serve(ctx context.Context, out io.Writer) error {

@@ -106,7 +106,7 @@ func (c *loadCmd) Run() error {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	return errors.Join(c.load(ctx, cfg, side, os.Stdout, isTerminal(os.Stdout)), end())
+	return errors.Join(c.load(ctx, cfg, side, stdout, isTerminal(os.Stdout)), end())
 }
 
 // load runs the load and reports.

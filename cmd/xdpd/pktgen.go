@@ -97,9 +97,9 @@ func (c *pktgenCmd) write(report *pktgen.Report) (err error) {
 		}
 	}
 	if c.JSON {
-		return report.WriteJSON(os.Stdout)
+		return report.WriteJSON(stdout)
 	}
-	return report.WriteText(os.Stdout)
+	return report.WriteText(stdout)
 }
 
 // config puts together what can be said in more than one way.

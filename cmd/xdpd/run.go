@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
 	"strings"
 	"time"
 
@@ -47,7 +46,8 @@ type runCmd struct {
 // Help is shown by xdpd run --help.
 func (*runCmd) Help() string {
 	return `The interface's kernel must not have the engine's addresses, unless --share is given. Frames for other addresses
-pass to the kernel as before. SIGTERM and Ctrl-C drain what was written, detach the program and exit with status 0.
+pass to the kernel as before. SIGTERM, Ctrl-C and the end of its terminal drain what was written, detach the program and exit with
+status 0.
 
 Services:
   echo, discard, chargen     RFC 862, 863, 864 over TCP and UDP; =PORT for another than the usual one
@@ -211,7 +211,7 @@ func (c *runCmd) Run() error {
 	}
 	ctx, cancel := signalContext()
 	defer cancel()
-	return runEngine(ctx, cfg, file, c.Every, os.Stdout)
+	return runEngine(ctx, cfg, file, c.Every, stdout)
 }
 
 // drainTime is how long a terminated engine waits for its peers to take what was written.
