@@ -219,8 +219,12 @@ func askControl(ctx context.Context, path string) (view statsView, raw []byte, e
 	if err != nil {
 		return view, nil, err
 	}
+	var other forwardView
 	if err := json.Unmarshal(raw, &view); err != nil {
 		return view, nil, fmt.Errorf("control socket %s: the answer is not xdpd's: %w", path, err)
+	}
+	if json.Unmarshal(raw, &other) == nil && other.Kind != "" {
+		return view, nil, fmt.Errorf("control socket %s: %s", path, isForwarder)
 	}
 	return view, raw, nil
 }
@@ -283,15 +287,16 @@ func (t tuning) run(ctx context.Context, out io.Writer) error {
 }
 
 const (
-	startOne  = "start one with xdpd run, or name its socket with --control"
-	askAsRoot = "ask as the user that runs xdpd, which is mostly root"
+	startOne    = "start one with xdpd run, or name its socket with --control"
+	askAsRoot   = "ask as the user that runs xdpd, which is mostly root"
+	isForwarder = "a forwarder listens there, and not an engine: xdpd forward stats asks it"
 )
 
 func explainAsk(path string, err error) error {
 	cure := ""
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
-		cure = "no xdpd listens there: " + startOne
+		cure = "no xdpd listens there: start one, or name its socket with --control"
 	case errors.Is(err, fs.ErrPermission):
 		cure = askAsRoot
 	default:

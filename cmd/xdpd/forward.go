@@ -165,6 +165,7 @@ func serveForward(path string, f *forward.Forward) (stop func(), err error) {
 		v.PID, v.Commit, v.UptimeSeconds = os.Getpid(), buildCommit(), time.Since(started).Seconds()
 		return v, nil
 	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, isForwarder, http.StatusNotFound) })
 	return serveMux(path, mux)
 }
 
@@ -213,6 +214,9 @@ func (c *forwardStatsCmd) show(ctx context.Context, path string, out io.Writer, 
 		var v forwardView
 		if err := json.Unmarshal(raw, &v); err != nil {
 			return fmt.Errorf("control socket %s: the answer is not xdpd's: %w", path, err)
+		}
+		if v.Kind == "" {
+			return fmt.Errorf("control socket %s: an engine listens there, and not a forwarder: xdpd stats asks it", path)
 		}
 		if c.JSON {
 			err = (&statsCmd{Watch: c.Watch}).writeJSON(out, raw)
