@@ -264,10 +264,13 @@ type tuning struct {
 }
 
 func (t tuning) run(ctx context.Context, out io.Writer) error {
+	word := "" // which is no value, and so an interface
 	switch {
 	case t.value == "" || t.takes(t.value):
 	case t.iface == "":
-		t.value, t.iface = "", t.value
+		word, t.value, t.iface = t.value, "", t.value
+	case t.takes(t.iface):
+		return &exitError{usageStatus, errors.New(t.order + " " + t.value)}
 	default:
 		return &exitError{usageStatus, errors.New(t.order + " " + t.iface)}
 	}
@@ -280,9 +283,15 @@ func (t tuning) run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	view, _, err := askControl(ctx, path)
-	if err == nil {
-		_, err = fmt.Fprintln(out, t.show(&view))
+	switch {
+	case err != nil && word != "":
+		return fmt.Errorf("%w (%s)", err, t.order)
+	case err != nil:
+		return err
+	case word != "" && t.control != "" && word != view.Interface:
+		return &exitError{usageStatus, fmt.Errorf("that engine is on %s, not on %s (%s)", view.Interface, word, t.order)}
 	}
+	_, err = fmt.Fprintln(out, t.show(&view))
 	return err
 }
 
