@@ -27,15 +27,15 @@ type forwardCmd struct {
 
 // forwardFlags are those of bridge and router.
 type forwardFlags struct {
-	Interfaces []string      `arg:"" name:"iface" help:"Interfaces to forward between, two or more."`
-	Mode       string        `enum:"best,copy,zerocopy" default:"best" placeholder:"best|copy|zerocopy" help:"How frames get from and to the devices."`
-	Attach     string        `enum:"best,native,generic" default:"best" placeholder:"best|native|generic" help:"Where the XDP program is attached."`
-	Frames     int           `placeholder:"N" help:"Frames of memory for each interface, beyond its fill rings (default 4096)."`
-	HugePages  bool          `help:"Ask for huge pages for them."`
-	Cpu        int           `default:"-1" placeholder:"N" help:"Pin the forwarder to this CPU."`
-	MaxSpin    time.Duration `placeholder:"50us" help:"How long it polls when nothing comes before it sleeps; negative: it never sleeps."`
-	Control    string        `placeholder:"PATH" help:"Control socket for xdpd forward stats (default /run/xdpd/forward/IFACE+IFACE.sock)."`
-	Ledger     bool          `help:"Check the owner of every frame at every step (slow)."`
+	Interfaces []string `arg:"" name:"iface" help:"Interfaces to forward between, two or more."`
+	Mode       string   `enum:"best,copy,zerocopy" default:"best" placeholder:"best|copy|zerocopy" help:"How frames get from and to the devices."`
+	Attach     string   `enum:"best,native,generic" default:"best" placeholder:"best|native|generic" help:"Where the XDP program is attached."`
+	Frames     int      `placeholder:"N" help:"Frames of memory for each interface, beyond its fill rings (default 4096)."`
+	HugePages  bool     `help:"Ask for huge pages for them."`
+	Cpu        int      `default:"-1" placeholder:"N" help:"Pin the forwarder to this CPU."`
+	MaxSpin    duration `placeholder:"50us" help:"How long it polls when nothing comes before it sleeps; negative: it never sleeps."`
+	Control    string   `placeholder:"PATH" help:"Control socket for xdpd forward stats (default /run/xdpd/forward/IFACE+IFACE.sock)."`
+	Ledger     bool     `help:"Check the owner of every frame at every step (slow)."`
 }
 
 type forwardBridgeCmd struct {
@@ -71,7 +71,7 @@ Examples:
 // config is what both kinds have in common.
 func (c *forwardFlags) config() forward.Config {
 	cfg := forward.Config{
-		Interfaces: c.Interfaces, Frames: c.Frames, HugePages: c.HugePages, MaxSpin: c.MaxSpin, Ledger: c.Ledger,
+		Interfaces: c.Interfaces, Frames: c.Frames, HugePages: c.HugePages, MaxSpin: c.MaxSpin.Duration, Ledger: c.Ledger,
 		Pin: c.Cpu >= 0, CPU: c.Cpu,
 		Mode:   map[string]rings.Mode{"best": rings.Best, "copy": rings.Copy, "zerocopy": rings.ZeroCopy}[c.Mode],
 		Attach: map[string]xdpprog.Attach{"best": xdpprog.BestAttach, "native": xdpprog.Native, "generic": xdpprog.Generic}[c.Attach],

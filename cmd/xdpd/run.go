@@ -35,7 +35,7 @@ type runCmd struct {
 	Accept    string         `enum:"each,main,workers," default:"" placeholder:"each|main|workers" help:"Which reactor accepts TCP connections, and who serves them; see above."`
 	Spread    string         `enum:"round-robin,least-conns," default:"" placeholder:"round-robin|least-conns" help:"With --accept main: which reactor gets a connection."`
 	Cpu       []int          `placeholder:"N" help:"Pin the reactors to these CPUs, one for each."`
-	MaxSpin   time.Duration  `placeholder:"50us" help:"How long an idle reactor polls before it sleeps; negative: it never sleeps."`
+	MaxSpin   duration       `placeholder:"50us" help:"How long an idle reactor polls before it sleeps; negative: it never sleeps."`
 	From      string         `placeholder:"SOCKET" help:"Get sockets and steering from xdpd grant, which listens there: no privilege is needed."`
 	User      string         `placeholder:"NAME[:GROUP]" help:"Become this user and give up every capability before the first frame is looked at; see above."`
 	Control   string         `placeholder:"PATH" help:"Control socket for xdpd stats (default /run/xdpd/IFACE.sock)."`
@@ -163,8 +163,8 @@ func (c *runCmd) merge() (fileConfig, error) {
 	if len(c.Cpu) > 0 {
 		f.CPUs = c.Cpu
 	}
-	if c.MaxSpin != 0 {
-		f.MaxSpin = duration(c.MaxSpin)
+	if c.MaxSpin != (duration{}) {
+		f.MaxSpin = c.MaxSpin
 	}
 	if c.Control != "" {
 		f.Control = c.Control
