@@ -197,6 +197,11 @@ func (s *Stack) open() error {
 		return fmt.Errorf("xdpd: %d CPUs for the %d reactors of %s: list one for each, or up to one for each of its %d queues",
 			n, s.cfg.Reactors, s.cfg.Interface, queues)
 	}
+	for _, cpu := range s.cfg.CPUs {
+		if err := tryCPU(cpu); err != nil {
+			return fmt.Errorf("xdpd: run a reactor on CPU %d: %w: CPUs count from 0, and /proc/self/status says which may be used", cpu, err)
+		}
+	}
 	chunk, packet, err := s.cfg.chunkFor(dev.driver, dev.mtu)
 	if err != nil {
 		return err
@@ -243,6 +248,21 @@ func (s *Stack) open() error {
 		return err
 	}
 	return s.openNAPI()
+}
+
+// tryCPU runs on a CPU for a moment.
+func tryCPU(cpu int) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var before, set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		return err
+	}
+	set.Set(cpu)
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		return err
+	}
+	return unix.SchedSetaffinity(0, &before)
 }
 
 // hostConfig is what all reactors' Hosts have in common.

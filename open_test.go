@@ -75,6 +75,7 @@ func TestOpenErrors(t *testing.T) {
 		{"few frames", func(c *xdpd.Config) { c.Frames = 10 }, []string{"10 frames", "64"}, nil},
 		{"chunk size", func(c *xdpd.Config) { c.ChunkSize = 1000 }, []string{"1000", "2048", "4096"}, nil},
 		{"CPUs", func(c *xdpd.Config) { c.CPUs = []int{0, 1, 0} }, []string{"3 CPUs", "reactors"}, nil},
+		{"no such CPU", func(c *xdpd.Config) { c.CPUs = []int{1023} }, []string{"CPU 1023"}, unix.EINVAL},
 		{"zero copy", func(c *xdpd.Config) { c.Mode = xdpd.ZeroCopy }, []string{"xa0", "queue 0", "zero copy", "copy mode"}, nil},
 		{"namespace", func(c *xdpd.Config) { c.NetNS = "nowhere-77" }, []string{"nowhere-77"}, unix.ENOENT},
 		{"no namespace", func(c *xdpd.Config) { c.NetNS = "/dev/null" }, []string{"/dev/null"}, unix.EINVAL},
