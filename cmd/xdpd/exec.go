@@ -74,7 +74,7 @@ func (c *execCmd) Run() error {
 	if library == "" {
 		library, err = preloadLibrary()
 	} else if library, err = filepath.Abs(library); err == nil {
-		_, err = os.Stat(library)
+		err = checkLibrary(library)
 	}
 	if err != nil {
 		return fmt.Errorf("exec: %w", err)
