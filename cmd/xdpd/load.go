@@ -134,7 +134,12 @@ func (c *loadCmd) load(ctx context.Context, cfg load.Config, side load.Side, out
 	if c.AllowErrors {
 		return err
 	}
-	return errors.Join(err, res.Err())
+	if rerr := res.Err(); err == nil {
+		err = rerr
+	} else if rerr != nil {
+		err = fmt.Errorf("%w: %w", err, rerr)
+	}
+	return err
 }
 
 // config turns flags into what the load takes.

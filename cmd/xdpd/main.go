@@ -63,7 +63,9 @@ func main() {
 			code = e.code
 		}
 		// The library's errors begin with the name of the room they come from, and the root room has ours.
-		fmt.Fprintf(os.Stderr, "xdpd: %s\n", strings.TrimPrefix(err.Error(), "xdpd: "))
+		for line := range strings.Lines(err.Error()) { // of several that were joined, each
+			fmt.Fprintf(os.Stderr, "xdpd: %s\n", strings.TrimPrefix(strings.TrimSuffix(line, "\n"), "xdpd: "))
+		}
 		os.Exit(code)
 	}
 }
