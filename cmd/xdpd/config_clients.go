@@ -105,15 +105,18 @@ func serveClients(ctx context.Context, st *xdpd.Stack, f *fileConfig) (*xdpd.Cli
 		return nil, nil
 	}
 	path := f.clientsPath()
+	if err := checkLength(path, "client_socket"); err != nil {
+		return nil, fmt.Errorf("socket for clients %s: %w", path, err)
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("socket for clients: %w", err)
+		return nil, fmt.Errorf("socket for clients: %w", explainUnwritable(err, "client_socket"))
 	}
 	if err := removeStale("unixpacket", path, "client_socket"); err != nil {
 		return nil, fmt.Errorf("socket for clients %s: %w", path, err)
 	}
 	l, err := xdpd.ListenClients(ctx, path)
 	if err != nil {
-		return nil, fmt.Errorf("socket for clients: %w", err)
+		return nil, fmt.Errorf("socket for clients: %w", explainUnwritable(err, "client_socket"))
 	}
 	s, err := st.ServeClients(l, f.Clients)
 	if err != nil {

@@ -149,13 +149,13 @@ func serveMux(path string, mux *http.ServeMux) (stop func(), err error) {
 
 // listenControl makes the socket.
 func listenControl(path string) (net.Listener, error) {
-	if limit := len(syscall.RawSockaddrUnix{}.Path) - 1; len(path) > limit {
-		return nil, fmt.Errorf("the path has %d bytes, a socket's may have %d: name a shorter one with --control", len(path), limit)
+	if err := checkLength(path, "--control"); err != nil {
+		return nil, err
 	}
 	dir := filepath.Dir(path)
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, explainUnwritable(err)
+			return nil, explainUnwritable(err, "--control")
 		}
 	}
 	if err := removeStale("unix", path, "--control"); err != nil {
@@ -172,9 +172,17 @@ func listenControl(path string) (net.Listener, error) {
 	}}
 	l, err := lc.Listen(context.Background(), "unix", path)
 	if err != nil {
-		return nil, explainUnwritable(err)
+		return nil, explainUnwritable(err, "--control")
 	}
 	return l, nil
+}
+
+// checkLength refuses a path that is too long for a socket.
+func checkLength(path, option string) error {
+	if limit := len(syscall.RawSockaddrUnix{}.Path) - 1; len(path) > limit {
+		return fmt.Errorf("the path has %d bytes, a socket's may have %d: name a shorter one with %s", len(path), limit, option)
+	}
+	return nil
 }
 
 // removeStale makes room for the socket, if what is in the way is the socket of a process that is gone. option names another path.
@@ -184,7 +192,7 @@ func removeStale(network, path, option string) error {
 		return nil
 	}
 	if err != nil {
-		return explainUnwritable(err)
+		return explainUnwritable(err, option)
 	}
 	if info.Mode().Type() != fs.ModeSocket {
 		return errors.New("there is a file which is no socket; it is not touched: name another path with " + option)
@@ -196,18 +204,19 @@ func removeStale(network, path, option string) error {
 			" (an interface of the same name may be in another network namespace)")
 	}
 	if !errors.Is(err, unix.ECONNREFUSED) { // which says that nobody listens
-		return explainUnwritable(err)
+		return explainUnwritable(err, option)
 	}
 	if err := os.Remove(path); err != nil {
-		return explainUnwritable(err)
+		return explainUnwritable(err, option)
 	}
 	return nil
 }
 
-func explainUnwritable(err error) error {
+// explainUnwritable names the option that names another path.
+func explainUnwritable(err error, option string) error {
 	for _, denied := range []error{fs.ErrPermission, unix.EROFS} {
 		if errors.Is(err, denied) {
-			return fmt.Errorf("%w: name a path with --control where you may write", err)
+			return fmt.Errorf("%w: name a path with %s where you may write", err, option)
 		}
 	}
 	return err

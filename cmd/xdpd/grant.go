@@ -65,7 +65,10 @@ func (c *grantCmd) serve(ctx context.Context, out io.Writer) error {
 		}
 		g.Groups = append(g.Groups, uint32(gid))
 	}
-	err := removeStale("unixpacket", c.Socket, "SOCKET")
+	err := checkLength(c.Socket, "SOCKET")
+	if err == nil {
+		err = removeStale("unixpacket", c.Socket, "SOCKET")
+	}
 	if err != nil {
 		return fmt.Errorf("grant socket %s: %w", c.Socket, err)
 	}
@@ -76,7 +79,7 @@ func (c *grantCmd) serve(ctx context.Context, out io.Writer) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("grant socket %s: %w", c.Socket, err)
+		return fmt.Errorf("grant socket %s: %w", c.Socket, explainUnwritable(err, "SOCKET"))
 	}
 	fmt.Fprintf(out, "xdpd: ready to grant %v on %s\n", c.Interface, c.Socket)
 	if err := notifyReady(); err != nil {

@@ -99,14 +99,14 @@ func (id identity) controlPath(iface string) string {
 	return filepath.Join(controlDir+"-"+id.name, iface+".sock")
 }
 
-// makeRoom makes the folder of a socket, which is then the identity's.
-func (id identity) makeRoom(path string, mode os.FileMode) error {
+// makeRoom makes the folder of a socket that option names, which is then the identity's.
+func (id identity) makeRoom(path, option string, mode os.FileMode) error {
 	dir := filepath.Dir(path)
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return nil // whether a socket can be made in it shows when it is
 	}
 	if err := os.MkdirAll(dir, mode); err != nil {
-		return fmt.Errorf("socket %s: %w", path, explainUnwritable(err))
+		return fmt.Errorf("socket %s: %w", path, explainUnwritable(err, option))
 	}
 	if err := os.Chown(dir, id.uid, id.gid); err != nil {
 		return fmt.Errorf("socket %s: %w", path, err)
