@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -37,6 +38,9 @@ func (t *clientTable) policy() (p xdpd.ClientPolicy, err error) {
 	p = xdpd.ClientPolicy{
 		Name: t.Name, Reach: t.Reach, Clients: t.Clients, Memory: t.Memory, Sockets: t.Sockets, Requests: t.Requests, CPU: t.CPU,
 		Lends: t.Lends, Frames: t.Frames, Rates: reactor.Rates{Connects: t.Connects, Packets: t.Packets, Bytes: t.Bytes},
+	}
+	if t.Reach != nil && len(t.Reach) == 0 {
+		return p, errors.New("reach names no network: leave it out for everywhere")
 	}
 	for _, name := range t.Users {
 		id, err := lookupID(name, func() (string, error) {

@@ -202,6 +202,8 @@ func TestConfigErrors(t *testing.T) {
 		{"[[client]]\nusers = [\"0\"]\nbytes = -1\n", "rates go from 1"},
 		{"[[client]]\nusers = [\"0\"]\nframes = 101\n", "101 percent of the frames"},
 		{"[[client]]\nusers = [\"0\"]\nreach = [\"10.0.0.1\"]\n", "line 3:"},
+		{"[[client]]\nusers = [\"0\"]\nreach = []\n", "reach names no network"},
+		{"[[client]]\nusers = [\"0\"]\nreach = [\"fd00::/8\"]\n", "fd00::/8, which is no IPv4 network"},
 		{"[[service]]\nname = \"ecco\"\n", "number 1: there is no service \"ecco\"; there are echo (port 7, TCP and UDP), discard"},
 		{"[[service]]\nport = 7\n", "there is no service \"\""},
 		{"[[service]]\nname = \"echo\"\nport = 65536\n", "echo has port 65536"},
