@@ -38,7 +38,7 @@ Examples:
   xdpd exec --only 10.0.0.0/24,:8000-8999 -- nginx -g 'daemon off;'`
 }
 
-// What the preloaded library reads (libxdpd/src/preload.c).
+// What the preloaded library reads (libxdpd/src/preload).
 const (
 	execSocketEnv = "XDPD_SOCKET"
 	execOnlyEnv   = "XDPD_ONLY"

@@ -27,7 +27,7 @@ type serviceOptions struct {
 	Upload   bool          // http: take PUT and POST to /upload
 	Size     uint64        // source: bytes to send on a connection; 0: for ever
 	Backends []string      // proxy: HOST:PORT each
-	Balance  string        // proxy: a key of proxy.Balances
+	Balance  string        // proxy: a key of balances
 	Check    time.Duration // proxy: between two looks at a backend
 	Idle     time.Duration // proxy: how long a flow may be silent
 	Flows    int           // proxy: flows at a time
