@@ -186,6 +186,10 @@ func (s *Stack) open() error {
 		}
 	}
 	queues := len(s.cfg.Queues)
+	if queues > sockets.MaxHosts {
+		return fmt.Errorf("xdpd: %d queues of %s, and an engine serves %d at most: list some of them, or ethtool -L %s combined %d",
+			queues, s.cfg.Interface, sockets.MaxHosts, s.cfg.Interface, sockets.MaxHosts)
+	}
 	if s.cfg.Reactors == 0 {
 		s.cfg.Reactors = queues
 	}

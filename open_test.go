@@ -72,6 +72,11 @@ func TestOpenErrors(t *testing.T) {
 		{"negative queue", func(c *xdpd.Config) { c.Queues = []int{-1} }, []string{"xa0", "queue -1"}, nil},
 		{"one queue twice", func(c *xdpd.Config) { c.Queues = []int{0, 0} }, []string{"queue 0", "twice"}, nil},
 		{"no queues", func(c *xdpd.Config) { c.Queues = []int{} }, []string{"empty list of queues"}, nil},
+		{"many queues", func(c *xdpd.Config) {
+			for q := range 65 {
+				c.Queues = append(c.Queues, q)
+			}
+		}, []string{"65 queues of xa0", "64 at most"}, nil},
 		{"few frames", func(c *xdpd.Config) { c.Frames = 10 }, []string{"10 frames", "64"}, nil},
 		{"chunk size", func(c *xdpd.Config) { c.ChunkSize = 1000 }, []string{"1000", "2048", "4096"}, nil},
 		{"CPUs", func(c *xdpd.Config) { c.CPUs = []int{0, 1, 0} }, []string{"3 CPUs", "reactors"}, nil},

@@ -74,7 +74,7 @@ type Config struct {
 	Share   bool
 	VLANs   []uint16 // tags of all frames, outermost first; not with Share
 
-	Queues []int // receive queues to serve, each with a reactor; nil: all of them
+	Queues []int // receive queues to serve, each with a reactor, 64 at most; nil: all of them
 	Mode   Mode
 	Attach Attach
 	// Dispatch says whether other XDP programs may be on the interface as well, and Priority which place the engine's has
