@@ -109,7 +109,9 @@ func (id identity) makeRoom(path, option string, mode os.FileMode) error {
 		return fmt.Errorf("socket %s: %w", path, explainUnwritable(err, option))
 	}
 	if err := os.Chown(dir, id.uid, id.gid); err != nil {
-		return fmt.Errorf("socket %s: %w", path, err)
+		// One that is left would be taken for the identity's the next time.
+		return errors.Join(fmt.Errorf("socket %s: %w: it takes CAP_CHOWN, or a folder that %s may write to, named with %s", path, err, id.name, option),
+			os.Remove(dir))
 	}
 	return nil
 }
