@@ -47,6 +47,7 @@ func TestGrantStrangers(t *testing.T) {
 		{`{"op":"nonsense"}`, "before the program is attached"},
 		{`{"op":"attach","steer":0,"queues":1,"addrs":["10.77.0.2"]}`, "no socket of an interface was asked for"},
 		{`{"op":"put","queue":0}`, "before the program is attached"},
+		{`{"op":"detach"}`, "{}"},
 		{`{"op":"open","proto":6,"port":22}`, "before the program is attached"},
 		{`{"op":"socket","interface":"xa0","queue":-1}`, "queue -1 of xa0 is not granted"},
 		{`{"op":"socket","interface":"xa0","queue":1}`, "queue 1 of xa0 is not granted"},

@@ -33,8 +33,9 @@ trusted with that gets the interface in a namespace of its own.
 
 Needs CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF, with --netns also CAP_SYS_ADMIN.
 
-Example:
+Example (the engine locks its packet memory, 32 MiB for each queue):
   xdpd grant -i eth1 -a 10.0.0.2/32 --user www-data /run/xdpd.grant
+  ulimit -l unlimited
   setpriv --reuid www-data --regid www-data --clear-groups xdpd run --from /run/xdpd.grant -i eth1 -a 10.0.0.2/24 \
     --control /tmp/xdpd.sock -s echo`
 }
