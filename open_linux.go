@@ -361,7 +361,11 @@ func (s *Stack) attach() error {
 		q.reactor.Turn() // fills the fill ring: a frame that comes before Run's first turn needs a place
 	}
 	// A dead engine's program may be in the way, or behind or before ours. If it cannot be taken out, that may matter.
-	_, left := restoreDispatch(s.cfg.JournalDir)
+	// A Granter's program is alone, and its engine may not look.
+	var left error
+	if s.cfg.Grant == "" {
+		_, left = restoreDispatch(s.cfg.JournalDir)
+	}
 	if err := s.load(cfg); err != nil {
 		return errors.Join(err, left)
 	}
