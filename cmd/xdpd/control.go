@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -340,6 +341,20 @@ func controlOf(path, iface string) (string, error) {
 	return findControl(controlDir)
 }
 
+// listening leaves out, of several sockets, those of processes that were killed.
+func listening(network string, paths []string) []string {
+	if len(paths) < 2 {
+		return paths
+	}
+	return slices.DeleteFunc(paths, func(path string) bool {
+		conn, err := net.DialTimeout(network, path, time.Second)
+		if err == nil {
+			conn.Close()
+		}
+		return errors.Is(err, unix.ECONNREFUSED)
+	})
+}
+
 // findControl finds the socket in dir, or in a dir-USER, when only one engine runs.
 func findControl(dir string) (string, error) {
 	found, err := filepath.Glob(filepath.Join(dir, "*.sock"))
@@ -350,7 +365,7 @@ func findControl(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	found = append(found, others...)
+	found = listening("unix", append(found, others...))
 	if len(found) == 1 {
 		return found[0], nil
 	}

@@ -132,6 +132,7 @@ func findClientSocket(dir string) (string, error) {
 		}
 		found = append(found, some...)
 	}
+	found = listening("unixpacket", found)
 	switch len(found) {
 	case 0:
 		return "", fmt.Errorf("no daemon serves applications in %s: xdpd run with a [[client]] does", dir)

@@ -188,6 +188,7 @@ func (c *forwardStatsCmd) Run() error {
 	path := c.Control
 	if path == "" {
 		found, err := filepath.Glob(filepath.Join(forwardDir, "*.sock"))
+		found = listening("unix", found)
 		switch {
 		case err != nil:
 			return err
