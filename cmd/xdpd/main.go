@@ -47,15 +47,17 @@ const usageStatus = 2
 
 func main() {
 	parser := kong.Must(&cli, kong.Name("xdpd"),
-		kong.Description("A packet engine: AF_XDP from the driver, IPv4, ICMP, UDP and TCP in user space."),
-		kong.UsageOnError(), kong.Exit(func(code int) {
-			if code != 0 {
-				code = usageStatus
-			}
-			os.Exit(code)
-		}))
+		kong.Description("A packet engine: AF_XDP from the driver, IPv4, ICMP, UDP and TCP in user space."))
 	k, err := parser.Parse(os.Args[1:])
-	parser.FatalIfErrorf(err)
+	if err != nil { // nothing on standard output, which may be read by a program
+		name := "xdpd"
+		var parsing *kong.ParseError
+		if errors.As(err, &parsing) && parsing.Context.Selected() != nil {
+			name = parsing.Context.Selected().FullPath()
+		}
+		fmt.Fprintf(os.Stderr, "xdpd: %v; %s --help says more\n", err, name)
+		os.Exit(usageStatus)
+	}
 	if err := runCommand(k); err != nil {
 		code := 1
 		var e *exitError
