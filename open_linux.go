@@ -5,7 +5,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -101,8 +103,9 @@ type device struct {
 	queues int
 	cable  bool // it has a carrier
 	driver string
-	rss    *proto.RSS // nil: not known
-	hash   string     // what rss is, or why it is not known
+	rss    *proto.RSS     // nil: not known
+	hash   string         // what rss is, or why it is not known
+	addrs  []netip.Prefix // the kernel's
 }
 
 func findDevice(name string) (device, error) {
@@ -121,6 +124,16 @@ func findDevice(name string) (device, error) {
 	d := device{index: a.Index, mtu: a.MTU, mac: proto.MAC(a.HardwareAddr), queues: max(1, rings.QueueCount(name, a.Index))}
 	d.cable, d.driver = a.RawFlags&unix.IFF_LOWER_UP != 0, driverOf(name)
 	d.rss, d.hash = readRSS(name)
+	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return device{}, fmt.Errorf("xdpd: addresses of interface %s: %w", name, err)
+	}
+	for _, a := range addrs {
+		if ip, ok := netip.AddrFromSlice(a.IP.To4()); ok {
+			bits, _ := a.Mask.Size()
+			d.addrs = append(d.addrs, netip.PrefixFrom(ip, bits))
+		}
+	}
 	return d, nil
 }
 
@@ -166,6 +179,13 @@ func (s *Stack) open() error {
 	dev, err := findDevice(s.cfg.Interface)
 	if err != nil {
 		return err
+	}
+	for _, p := range dev.addrs { // a Granter has looked
+		ours := func(a netip.Prefix) bool { return a.Addr().Unmap() == p.Addr() }
+		if s.cfg.Grant == "" && slices.ContainsFunc(s.cfg.Addrs, ours) {
+			return fmt.Errorf("xdpd: the kernel has %v on %s, and would hear nothing that comes for it any more, ssh neither: share it (Share, --share), "+
+				"or ip addr del %v dev %s", p.Addr(), s.cfg.Interface, p, s.cfg.Interface)
+		}
 	}
 	s.dev, s.link, s.mode = dev, linkState{s.cfg.Interface, dev.mtu, dev.mac}, s.cfg.Mode
 	s.all = s.cfg.Queues == nil

@@ -67,8 +67,9 @@ type Config struct {
 	NetNS     string // namespace of the interface: a path, or a name in /run/netns; empty: the caller's
 
 	// Addrs are the engine's own addresses with their subnets: ARP and all IPv4 for them is the engine's, and the
-	// kernel must not have them. With Share they stay the kernel's, which goes on to answer ARP, ping and ssh; the
-	// engine takes only the ports that are opened on it, and uses the kernel's addresses, routes and neighbours.
+	// kernel must not have them on the interface: Open refuses that. With Share they stay the kernel's, which goes on to
+	// answer ARP, ping and ssh; the engine takes only the ports that are opened on it, and uses the kernel's addresses,
+	// routes and neighbours.
 	Addrs   []netip.Prefix
 	Gateway netip.Addr
 	Share   bool
