@@ -67,6 +67,7 @@ func TestOpenErrors(t *testing.T) {
 		{"multicast", func(c *xdpd.Config) { c.Addrs = []netip.Prefix{netip.MustParsePrefix("224.0.0.1/24")} },
 			[]string{"224.0.0.1"}, nil},
 		{"gateway", func(c *xdpd.Config) { c.Gateway = netip.MustParseAddr("10.1.1.1") }, []string{"10.1.1.1", "subnet"}, nil},
+		{"own gateway", func(c *xdpd.Config) { c.Gateway = c.Addrs[0].Addr() }, []string{"gateway", "own address"}, nil},
 		{"IPv6 gateway", func(c *xdpd.Config) { c.Gateway = stranger.Addr() }, []string{"fd00::2", "IPv4"}, nil},
 		{"missing queue", func(c *xdpd.Config) { c.Queues = []int{7} }, []string{"xa0", "no queue 7", "it has 1"}, unix.EINVAL},
 		{"negative queue", func(c *xdpd.Config) { c.Queues = []int{-1} }, []string{"xa0", "queue -1"}, nil},

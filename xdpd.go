@@ -178,6 +178,9 @@ func (c *Config) defaults() error {
 		reachable := false
 		for _, a := range c.Addrs {
 			reachable = reachable || a.Contains(g)
+			if a.Addr().Unmap() == g.Unmap() {
+				return fmt.Errorf("xdpd: gateway %v is the engine's own address", g)
+			}
 		}
 		if !reachable {
 			return fmt.Errorf("xdpd: gateway %v lies in no subnet of the addresses given", g)
