@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"xdpd/reactor"
@@ -25,17 +26,12 @@ type Client struct {
 // ErrDaemonGone is what operations on a Client's sockets return when the daemon has ended, or has thrown the client out.
 var ErrDaemonGone = errors.New("xdpd: the daemon is gone")
 
-const (
-	// clientOps is how many operations may wait at a time: a goroutine that reads or writes is one. Each has an SQE, and perhaps
-	// another one that cancels it, so that the SQ always has room.
-	clientOps = defaultRemoteSQ / 2
-	// clientChunk holds what an operation moves: a header and the largest datagram fit.
-	clientChunk = 68 << 10
-)
+// clientCalls is how a Client divides its memory. A chunk holds what an operation moves: a header and the largest datagram fit.
+var clientCalls = reactor.CallsConfig{Chunk: 68 << 10, Chunks: 128, Buffers: 128}
 
 // Connect connects to the daemon at path, the unix socket that it serves clients on. It fails when there is none.
 func Connect(ctx context.Context, path string) (*Client, error) {
-	c := &Client{path: path, cfg: RemoteConfig{Requests: 2 * clientOps, Data: clientOps * clientChunk}}
+	c := &Client{path: path, cfg: RemoteConfig{Data: uint64(clientCalls.Size())}}
 	if _, err := c.session(ctx); err != nil {
 		return nil, err
 	}
@@ -59,7 +55,9 @@ func (c *Client) session(ctx context.Context) (*session, error) {
 	if old := c.now; old != nil {
 		c.past.Go(func() { _ = old.close() }) // its daemon has ended it already
 	}
-	c.now = newSession(q)
+	if c.now, err = newSession(q); err != nil {
+		return nil, err
+	}
 	return c.now, nil
 }
 
@@ -79,13 +77,22 @@ func (c *Client) Close() error {
 // session is a ring, and the calls over it.
 type session struct {
 	*reactor.RingCalls
-	q *RemoteRing
+	q     *RemoteRing
+	ahead atomic.Int32 // datagrams that sockets may receive ahead of their readers: see datagrams
 }
 
 type call = reactor.Call
 
-func newSession(q *RemoteRing) *session {
-	return &session{reactor.NewRingCalls(q.RingClient, q.Data, clientOps, clientChunk, ErrDaemonGone), q}
+func newSession(q *RemoteRing) (*session, error) {
+	calls, err := reactor.NewRingCalls(q.RingClient, q.Data, clientCalls, ErrDaemonGone)
+	if err != nil {
+		return nil, errors.Join(err, q.Close())
+	}
+	s := &session{RingCalls: calls, q: q}
+	if err := s.Provide(); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
 }
 
 // close ends the session. Operations that wait end with net.ErrClosed or ErrDaemonGone.

@@ -93,7 +93,7 @@ func (b *besieger) sqe() (s rings.SQE) {
 		s.Len, s.OpFlags, s.Off = []uint32{1, 6}[rng.IntN(2)], uint32(rng.IntN(16)), uint64(rng.IntN(3))
 	}
 	if b.chance(4) {
-		s.Flags = uint8(rng.Uint32()) & rings.SQEFlags
+		s.Flags = uint8(rng.Uint32())
 		s.IOPrio = uint16(rng.IntN(32))
 	}
 	if b.chance(4) { // something that is not its own, or out of range

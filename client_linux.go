@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strings"
-	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -35,11 +37,13 @@ type RemoteRing struct {
 	MTU      int
 	Lends    int // frames that may be lent to this process at a time; 0: none. The table of them lies at the end of Data
 
-	packets  []byte // all that is mapped of the packet memory
-	conn     *net.UnixConn
-	share    *rings.Share
-	done     chan struct{}
-	watching sync.WaitGroup
+	packets []byte // all that is mapped of the packet memory
+	conn    *net.UnixConn
+	raw     syscall.RawConn
+	share   *rings.Share
+	gone    atomic.Bool
+	limited bool      // the connection has a deadline for reading
+	looked  time.Time // when who does not wait last looked whether the daemon is there
 }
 
 const (
@@ -116,13 +120,15 @@ func joinRing(ctx context.Context, conn *net.UnixConn, cfg RemoteConfig) (*Remot
 		}
 		return nil, err
 	}
-	q := &RemoteRing{Reactor: int(w.Reactor), Reactors: int(w.Reactors), MTU: int(w.MTU), conn: conn, done: make(chan struct{})}
+	q := &RemoteRing{Reactor: int(w.Reactor), Reactors: int(w.Reactors), MTU: int(w.MTU), conn: conn}
 	if q.share, err = rings.JoinShare(fds[0], &w); err != nil {
 		return nil, err
 	}
-	woken := make(chan struct{}, 1)
 	q.Data = q.share.Data
-	if q.RingClient, err = reactor.JoinRing(q.share.Ring, q.knock, woken, q.done); err != nil {
+	if q.raw, err = conn.SyscallConn(); err == nil {
+		q.RingClient, err = reactor.JoinRing(q.share.Ring, q.knock, q.await)
+	}
+	if err != nil {
 		return nil, errors.Join(err, q.share.Close())
 	}
 	if cfg.ZeroCopy {
@@ -130,7 +136,6 @@ func joinRing(ctx context.Context, conn *net.UnixConn, cfg RemoteConfig) (*Remot
 			return nil, errors.Join(err, q.share.Close())
 		}
 	}
-	q.watching.Go(func() { q.watch(woken) })
 	return q, nil
 }
 
@@ -172,29 +177,56 @@ func refusedBy(w *rings.ShareWelcome, fds int) error {
 // knock wakes the engine. A connection that has ended needs nobody awake.
 func (q *RemoteRing) knock() { _, _ = q.conn.Write(knock) }
 
-// watch turns the engine's knocks into tokens for who waits, and ends the ring with the daemon.
-func (q *RemoteRing) watch(woken chan<- struct{}) {
+// lookEvery is how often who polls for completions has to ask the kernel whether the daemon is there.
+const lookEvery = time.Millisecond
+
+// await implements reactor.AwaitKnock.
+func (q *RemoteRing) await(timeout time.Duration) error {
+	if q.gone.Load() {
+		return reactor.ErrRingClosed
+	}
 	var b [1]byte
-	for {
-		if n, err := q.conn.Read(b[:]); n == 0 || err != nil {
-			close(q.done)
-			return
+	n, err := 0, error(nil)
+	switch {
+	case timeout == 0:
+		now := time.Now()
+		if now.Sub(q.looked) < lookEvery {
+			return nil
 		}
-		select {
-		case woken <- struct{}{}:
-		default:
+		q.looked = now
+		if err = q.raw.Read(func(fd uintptr) bool {
+			n, _, err = unix.Recvfrom(int(fd), b[:], unix.MSG_DONTWAIT)
+			return true
+		}); errors.Is(err, unix.EAGAIN) {
+			return nil
+		}
+	case timeout > 0 || q.limited:
+		until := time.Time{}
+		if q.limited = timeout > 0; q.limited {
+			until = time.Now().Add(timeout)
+		}
+		if err = q.conn.SetReadDeadline(until); err != nil {
+			break
+		}
+		fallthrough
+	default:
+		if n, err = q.conn.Read(b[:]); errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil
 		}
 	}
+	if n == 0 || err != nil {
+		q.gone.Store(true)
+		return reactor.ErrRingClosed
+	}
+	return nil
 }
 
-// Done is closed when the daemon is gone, or has thrown us out, or after Close.
-func (q *RemoteRing) Done() <-chan struct{} { return q.done }
-
-// Close gives the ring back: its sockets are closed, and who waits hears ErrRingClosed. Nobody may use the ring, nor Data, during
-// it and after it: the memory is gone.
+// Close gives the ring back: its sockets are closed, and who waits hears ErrRingClosed. Nobody may use the ring, nor Data,
+// after it: the memory is gone.
 func (q *RemoteRing) Close() error {
+	q.gone.Store(true)
 	err := q.conn.Close()
-	q.watching.Wait()
+	q.Left()
 	if q.packets != nil {
 		err = errors.Join(err, unix.Munmap(q.packets))
 		q.packets = nil

@@ -1,11 +1,13 @@
 package xdpd_test
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
 
 	"xdpd"
 	"xdpd/internal/netlab"
+	"xdpd/reactor"
 	"xdpd/rings"
 	"xdpd/sockets"
 )
@@ -87,7 +89,9 @@ func TestClientZeroCopyGone(t *testing.T) {
 			t.Fatal(err)
 		}
 		eventually(t, "all frames to be back", func() bool { return getStats(t, stack).Queues[0].Frames.Owners["lent"] == 0 })
-		<-q.Done()
+		for _, err := q.Wait(1, -1); !errors.Is(err, reactor.ErrRingClosed); _, err = q.Wait(1, -1) {
+			q.Seen(1)
+		}
 		if err := q.Close(); err != nil {
 			t.Error(err)
 		}

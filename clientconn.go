@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"xdpd/reactor"
 	"xdpd/rings"
 	"xdpd/sockets"
@@ -22,6 +20,7 @@ type ClientConn struct {
 	rd, wd  timeLimit
 	reading chan struct{} // a place for one reader, and one writer: their pieces stay together
 	writing chan struct{}
+	in      *datagrams // of UDP
 }
 
 // ClientListener accepts connections for a Client.
@@ -45,7 +44,7 @@ type clientSock struct {
 
 	mu     sync.RWMutex // who submits for fd holds it; Close takes it all, so that nothing is submitted for somebody else's fd
 	closed bool
-	done   chan struct{}
+	done   chan struct{} // closed by Close, before the number is
 
 	local netip.AddrPort
 }
@@ -159,145 +158,140 @@ func newClientConn(s *session, o call, network string, fd int32, remote netip.Ad
 	c.init(s, network, fd, nameOf(o, fd), remote)
 	c.rd.init()
 	c.wd.init()
+	if network[:3] == "udp" {
+		c.in = newDatagrams(s)
+	}
 	return c
 }
 
-// turn waits for the place of the one reader, or writer, and for an operation's number.
-func (c *ClientConn) turn(place chan struct{}, stop <-chan struct{}) (call, error) {
+// turn waits for the place of the one reader, or writer. Who has it gives it back.
+func (c *ClientConn) turn(place chan struct{}, stop <-chan struct{}) error {
 	if passed(c.done) {
-		return call{}, net.ErrClosed
+		return net.ErrClosed
 	}
 	if passed(stop) {
-		return call{}, os.ErrDeadlineExceeded
+		return os.ErrDeadlineExceeded
 	}
 	select {
 	case place <- struct{}{}:
+		return nil
 	case <-c.done:
-		return call{}, net.ErrClosed
+		return net.ErrClosed
 	case <-stop:
-		return call{}, os.ErrDeadlineExceeded
+		return os.ErrDeadlineExceeded
 	}
-	o, err := c.s.Begin(stop, c.done)
-	if err != nil {
-		<-place
-		err = c.outcome("", 0, 0, err, stop)
-	}
-	return o, err
-}
-
-// receive does a RECV or RECVFROM of at most n bytes, and gives where they lie until the call ends.
-func (c *ClientConn) receive(op rings.Op, n int, take func(b []byte)) (int, error) {
-	stop := c.rd.wait()
-	o, err := c.turn(c.reading, stop)
-	if err != nil {
-		return 0, c.fail("read", err)
-	}
-	defer func() { o.End(); <-c.reading }()
-	res, errno, err := c.do(o, &rings.SQE{Opcode: op, Addr: o.Base(), Len: uint32(min(n, clientChunk))}, stop)
-	if err := c.outcome("read", res, errno, err, stop); err != nil {
-		return 0, c.fail("read", err)
-	}
-	take(o.Mem()[:res])
-	return res, nil
 }
 
 // Read reads what there is, at most len(b) bytes; of UDP a datagram.
 func (c *ClientConn) Read(b []byte) (n int, err error) {
-	stream := c.network[:3] == "tcp"
-	if stream && len(b) == 0 {
+	if c.in != nil {
+		n, _, err = c.readDatagram(b)
+		return n, err
+	}
+	if len(b) == 0 {
 		return 0, nil
 	}
-	n, err = c.receive(rings.OpRecv, len(b), func(from []byte) { copy(b, from) })
-	if n == 0 && err == nil && stream {
+	if n, err = c.readStream(b); err != nil {
+		return 0, c.fail("read", err)
+	}
+	if n == 0 {
 		return 0, io.EOF
 	}
-	return n, err
+	return n, nil
 }
 
-// ReadFrom reads a datagram; what of it does not fit is lost.
-func (c *ClientConn) ReadFrom(b []byte) (n int, from net.Addr, err error) {
-	n, a, err := c.ReadFromUDPAddrPort(b)
-	if err != nil {
-		return 0, nil, err
+func (c *ClientConn) readStream(b []byte) (int, error) {
+	stop := c.rd.wait()
+	if err := c.turn(c.reading, stop); err != nil {
+		return 0, err
 	}
-	return n, net.UDPAddrFromAddrPort(a), nil
-}
-
-// ReadFromUDPAddrPort is ReadFrom without an allocation.
-func (c *ClientConn) ReadFromUDPAddrPort(b []byte) (n int, from netip.AddrPort, err error) {
-	_, err = c.receive(rings.OpRecvFrom, len(b)+rings.RecvHeaderSize, func(mem []byte) {
-		h, _ := rings.ParseRecvHeader(mem)
-		from, n = h.Src, copy(b, mem[rings.RecvHeaderSize:])
-	})
-	return n, from, err
+	defer func() { <-c.reading }()
+	o, err := c.s.Begin()
+	if err != nil {
+		return 0, err
+	}
+	defer o.End()
+	sqe := rings.SQE{Opcode: rings.OpRecv, Flags: rings.SQEBufferSelect, Len: uint32(min(len(b), clientCalls.Chunk))}
+	for {
+		res, errno, err := c.do(o, &sqe, stop)
+		if err == nil && errno == sockets.ENOBUFS { // all buffers are full: the data waits in the engine
+			select {
+			case <-c.s.Freed():
+				continue
+			case <-stop:
+				err = reactor.ErrCallStopped
+			case <-c.done:
+				err = reactor.ErrCallStopped
+			}
+		}
+		if err := c.outcome("read", res, errno, err, stop); err != nil {
+			return 0, err
+		}
+		if f := o.Flags(); res > 0 && f&rings.CQEBuffer != 0 {
+			id := uint16(f >> rings.CQEBufferShift)
+			copy(b, c.s.Buffer(id)[:res])
+			c.s.GiveBack(id)
+		}
+		return res, nil
+	}
 }
 
 // Write writes all of b, or says how much went.
-func (c *ClientConn) Write(b []byte) (int, error) { return c.send(b, netip.AddrPort{}) }
-
-// WriteTo sends a datagram.
-func (c *ClientConn) WriteTo(b []byte, to net.Addr) (int, error) {
-	a, ok := to.(*net.UDPAddr)
-	if !ok || a == nil {
-		return 0, c.fail("write", unix.EINVAL)
+func (c *ClientConn) Write(b []byte) (n int, err error) {
+	if c.in != nil {
+		return c.sendDatagram(b, netip.AddrPort{})
 	}
-	return c.WriteToUDPAddrPort(b, a.AddrPort())
-}
-
-// WriteToUDPAddrPort is WriteTo without an allocation.
-func (c *ClientConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error) {
-	if c.remote.IsValid() {
-		return 0, c.fail("write", net.ErrWriteToConnected)
-	}
-	if to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port()); to.Addr().Is6() {
-		return 0, c.fail("write", unix.EINVAL)
-	}
-	return c.send(b, to)
-}
-
-const maxDatagram = 65507
-
-func (c *ClientConn) send(b []byte, to netip.AddrPort) (n int, err error) {
 	stop := c.wd.wait()
-	o, err := c.turn(c.writing, stop)
-	if err != nil {
+	if err = c.turn(c.writing, stop); err != nil {
 		return 0, c.fail("write", err)
 	}
-	defer func() { o.End(); <-c.writing }()
-	stream := c.network[:3] == "tcp"
-	if !stream && len(b) > maxDatagram {
-		return 0, c.fail("write", os.NewSyscallError("write", sockets.EMSGSIZE))
-	}
-	for {
-		mem := o.Mem()
-		sqe := rings.SQE{Opcode: rings.OpSend, Addr: o.Base() + rings.SockAddrSize}
-		if to.IsValid() {
-			rings.PutSockAddr(mem, to)
-			sqe.Off, sqe.FileIndex = o.Base(), rings.SockAddrSize
+	defer func() { <-c.writing }()
+	for how := uint32(rings.MsgWaitAll); ; {
+		if how == rings.MsgWaitAll && c.s.Scarce() {
+			how = rings.MsgDontWait
 		}
-		if stream {
-			sqe.OpFlags = rings.MsgWaitAll
-		}
-		k := copy(mem[rings.SockAddrSize:], b[n:])
-		sqe.Len = uint32(k)
-		res, errno, err := c.do(o, &sqe, stop)
-		if err == nil && errno == 0 {
-			n += res
-		}
-		if stream && res == k && n == len(b) || !stream && errno == 0 && err == nil {
-			return n, nil
-		}
-		if err == nil && errno == 0 && res < k { // stopped on the way, or broken: the next operation would tell
-			if passed(c.done) || passed(stop) {
-				errno = sockets.ECANCELED
-			} else {
-				continue
-			}
-		}
-		if err := c.outcome("write", 0, errno, err, stop); err != nil {
+		k, more, err := c.writeSome(b[n:], how, stop)
+		n += k
+		if err != nil {
 			return n, c.fail("write", err)
 		}
+		if n == len(b) {
+			return n, nil
+		}
+		how = more
 	}
+}
+
+// writeSome writes a chunk at most, and says how to go on. Where chunks are scarce none waits in the engine for a peer that takes nothing: who
+// has room at last waits only for what else may hold him back, the policy's rates.
+func (c *ClientConn) writeSome(b []byte, how uint32, stop <-chan struct{}) (n int, more uint32, err error) {
+	o, err := c.s.BeginData(stop, c.done)
+	if err != nil {
+		return 0, 0, c.outcome("write", 0, 0, err, stop)
+	}
+	k := copy(o.Mem(), b)
+	n, errno, err := c.do(o, &rings.SQE{Opcode: rings.OpSend, Addr: o.Base(), Len: uint32(k), OpFlags: how}, stop)
+	o.End()
+	switch {
+	case how == rings.MsgDontWait && err == nil && (errno == sockets.EAGAIN || errno == 0 && n < k):
+		return n, 0, c.awaitRoom(stop)
+	case err == nil && errno == 0 && n < k && (passed(c.done) || passed(stop)): // stopped on the way
+		errno = sockets.ECANCELED
+	case err == nil && errno == 0: // all, or broken on the way: the next operation tells
+		return n, rings.MsgWaitAll, nil
+	}
+	return n, 0, c.outcome("write", 0, errno, err, stop)
+}
+
+// awaitRoom waits until there is room for what is to be sent.
+func (c *ClientConn) awaitRoom(stop <-chan struct{}) error {
+	o, err := c.s.Begin()
+	if err != nil {
+		return err
+	}
+	defer o.End()
+	_, errno, err := c.do(o, &rings.SQE{Opcode: rings.OpPollAdd, OpFlags: uint32(sockets.Out)}, stop)
+	return c.outcome("write", 1, errno, err, stop)
 }
 
 // CloseWrite ends the stream; the peer reads its end.
@@ -307,7 +301,7 @@ func (c *ClientConn) CloseWrite() error { return c.shutdown(1) }
 func (c *ClientConn) CloseRead() error { return c.shutdown(0) }
 
 func (c *ClientConn) shutdown(how uint32) error {
-	o, err := c.s.Begin(c.done)
+	o, err := c.s.Begin()
 	if err == nil {
 		defer o.End()
 		var errno sockets.Errno

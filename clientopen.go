@@ -98,9 +98,9 @@ func (l *ClientListener) Accept() (net.Conn, error) {
 	if passed(l.done) {
 		return nil, l.fail("accept", net.ErrClosed)
 	}
-	o, err := l.s.Begin(stop, l.done)
+	o, err := l.s.Begin()
 	if err != nil {
-		return nil, l.fail("accept", l.outcome("accept", 0, 0, err, stop))
+		return nil, l.fail("accept", err)
 	}
 	defer o.End()
 	fd, errno, err := l.do(o, &rings.SQE{Opcode: rings.OpAccept, Addr: o.Base(), Off: rings.SockAddrSize}, stop)
@@ -168,11 +168,8 @@ func (c *Client) dial(ctx context.Context, network string, remote netip.AddrPort
 	if err != nil {
 		return nil, err
 	}
-	o, err := s.Begin(ctx.Done())
+	o, err := s.Begin()
 	if err != nil {
-		if ctx.Err() != nil {
-			err = contextError{cause: ctx.Err()}
-		}
 		return nil, err
 	}
 	defer o.End()

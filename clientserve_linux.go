@@ -194,8 +194,25 @@ func (s *ClientServer) serve(conn *net.UnixConn, cred *unix.Ucred) {
 		_ = rings.SendShare(conn, &w) // it went away, or does not listen
 		return
 	}
-	c.answer(&s.rests)
+	if c.answer(&s.rests) {
+		c.finish()
+	}
 	s.end(c)
+}
+
+// finishTime is how long what an application submitted before it went may take to begin.
+const finishTime = 100 * time.Millisecond
+
+// finish has the reactor take what is left in the SQ: a program that writes a datagram and exits has sent it, as with the kernel.
+func (c *client) finish() {
+	for until := time.Now().Add(finishTime); time.Now().Before(until); time.Sleep(finishTime / 100) {
+		_, _, ok := c.r.Enter()
+		left := c.ring.Unread()
+		c.r.Leave() // takes them, if nobody else does
+		if left == 0 || !ok {
+			return
+		}
+	}
 }
 
 // end gives back what a client had; only then is it gone, so that its place is not taken before its memory is free.
@@ -373,12 +390,12 @@ func (c *client) close() {
 }
 
 // answer has the reactor look at the ring when the application, which saw it asleep, knocks; until the connection ends, as it does
-// with the process, however that came.
-func (c *client) answer(rests *rests) {
+// with the process, however that came. It reports whether it was the application that ended it.
+func (c *client) answer(rests *rests) bool {
 	var b [1]byte
 	for rest := knockRest; ; {
 		if n, err := c.conn.Read(b[:]); n == 0 || err != nil {
-			return
+			return !errors.Is(err, net.ErrClosed)
 		}
 		c.knocks.Add(1)
 		for range knocksHeard {
@@ -387,7 +404,7 @@ func (c *client) answer(rests *rests) {
 				break
 			}
 			if n == 0 {
-				return
+				return true
 			}
 		}
 		c.r.Enter()

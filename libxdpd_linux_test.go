@@ -20,7 +20,7 @@ import (
 // TestLibxdpd drives the library's calls from here, as package net does the kernel's: as server and client of the kernel it passes the
 // test of golang.org/x/net and carries megabytes, until the daemon throws it out.
 func TestLibxdpd(t *testing.T) {
-	lab, stack := engine(t, netlab.Options{})
+	lab, stack := engine(t, netlab.Options{Veth: "the guest has no C compiler"})
 	server, path := daemon(t, stack, nil)
 	ours, kernels := startCalls(t, path).side(lab.EngineAddr), kernelSide(lab.Peer, lab.PeerAddr)
 	for _, r := range []role{{"library dials", ours, kernels}, {"kernel dials", kernels, ours}} {
@@ -88,9 +88,9 @@ func libraryGone(t *testing.T, lab *netlab.Lab, server *xdpd.ClientServer, ours 
 
 // TestLibxdpdSuite runs testdata/libxdpd_suite.c with a sanitizer: each call and its errors, beside the kernel's, several threads and processes.
 func TestLibxdpdSuite(t *testing.T) {
+	lab, stack := engine(t, netlab.Options{Veth: "the guest has no C compiler"})
 	sanitizer := cmp.Or(os.Getenv("XDPD_SANITIZE"), "address,undefined")
 	bin := buildLibxdpd(t, "libxdpd_suite", "-O1", "-g", "-fsanitize="+sanitizer, "-fno-sanitize-recover=undefined", "-Wl,--wrap=syscall,--wrap=send")
-	lab, stack := engine(t, netlab.Options{})
 	runSuite(t, bin, lab, stack)
 	// That the kernel is asked nothing while there is much to do can be counted where the engine never sleeps.
 	lab = newLab(t, netlab.Options{})

@@ -124,7 +124,10 @@ func (c *Client) Loop(number int) (Loop, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := newSession(q)
+	s, err := newSession(q)
+	if err != nil {
+		return nil, err
+	}
 	return &clientLoop{s: s, h: reactor.NewRingSockets(s.RingCalls), began: time.Now()}, nil
 }
 

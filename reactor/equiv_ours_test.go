@@ -110,12 +110,13 @@ type equivRingFace struct {
 }
 
 func (f *equivRingFace) open(r *reactor.Reactor) {
-	const calls, chunk = 4, 80 << 10
+	const calls = 4
+	memory := reactor.CallsConfig{Chunk: 80 << 10, Chunks: calls}
 	layout, err := rings.LayoutRing(2*calls, 4*calls)
 	if err != nil {
 		panic(err)
 	}
-	area, data := rings.NewRingArea(layout), make([]byte, calls*chunk)
+	area, data := rings.NewRingArea(layout), make([]byte, memory.Size())
 	f.woken, f.done = make(chan struct{}, 1), make(chan struct{})
 	bell := func() {
 		select {
@@ -128,11 +129,13 @@ func (f *equivRingFace) open(r *reactor.Reactor) {
 		panic(err)
 	}
 	binary.NativeEndian.PutUint32(area[384:], 1) // it sleeps
-	c, err := reactor.JoinRing(area, func() { r.Turn() }, f.woken, f.done)
+	c, err := reactor.JoinRing(area, func() { r.Turn() }, reactor.AwaitToken(f.woken, f.done))
 	if err != nil {
 		panic(err)
 	}
-	f.calls = reactor.NewRingCalls(c, data, calls, chunk, errEquivClosed)
+	if f.calls, err = reactor.NewRingCalls(c, data, memory, errEquivClosed); err != nil {
+		panic(err)
+	}
 	f.h = reactor.NewRingSockets(f.calls)
 }
 

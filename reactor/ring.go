@@ -98,6 +98,8 @@ type Ring struct {
 	peers    []*Ring
 	backlog  backlog
 	cqTail   uint32 // index of the next CQE
+	cqLoud   uint32 // behind the last one that is not quiet
+	quiet    bool   // the one that is being posted is
 	staged   uint32 // CQEs written and not published
 	signaled uint32 // cqTail at the last write to the eventfd
 	waiter   chan struct{}
@@ -238,6 +240,9 @@ func (q *Ring) Knocked() bool {
 	return behind
 }
 
+// Unread is how many SQEs wait to be taken. The caller holds the lock.
+func (q *Ring) Unread() int { return int(q.end.SQ.Avail()) }
+
 // InFlight is how many requests are not done. The caller holds the lock.
 func (q *Ring) InFlight() int { return q.used }
 
@@ -300,6 +305,9 @@ func (q *Ring) push(c rings.CQE) bool {
 	}
 	*q.end.CQ.Slot(idx) = c
 	q.cqTail = idx + 1
+	if !q.quiet {
+		q.cqLoud = q.cqTail
+	}
 	q.staged++
 	return true
 }
@@ -354,7 +362,7 @@ func (q *Ring) publish() (woke bool) {
 	q.staged = 0
 	c := q.Counters()
 	q.end.Publish(&c)
-	wake, event := q.end.Sleeper(q.cqTail)
+	wake, event := q.end.Sleeper(q.cqTail, q.cqLoud)
 	if wake {
 		select {
 		case q.waiter <- struct{}{}:

@@ -2,6 +2,7 @@ package reactor
 
 import (
 	"iter"
+	"sync"
 	"time"
 
 	"xdpd/rings"
@@ -10,12 +11,11 @@ import (
 // RingClient is the application's end of a Ring, as liburing is io_uring's. One goroutine at a time may submit (SQE,
 // Submit), and one at a time may take completions (Wait, Peek, Seen, Reap).
 type RingClient struct {
-	q      *Ring // nil: it is another process's
-	app    *rings.RingApp
-	door   func()          // has the engine look at the rings, though it sleeps
-	waiter <-chan struct{} // a token: the engine saw that the application sleeps, and woke it
-	done   <-chan struct{} // closed with the ring
-	timer  *time.Timer     // of Wait
+	q       *Ring // nil: it is another process's
+	app     *rings.RingApp
+	door    func() // has the engine look at the rings, though it sleeps
+	await   AwaitKnock
+	waiting sync.Mutex // held by Wait
 
 	lends, packets []byte // the table of lent frames, and the memory in which they are
 }
@@ -26,19 +26,60 @@ func newRingClient(q *Ring, app *rings.RingApp) *RingClient {
 		q.r.Leave()
 	}
 	return &RingClient{
-		q: q, app: app, door: door, waiter: q.waiter, done: q.done, lends: q.lends.table, packets: q.r.pool.Region().Mem(),
+		q: q, app: app, door: door, await: AwaitToken(q.waiter, q.done), lends: q.lends.table, packets: q.r.pool.Region().Mem(),
+	}
+}
+
+// AwaitKnock blocks until the engine, which saw that the application sleeps, wakes it (RingConfig.Bell), at most for timeout: negative, for
+// ever; 0, not at all. It may return early. Error: ErrRingClosed, the engine's end is gone. One goroutine at a time calls it.
+type AwaitKnock func(timeout time.Duration) error
+
+// AwaitToken waits for a token in woken. done is closed with the ring.
+func AwaitToken(woken, done <-chan struct{}) AwaitKnock {
+	var timer *time.Timer
+	return func(timeout time.Duration) error {
+		var over <-chan time.Time
+		switch {
+		case timeout == 0:
+			select {
+			case <-done:
+				return ErrRingClosed
+			default:
+				return nil
+			}
+		case timeout > 0 && timer == nil:
+			timer = time.NewTimer(timeout)
+		case timeout > 0:
+			timer.Reset(timeout)
+		}
+		if timeout > 0 {
+			defer timer.Stop()
+			over = timer.C
+		}
+		select {
+		case <-woken:
+		case <-over:
+		case <-done:
+			return ErrRingClosed
+		}
+		return nil
 	}
 }
 
 // JoinRing gives the application's end of a ring that another process's engine made in area. door wakes the engine when it
-// sleeps; woken gets a token when it wakes us (RingConfig.Bell); done is closed when it is gone. Serve and EventFD are for
-// rings of this process.
-func JoinRing(area []byte, door func(), woken, done <-chan struct{}) (*RingClient, error) {
+// sleeps, await waits until it wakes us. Serve and EventFD are for rings of this process.
+func JoinRing(area []byte, door func(), await AwaitKnock) (*RingClient, error) {
 	app, _, err := rings.App(area)
 	if err != nil {
 		return nil, err
 	}
-	return &RingClient{app: app, door: door, waiter: woken, done: done}, nil
+	return &RingClient{app: app, door: door, await: await}, nil
+}
+
+// Left waits until nobody is in Wait, of a ring that is gone: its memory may go then.
+func (c *RingClient) Left() {
+	c.waiting.Lock()
+	defer c.waiting.Unlock()
 }
 
 // Lends tells an application in another process where the table of lent frames is, and the engine's packet memory, which it was given.
@@ -66,14 +107,16 @@ func (c *RingClient) Submit() int {
 	return int(n)
 }
 
-// kick has the engine look at the rings.
-func (c *RingClient) kick() {
+// kick has the engine look at the rings, and reports whether it was awake.
+func (c *RingClient) kick() (awake bool) {
 	switch asleep := c.app.SQ.NeedWakeup(); {
 	case c.q != nil && (c.q.handler != nil || !asleep): // a handler runs with the lock held, in a turn
 		c.q.r.poked.Store(true)
 	case asleep:
 		c.door()
+		return false
 	}
+	return true
 }
 
 // Peek gives the oldest completion that was not Seen.
@@ -107,53 +150,43 @@ func (c *RingClient) Reap(buf []rings.CQE) int {
 
 // Wait blocks until n completions, or as many as the CQ holds, can be taken, and says how many there are. timeout zero:
 // does not block; negative: no limit. Fewer than n and no error: the time is over. It must not be called on the
-// reactor's own goroutine.
+// reactor's own goroutine. Completions of which the last is quiet (SQEQuiet) do not end it.
 func (c *RingClient) Wait(n int, timeout time.Duration) (int, error) {
+	c.waiting.Lock()
+	defer c.waiting.Unlock()
 	n = min(n, int(c.app.CQ.Size()))
 	idx, got := c.app.CQ.Peek(uint32(n))
 	if int(got) >= n {
 		return int(got), nil
 	}
-	if timeout == 0 {
-		return c.closedWith(int(got))
-	}
-	var over <-chan time.Time
+	var until time.Time
 	if timeout > 0 {
-		if c.timer == nil {
-			c.timer = time.NewTimer(timeout)
-		} else {
-			c.timer.Reset(timeout)
-		}
-		defer c.timer.Stop()
-		over = c.timer.C
+		until = time.Now().Add(timeout)
 	}
-	c.app.Sleep(idx + uint32(n))
-	defer c.app.Awake()
+	if timeout != 0 {
+		c.app.Sleep(idx + uint32(n))
+		defer c.app.Awake()
+	}
 	for {
-		if _, got = c.app.CQ.Peek(uint32(n)); int(got) >= n {
+		_, got = c.app.CQ.Peek(uint32(n))
+		over := timeout == 0 || timeout > 0 && !time.Now().Before(until)
+		if int(got) >= n || over && timeout != 0 {
 			return int(got), nil
 		}
-		select {
-		case <-c.waiter:
-		case <-c.done:
-			_, got = c.app.CQ.Peek(uint32(n))
-			return c.closedWith(int(got))
-		case <-over:
-			_, got = c.app.CQ.Peek(uint32(n))
+		left := timeout
+		if timeout > 0 {
+			left = max(time.Until(until), 1)
+		}
+		if err := c.await(left); err != nil {
+			if _, got = c.app.CQ.Peek(uint32(n)); got > 0 {
+				err = nil
+			}
+			return int(got), err
+		}
+		if over {
 			return int(got), nil
 		}
 	}
-}
-
-func (c *RingClient) closedWith(n int) (int, error) {
-	select {
-	case <-c.done:
-		if n == 0 {
-			return 0, ErrRingClosed
-		}
-	default:
-	}
-	return n, nil
 }
 
 // All gives completion after completion, as they come, until the ring is closed. Before it waits it submits what was filled

@@ -148,18 +148,18 @@ func (h *RingSockets) TCPRead(s sockets.Handle, dst []byte, _ int64) (n int, err
 	if errno := h.takeLate(s); errno != 0 {
 		return 0, errno
 	}
-	o, err := h.calls.Begin()
+	o, err := h.calls.BeginData()
 	if err != nil {
 		return 0, sockets.EBADF
 	}
 	defer o.End()
 	for {
-		k := min(len(dst)-n, h.calls.chunk)
+		k := min(len(dst)-n, h.calls.cfg.Chunk)
 		k, errno = h.do(o, s, rings.SQE{Opcode: rings.OpRecv, Addr: o.Base(), Len: uint32(k), OpFlags: rings.MsgDontWait})
 		if errno != 0 {
 			break
 		}
-		if n += copy(dst[n:], o.Mem()[:k]); n == len(dst) || k < h.calls.chunk {
+		if n += copy(dst[n:], o.Mem()[:k]); n == len(dst) || k < h.calls.cfg.Chunk {
 			break // there was no more
 		}
 	}
@@ -174,7 +174,7 @@ func (h *RingSockets) TCPWrite(s sockets.Handle, p []byte, _ int64) (n int, errn
 	if errno := h.takeLate(s); errno != 0 {
 		return 0, errno
 	}
-	o, err := h.calls.Begin()
+	o, err := h.calls.BeginData()
 	if err != nil {
 		return 0, sockets.EBADF
 	}
@@ -273,12 +273,12 @@ func (h *RingSockets) UDPConnect(s sockets.Handle, remote proto.Addr, port uint1
 
 // UDPRecv is Host.UDPRecv.
 func (h *RingSockets) UDPRecv(s sockets.Handle, dst []byte) (d sockets.Datagram, errno sockets.Errno) {
-	o, err := h.calls.Begin()
+	o, err := h.calls.BeginData()
 	if err != nil {
 		return d, sockets.EBADF
 	}
 	defer o.End()
-	room := min(len(dst)+rings.RecvHeaderSize, h.calls.chunk)
+	room := min(len(dst)+rings.RecvHeaderSize, h.calls.cfg.Chunk)
 	n, errno := h.do(o, s, rings.SQE{Opcode: rings.OpRecvFrom, Addr: o.Base(), Len: uint32(room), OpFlags: rings.MsgDontWait})
 	if errno != 0 {
 		return d, errno
@@ -291,7 +291,7 @@ func (h *RingSockets) UDPRecv(s sockets.Handle, dst []byte) (d sockets.Datagram,
 
 // UDPSend is Host.UDPSend.
 func (h *RingSockets) UDPSend(s sockets.Handle, payload []byte, dst netip.AddrPort, _ int64) sockets.Errno {
-	o, err := h.calls.Begin()
+	o, err := h.calls.BeginData()
 	if err != nil {
 		return sockets.EBADF
 	}

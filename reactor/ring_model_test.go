@@ -197,7 +197,7 @@ func instant(op rings.Op) bool {
 
 // check says what is wrong with an SQE in itself.
 func (m *ringModel) check(s *rings.SQE) sockets.Errno {
-	bad := s.Flags >= 128 || s.IOPrio != 0 || s.Reserved != 0
+	bad := s.IOPrio != 0 || s.Reserved != 0
 	selects := s.Flags&32 != 0
 	rest := s.BufGroup != 0 || s.FileIndex != 0 || s.Addr3 != 0
 	switch s.Opcode {

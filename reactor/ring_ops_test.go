@@ -105,7 +105,6 @@ func TestRingTimeoutUpdate(t *testing.T) {
 func TestRingMalformed(t *testing.T) {
 	g := newRingRig(t, RingConfig{})
 	for i, s := range []rings.SQE{
-		{Opcode: rings.OpNop, Flags: 128},
 		{Opcode: rings.OpNop, Reserved: 1},
 		{Opcode: rings.OpTimeout, Len: 1}, {Opcode: rings.OpTimeout, BufGroup: 1}, {Opcode: rings.OpTimeout, FileIndex: 1},
 		{Opcode: rings.OpTimeout, OpFlags: 2}, {Opcode: rings.OpTimeout, OpFlags: 1 << 31}, {Opcode: rings.OpTimeout, Addr: rings.MaxTimeout + 1},

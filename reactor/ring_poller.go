@@ -48,7 +48,7 @@ func (p *RingPoller) Mod(s sockets.Handle, mask sockets.Ready, data uint64) erro
 func (p *RingPoller) Del(s sockets.Handle) error { return p.ctl(rings.EpollDel, s, 0, 0) }
 
 func (p *RingPoller) ctl(op uint32, s sockets.Handle, mask sockets.Ready, data uint64) error {
-	o, err := p.begin()
+	o, err := p.begin(false)
 	if err != nil {
 		return err
 	}
@@ -81,14 +81,18 @@ func (p *RingPoller) ctl(op uint32, s sockets.Handle, mask sockets.Ready, data u
 	return errno
 }
 
-// begin takes a call, unless the poller is closed.
-func (p *RingPoller) begin() (Call, error) {
+// begin takes a call, with a chunk for events or without, unless the poller is closed.
+func (p *RingPoller) begin(events bool) (o Call, err error) {
 	select {
 	case <-p.closed:
 		return Call{}, ErrClosed
 	default:
 	}
-	o, err := p.h.calls.Begin(p.closed)
+	if events {
+		o, err = p.h.calls.BeginData(p.closed)
+	} else {
+		o, err = p.h.calls.Begin()
+	}
 	if err != nil {
 		return o, p.gone(err)
 	}
@@ -108,7 +112,7 @@ func (p *RingPoller) Wait(buf []Event, timeout time.Duration) (int, error) {
 	if len(buf) == 0 {
 		return 0, ErrInvalid
 	}
-	o, err := p.begin()
+	o, err := p.begin(true)
 	if err != nil {
 		return 0, err
 	}

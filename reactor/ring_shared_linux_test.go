@@ -72,7 +72,7 @@ func shareRing(t testing.TB, r *Reactor, cfg *RingConfig) (join func(*Ring) (*Ri
 				t.Error("the memory cannot be unmapped")
 			}
 		})
-		c, err := JoinRing(app.Ring, func() { r.Enter(); r.Leave() }, woken, q.done)
+		c, err := JoinRing(app.Ring, func() { r.Enter(); r.Leave() }, AwaitToken(woken, q.done))
 		if err != nil {
 			t.Fatal(err)
 		}

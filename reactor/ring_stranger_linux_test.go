@@ -169,7 +169,7 @@ func TestRingOfASpinner(t *testing.T) {
 	g := newRig(t, options{})
 	rang := 0
 	r := ringOn(g, RingConfig{SQEntries: 4, CQEntries: 4, Area: area, Bell: func() { rang++ }})
-	c, err := JoinRing(area, func() { t.Error("it knocked at a reactor that spins") }, make(chan struct{}), r.q.done)
+	c, err := JoinRing(area, func() { t.Error("it knocked at a reactor that spins") }, AwaitToken(nil, r.q.done))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,4 +219,41 @@ func TestRingKnocked(t *testing.T) {
 		r.q.Knocked()
 	}
 	knock(false) // who has used up his share is not worth a look, whatever he submits
+}
+
+// TestRingQuiet: a quiet completion wakes nobody by itself, unless it tells a failure or the application wants to hear of quiet ones; the next that
+// is not quiet wakes.
+func TestRingQuiet(t *testing.T) {
+	rang := 0
+	g := ringOn(newRig(t, options{}), RingConfig{SQEntries: 8, CQEntries: 8, Bell: func() { rang++ }})
+	quiet := func(user uint64) rings.SQE {
+		return rings.SQE{Opcode: rings.OpNop, Flags: rings.SQEQuiet, UserData: user}
+	}
+	app, head := g.c.app, uint32(0)
+	for _, c := range []struct {
+		name string
+		all  bool // it wants quiet ones
+		sqes []rings.SQE
+		want int
+	}{
+		{"quiet", false, []rings.SQE{quiet(1), quiet(2)}, 0},
+		{"quiet ones wanted", true, []rings.SQE{quiet(3)}, 1},
+		{"loud behind quiet", false, []rings.SQE{quiet(4), nop(5, 0)}, 1},
+		{"quiet behind loud", false, []rings.SQE{nop(6, 0), quiet(7)}, 1},
+		{"failure", false, []rings.SQE{{Opcode: rings.OpTimeoutRemove, Flags: rings.SQEQuiet, Addr: 99, UserData: 8}}, 1},
+	} {
+		app.WantQuiet(c.all)
+		app.Sleep(head + 1)
+		rang = 0
+		g.push(c.sqes...)
+		g.settle()
+		if rang != c.want {
+			t.Errorf("%s: %d wake-ups, want %d", c.name, rang, c.want)
+		}
+		if n := g.c.Reap(make([]rings.CQE, 8)); n != len(c.sqes) {
+			t.Errorf("%s: %d completions, want %d", c.name, n, len(c.sqes))
+		}
+		head += uint32(len(c.sqes))
+		app.Awake()
+	}
 }

@@ -147,7 +147,7 @@ func (q *Ring) refuse(s *rings.SQE, err sockets.Errno) {
 func (q *Ring) check(s *rings.SQE) sockets.Errno {
 	op := &ops[s.Opcode]
 	switch {
-	case op.issue == nil, s.Flags&^rings.SQEFlags != 0, s.IOPrio&^op.ioprio != 0, s.Reserved != 0:
+	case op.issue == nil, s.IOPrio&^op.ioprio != 0, s.Reserved != 0:
 		return sockets.EINVAL
 	case s.Flags&rings.SQEBufferSelect != 0 && !op.buffers:
 		return sockets.EOPNOTSUPP
@@ -227,7 +227,9 @@ func (q *Ring) complete(i uint32) {
 	}
 	skip := p.sqe.Flags&rings.SQESkipSuccess != 0
 	if failed || !skip {
+		q.quiet = !failed && p.sqe.Flags&rings.SQEQuiet != 0
 		q.post(rings.CQE{UserData: p.sqe.UserData, Res: p.res, Flags: p.cflags})
+		q.quiet = false
 		if !p.fired() {
 			q.counted++
 		}

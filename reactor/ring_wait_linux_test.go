@@ -113,7 +113,7 @@ func TestRingWait(t *testing.T) {
 		_, err := g.c.Wait(1, -1)
 		ended <- err
 	}()
-	g.until("the waiter to sleep", func() bool { wake, _ := g.q.end.Sleeper(g.q.cqTail + 1); return wake })
+	g.until("the waiter to sleep", func() bool { wake, _ := g.q.end.Sleeper(g.q.cqTail+1, g.q.cqTail+1); return wake })
 	g.q.Close()
 	for range 2 { // the cancelled timeout, then the end
 		if err := await(t, "the waiter", ended); err != nil {

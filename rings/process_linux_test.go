@@ -204,7 +204,7 @@ func (e *processEngine) serve(s SQE) error {
 func (e *processEngine) publish() {
 	idx, _ := e.end.CQ.Reserve(0)
 	e.end.CQ.Submit(e.end.CQ.Reserved())
-	if wake, _ := e.end.Sleeper(idx); wake {
+	if wake, _ := e.end.Sleeper(idx, idx); wake {
 		e.knock()
 	}
 }

@@ -64,7 +64,7 @@ const (
 	SQEAsync        = 1 << 4 // accepted, and of no effect
 	SQEBufferSelect = 1 << 5 // take a buffer of group BufGroup
 	SQESkipSuccess  = 1 << 6 // no CQE unless it fails
-	SQEFlags        = 1<<7 - 1
+	SQEQuiet        = 1 << 7 // its CQE, unless it fails, wakes nobody who did not ask for that (CQWantQuiet)
 )
 
 // CQE.Flags: IORING_CQE_F_*.

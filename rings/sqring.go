@@ -51,6 +51,7 @@ const (
 const (
 	CQNeedWakeup      = needWakeup // the application sleeps: wake it when the tail reaches the wanted one
 	CQEventFDDisabled = 1 << 1     // IORING_CQ_EVENTFD_DISABLED, which is bit 0 there
+	CQWantQuiet       = 1 << 2     // quiet completions (SQEQuiet) are to wake it as others do
 )
 
 // ErrRingArea says that an area is no ring, or one of another version or shape.
@@ -86,6 +87,8 @@ type RingApp struct {
 	CQ      *Consumer[CQE]
 	sqFlags *uint32
 	cqFlags *uint32
+	cqHead  *uint32
+	cqTail  *uint32
 	cqWant  *uint32
 	stats   *[ringStats]uint64
 }

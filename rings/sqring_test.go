@@ -130,23 +130,31 @@ func TestRingFlags(t *testing.T) {
 	if a.Overflow() {
 		t.Error("overflow stays")
 	}
-	if wake, event := e.Sleeper(5); wake || !event {
+	if wake, event := e.Sleeper(5, 5); wake || !event {
 		t.Errorf("at the start: wake %v, eventfd %v", wake, event)
 	}
 	a.Sleep(^uint32(0))
 	a.DisableEventFD(true)
-	if wake, event := e.Sleeper(^uint32(0) - 1); wake || event {
+	if wake, event := e.Sleeper(^uint32(0)-1, ^uint32(0)-1); wake || event {
 		t.Errorf("before the wanted tail: wake %v, eventfd %v", wake, event)
 	}
-	if wake, _ := e.Sleeper(1); !wake {
+	if wake, _ := e.Sleeper(1, 1); !wake {
 		t.Error("no wake-up behind the wanted tail, across the wrap")
 	}
+	if wake, _ := e.Sleeper(1, ^uint32(0)-1); wake {
+		t.Error("a quiet completion wakes")
+	}
+	a.WantQuiet(true)
+	if wake, _ := e.Sleeper(1, ^uint32(0)-1); !wake {
+		t.Error("a quiet completion does not wake who wants it to")
+	}
+	a.WantQuiet(false)
 	a.Awake()
-	if wake, event := e.Sleeper(1); wake || event {
+	if wake, event := e.Sleeper(1, 1); wake || event {
 		t.Errorf("awake: wake %v, eventfd %v", wake, event)
 	}
 	a.DisableEventFD(false)
-	if _, event := e.Sleeper(1); !event {
+	if _, event := e.Sleeper(1, 1); !event {
 		t.Error("the eventfd stays disabled")
 	}
 	want := rings.RingCounters{Submitted: 1, Completed: 2, Overflows: 3, Refused: 4, BadIndex: 5}

@@ -59,6 +59,8 @@ func App(area []byte) (*RingApp, RingLayout, error) {
 		CQ:      NewConsumer(word(area, offCQTail), word(area, offCQHead), word(area, offCQFlags), cqes),
 		sqFlags: word(area, offSQFlags),
 		cqFlags: word(area, offCQFlags),
+		cqHead:  word(area, offCQHead),
+		cqTail:  word(area, offCQTail),
 		cqWant:  word(area, offCQFlags+4),
 		stats:   (*[ringStats]uint64)(unsafe.Pointer(word64(area[:offEntries], offCounters))),
 	}, l, nil
@@ -78,10 +80,13 @@ func (e *RingEngine) SetOverflow(on bool) {
 	}
 }
 
-// Sleeper reports whether the application sleeps and wants to be woken at this CQ tail, and whether it wants its
-// eventfd written.
-func (e *RingEngine) Sleeper(tail uint32) (wake, eventFD bool) {
+// Sleeper reports whether the application sleeps and wants to be woken at this CQ tail, which was loud behind the last completion
+// that is not quiet, and whether it wants its eventfd written.
+func (e *RingEngine) Sleeper(tail, loud uint32) (wake, eventFD bool) {
 	flags := atomic.LoadUint32(e.cqFlags)
+	if flags&CQWantQuiet == 0 {
+		tail = loud
+	}
 	wake = flags&CQNeedWakeup != 0 && int32(tail-atomic.LoadUint32(e.cqWant)) >= 0
 	return wake, flags&CQEventFDDisabled == 0
 }
@@ -106,6 +111,18 @@ func (a *RingApp) Overflow() bool { return atomic.LoadUint32(a.sqFlags)&SQOverfl
 func (a *RingApp) Sleep(want uint32) {
 	atomic.StoreUint32(a.cqWant, want)
 	a.CQ.SetNeedWakeup(true)
+}
+
+// Waiting reports whether there are completions to take. Any goroutine may ask.
+func (a *RingApp) Waiting() bool { return atomic.LoadUint32(a.cqTail) != atomic.LoadUint32(a.cqHead) }
+
+// WantQuiet has quiet completions wake the application as well, or not any more. Before the Sleep that it is for.
+func (a *RingApp) WantQuiet(on bool) {
+	if on {
+		atomic.OrUint32(a.cqFlags, CQWantQuiet)
+	} else {
+		atomic.AndUint32(a.cqFlags, ^uint32(CQWantQuiet))
+	}
 }
 
 // Awake takes Sleep back.
