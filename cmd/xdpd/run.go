@@ -65,7 +65,7 @@ Faces:
 Dispatch (other XDP programs on the interface, by libxdp's dispatcher; docs/dispatch.md):
   auto       join a dispatcher that is there (xdp-loader, xdp-filter); else have the interface alone (default)
   always     make a dispatcher where there is none, so that others can join later
-  never      have the interface alone, or fail
+  never      have the interface alone, or fail: so it is with --user and --from in any case
 
 NAPI (who runs the poll function of the device's queues):
   auto       whoever moves more packets at the present load, which is tried where the reactor has time for it (default)
