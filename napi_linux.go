@@ -90,6 +90,9 @@ func (s *Stack) openNAPI() error {
 	n := &s.napi
 	n.raw = -1
 	_, err := restoreHere(s.cfg.JournalDir) // where it may not read, it could not write either
+	if errors.Is(err, fs.ErrPermission) {
+		err = fmt.Errorf("%w: name another folder for the journal (Config.JournalDir; journal in xdpd's config file)", err)
+	}
 	var aerr error
 	if n.all, aerr = rings.OpenNAPIs(); aerr != nil {
 		n.all = nil

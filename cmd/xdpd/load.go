@@ -213,7 +213,7 @@ func (c *loadCmd) checkSide() error {
 	case !c.Kernel && len(c.Address) == 0:
 		return errors.New("no address given: -a ADDR/LEN for an address of the engine's own")
 	case c.Threads < 0:
-		return fmt.Errorf("--threads %d", c.Threads)
+		return fmt.Errorf("--threads %d: there must be at least 1", c.Threads)
 	}
 	for _, a := range c.Address {
 		if _, err := parseSource(a, !c.Kernel); err != nil {
