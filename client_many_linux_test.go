@@ -3,8 +3,11 @@ package xdpd_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -14,6 +17,7 @@ import (
 
 	"xdpd"
 	"xdpd/internal/netlab"
+	"xdpd/internal/seeds"
 )
 
 // echoed has a connection's peer send b to it, and echoes it.
@@ -207,4 +211,54 @@ func init() {
 		os.Exit(0)
 		return nil
 	}
+}
+
+// TestClientInOrder: bursts of datagrams of any length, with pauses between them, are read in order, and so are the answers: however many a
+// socket receives ahead of its reader.
+func TestClientInOrder(t *testing.T) {
+	lab, stack := engine(t, netlab.Options{})
+	s, path := daemon(t, stack, nil)
+	pc, err := client(t, path).ListenPacket("udp", ":700")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ping(t, lab.Peer, lab.EngineAddr, 1) // who queues for a neighbour may send out of order
+	var echoing sync.WaitGroup
+	echoing.Go(func() {
+		buf := make([]byte, 100)
+		for n := uint32(0); ; n++ {
+			k, from, err := pc.ReadFrom(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if got := binary.BigEndian.Uint32(buf); err != nil || k != 4 || got != n {
+				t.Errorf("datagram %d: %d bytes, number %d, %v", n, k, got, err)
+			}
+			if _, err := pc.WriteTo(buf[:k], from); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	rng := rand.New(rand.NewPCG(seeds.One(t), 0))
+	peer := kernelUDP(t, lab.Peer, netip.AddrPort{}, netip.AddrPortFrom(lab.EngineAddr, 700))
+	sent, got, buf := uint32(0), uint32(0), make([]byte, 100)
+	for range 400 {
+		for range 1 + rng.IntN(1<<rng.IntN(7)) {
+			if _, err := peer.Write(binary.BigEndian.AppendUint32(nil, sent)); err != nil {
+				t.Fatal(err)
+			}
+			sent++
+		}
+		for ; got < sent; got++ {
+			if k, err := peer.Read(buf); err != nil || k != 4 || binary.BigEndian.Uint32(buf) != got {
+				t.Fatalf("answer %d: %d bytes, number %d, %v", got, k, binary.BigEndian.Uint32(buf), err)
+			}
+		}
+	}
+	list, _ := s.Clients()
+	t.Logf("%d datagrams, %d knocks", sent, list[0].Knocks)
+	if err := pc.Close(); err != nil {
+		t.Error(err)
+	}
+	echoing.Wait()
 }

@@ -154,7 +154,7 @@ func (d *datagrams) next() (r received, ok bool, errno sockets.Errno) {
 
 // grow doubles the credit, if the others leave as much. The caller holds the lock.
 func (d *datagrams) grow() {
-	more := max(d.credit, 2)
+	more := min(max(d.credit, 2), readAhead-d.credit)
 	if int(d.s.ahead.Add(int32(more))) > clientCalls.Buffers/2 {
 		d.s.ahead.Add(int32(-more))
 		return
