@@ -78,6 +78,11 @@ func (p *ClientPolicy) Check() error {
 	case min(p.Rates.Connects, p.Rates.Packets, p.Rates.Bytes) < 0 || max(p.Rates.Connects, p.Rates.Packets, p.Rates.Bytes) > reactor.MaxRate:
 		return fmt.Errorf("clients %q: rates go from 1 to %d a second", p.Name, int64(reactor.MaxRate))
 	}
+	for _, r := range p.Reach {
+		if !r.IsValid() || !r.Addr().Is4() {
+			return fmt.Errorf("clients %q: reach has %v, which is no IPv4 network", p.Name, r)
+		}
+	}
 	for _, r := range p.Bind {
 		if r.First == 0 || r.Last < r.First {
 			return fmt.Errorf("clients %q: ports %d to %d are none", p.Name, r.First, r.Last)

@@ -176,7 +176,10 @@ func (s *grant) handle(r grantRequest) (a grantAnswer, fd int, err error) {
 		c := xdpprog.Config{Interface: s.iface, Steer: r.Steer, Attach: r.Attach, Queues: r.Queues, Addrs: r.Addrs, Dispatch: xdpprog.NeverDispatch}
 		return s.attach(c, r.Metadata)
 	}
-	if s.program == nil {
+	switch {
+	case s.program == nil && r.Op == grantDetach: // of an engine that could not be opened
+		return a, fd, nil
+	case s.program == nil:
 		return a, fd, fmt.Errorf("xdpd: grant: %q before the program is attached", r.Op)
 	}
 	switch r.Op {

@@ -43,11 +43,12 @@ func granted(t *testing.T, o netlab.Options, g xdpd.Granter) (*netlab.Lab, strin
 
 // TestGrantStrangers has the Granter hear what no engine says. None of it may give anything, and an engine is served afterwards.
 func TestGrantStrangers(t *testing.T) {
-	lab, path := granted(t, netlab.Options{}, xdpd.Granter{Queues: []int{0}})
+	lab, path := granted(t, netlab.Options{}, xdpd.Granter{Queues: []int{0}, Addrs: []netip.Prefix{netip.MustParsePrefix("10.77.0.0/24"), netip.MustParsePrefix("::/0")}})
 	for _, c := range []struct{ says, hears string }{
 		{`{"op":"nonsense"}`, "before the program is attached"},
 		{`{"op":"attach","steer":0,"queues":1,"addrs":["10.77.0.2"]}`, "no socket of an interface was asked for"},
 		{`{"op":"put","queue":0}`, "before the program is attached"},
+		{`{"op":"detach"}`, "{}"},
 		{`{"op":"open","proto":6,"port":22}`, "before the program is attached"},
 		{`{"op":"socket","interface":"xa0","queue":-1}`, "queue -1 of xa0 is not granted"},
 		{`{"op":"socket","interface":"xa0","queue":1}`, "queue 1 of xa0 is not granted"},
@@ -93,6 +94,12 @@ func TestGrantStrangers(t *testing.T) {
 	}
 	cfg := engineConfig(lab)
 	cfg.Grant, cfg.Queues = path, []int{0}
+	addrs := cfg.Addrs
+	cfg.Addrs, cfg.JournalDir = []netip.Prefix{netip.MustParsePrefix("10.99.0.2/24")}, "/dev/null" // where an engine without privilege finds nothing
+	if _, err := xdpd.Open(cfg); err == nil || !strings.Contains(err.Error(), "address 10.99.0.2 is not granted") || strings.Contains(err.Error(), "journal") {
+		t.Errorf("an address that is not granted: %v", err)
+	}
+	cfg.Addrs, cfg.JournalDir = addrs, ""
 	stack := openStack(t, lab, cfg)
 	serveTCPEcho(t, stack, 7)
 	c, err := kernelTCP(t, lab.Peer, netip.AddrPortFrom(lab.EngineAddr, 7))

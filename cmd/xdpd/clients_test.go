@@ -53,6 +53,15 @@ func TestClientsOfEngine(t *testing.T) {
 	if _, err := serveClients(t.Context(), st, &file); err == nil || !strings.Contains(err.Error(), "client_socket") {
 		t.Errorf("a second server at the same socket: %v", err)
 	}
+	for _, path := range []string{filepath.Join(dir, strings.Repeat("x", 108)), "/proc/clients", "/sys/class/clients"} {
+		file := file
+		file.ClientSocket = path
+		if s, err := serveClients(t.Context(), st, &file); s != nil || err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v", path, err)
+		} else if path != "/proc/clients" && !strings.Contains(err.Error(), "with client_socket") {
+			t.Errorf("%s: the cure is missing: %v", path, err)
+		}
+	}
 	control := filepath.Join(dir, "c.sock")
 	end, err := serveControl(t.Context(), control, st, &services{}, s)
 	if err != nil {

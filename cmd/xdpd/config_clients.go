@@ -109,6 +109,9 @@ func serveClients(ctx context.Context, st *xdpd.Stack, f *fileConfig) (*xdpd.Cli
 		return nil, nil
 	}
 	path := f.clientsPath()
+	if err := checkLength(path, "client_socket"); err != nil {
+		return nil, fmt.Errorf("socket for clients %s: %w", path, err)
+	}
 	if _, err := makeFolder(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("socket for clients: %w", explainUnwritable(err, "client_socket"))
 	}

@@ -105,13 +105,14 @@ var (
 
 // capCure says how a process gets capabilities, which are listed as split does.
 func capCure(lack []string) string {
-	var names []string
+	var names, adds []string
 	for _, l := range lack {
 		name, _, _ := strings.Cut(l, " ")
-		names = append(names, strings.ToLower(name))
+		names, adds = append(names, strings.ToLower(name)), append(adds, name)
 	}
 	list := strings.Join(names, ",")
-	cure := fmt.Sprintf("setcap %s+ep ON THE xdpd BINARY, in a container --cap-add %s", list, strings.ToUpper(list))
+	// One by one: docker takes no list.
+	cure := fmt.Sprintf("setcap %s+ep ON THE xdpd BINARY, in a container --cap-add %s", list, strings.Join(adds, " --cap-add "))
 	if os.Geteuid() != 0 {
 		cure = "run as root, or: " + cure
 	}

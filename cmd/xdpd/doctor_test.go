@@ -314,7 +314,7 @@ func TestDoctorWithoutPrivileges(t *testing.T) {
 	}
 	says(t, out,
 		`!!  privileges +user 65534, without CAP_NET_ADMIN .*CAP_BPF .*CAP_NET_RAW`,
-		`cure: run as root, or: setcap cap_net_admin,cap_bpf,cap_net_raw\+ep .*--cap-add CAP_NET_ADMIN,.*xdpd run --from`,
+		`cure: run as root, or: setcap cap_net_admin,cap_bpf,cap_net_raw\+ep .*--cap-add CAP_NET_ADMIN --cap-add CAP_BPF --cap-add CAP_NET_RAW; .*xdpd run --from`,
 		`--  more privileges +without CAP_IPC_LOCK .*CAP_SYS_ADMIN`,
 		`!!  AF_XDP +no socket: operation not permitted\n +cure: CAP_NET_RAW`,
 		`!!  packet memory +not tried`,

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -117,5 +118,22 @@ func TestForwardStats(t *testing.T) {
 	}
 	if !strings.Contains(text.String(), "bridge of 2 ports") || !strings.Contains(text.String(), "2 stations") {
 		t.Errorf("%s", text.String())
+	}
+	_, _, err = askControl(t.Context(), path) // as xdpd stats
+	_, cerr := askClients(t.Context(), path)
+	for _, err := range []error{err, cerr} {
+		if err == nil || !strings.Contains(err.Error(), "a forwarder listens there") {
+			t.Errorf("who takes it for an engine is told %v", err)
+		}
+	}
+}
+
+// TestForwardStatsOfEngine asks an engine what it does not know.
+func TestForwardStatsOfEngine(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	serveFabricated(t, path)
+	err := (&forwardStatsCmd{}).show(t.Context(), path, io.Discard, false)
+	if err == nil || !strings.Contains(err.Error(), "an engine listens there") {
+		t.Errorf("%v", err)
 	}
 }

@@ -103,11 +103,16 @@ func (id identity) controlPath(iface string) string {
 func (id identity) makeRoom(path string, mode os.FileMode, option string) error {
 	dir := filepath.Dir(path)
 	made, err := makeFolder(dir, mode)
-	if err == nil && made {
-		err = os.Chown(dir, id.uid, id.gid)
-	}
 	if err != nil {
 		return fmt.Errorf("socket %s: %w", path, explainUnwritable(err, option))
+	}
+	if !made {
+		return nil // whether a socket can be made in it shows when it is
+	}
+	if err := os.Chown(dir, id.uid, id.gid); err != nil {
+		// One that is left would be taken for the identity's the next time.
+		return errors.Join(fmt.Errorf("socket %s: %w: it takes CAP_CHOWN, or a folder that %s may write to, named with %s", path, err, id.name, option),
+			os.Remove(dir))
 	}
 	return nil
 }
