@@ -67,6 +67,8 @@ func (p *ClientPolicy) Check() error {
 		return fmt.Errorf("clients %q: no user and no group, so nobody may come in", p.Name)
 	case p.Clients < 0 || p.Sockets < 0 || p.Requests < 0:
 		return fmt.Errorf("clients %q: a limit is negative", p.Name)
+	case p.Requests > reactor.MaxRequests || p.Sockets > reactor.MaxSockets:
+		return fmt.Errorf("clients %q: %d requests and %d sockets; up to %d and %d can be", p.Name, p.Requests, p.Sockets, reactor.MaxRequests, reactor.MaxSockets)
 	case p.CPU < 0 || p.CPU > 100:
 		return fmt.Errorf("clients %q: %d percent of the time; 1 to 100 can be", p.Name, p.CPU)
 	case p.Frames < 0 || p.Frames > 100:
@@ -75,6 +77,11 @@ func (p *ClientPolicy) Check() error {
 		return fmt.Errorf("clients %q: %d lent frames; up to %d can be", p.Name, p.Lends, maxLends)
 	case min(p.Rates.Connects, p.Rates.Packets, p.Rates.Bytes) < 0 || max(p.Rates.Connects, p.Rates.Packets, p.Rates.Bytes) > reactor.MaxRate:
 		return fmt.Errorf("clients %q: rates go from 1 to %d a second", p.Name, int64(reactor.MaxRate))
+	}
+	for _, r := range p.Reach {
+		if !r.IsValid() || !r.Addr().Is4() {
+			return fmt.Errorf("clients %q: reach has %v, which is no IPv4 network", p.Name, r)
+		}
 	}
 	for _, r := range p.Bind {
 		if r.First == 0 || r.Last < r.First {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sync/atomic"
 	"time"
 
@@ -89,6 +90,9 @@ func (s *Stack) openNAPI() error {
 	n := &s.napi
 	n.raw = -1
 	_, err := restoreHere(s.cfg.JournalDir) // where it may not read, it could not write either
+	if errors.Is(err, fs.ErrPermission) {
+		err = fmt.Errorf("%w: name another folder for the journal (Config.JournalDir; journal in xdpd's config file)", err)
+	}
 	var aerr error
 	if n.all, aerr = rings.OpenNAPIs(); aerr != nil {
 		n.all = nil
@@ -376,12 +380,15 @@ func Restore(dir, ns string) (done []string, err error) {
 		left, lerr := restoreDispatch(dir)
 		tags, terr := restoreTags(dir)
 		done = append(append(done, left...), tags...)
-		return errors.Join(err, lerr, terr)
+		if err = errors.Join(err, lerr, terr); errors.Is(err, fs.ErrPermission) {
+			return fmt.Errorf("xdpd: restore from %s: it takes CAP_NET_ADMIN, and who may read what engines wrote down, which is mostly root: %w", dir, fs.ErrPermission)
+		}
+		if err != nil {
+			return fmt.Errorf("xdpd: %w", err)
+		}
+		return nil
 	})
-	if err != nil {
-		return done, fmt.Errorf("xdpd: %w", err)
-	}
-	return done, nil
+	return done, err
 }
 
 func restoreHere(dir string) (done []string, err error) {

@@ -5,7 +5,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -101,8 +103,9 @@ type device struct {
 	queues int
 	cable  bool // it has a carrier
 	driver string
-	rss    *proto.RSS // nil: not known
-	hash   string     // what rss is, or why it is not known
+	rss    *proto.RSS     // nil: not known
+	hash   string         // what rss is, or why it is not known
+	addrs  []netip.Prefix // the kernel's
 }
 
 func findDevice(name string) (device, error) {
@@ -121,6 +124,16 @@ func findDevice(name string) (device, error) {
 	d := device{index: a.Index, mtu: a.MTU, mac: proto.MAC(a.HardwareAddr), queues: max(1, rings.QueueCount(name, a.Index))}
 	d.cable, d.driver = a.RawFlags&unix.IFF_LOWER_UP != 0, driverOf(name)
 	d.rss, d.hash = readRSS(name)
+	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return device{}, fmt.Errorf("xdpd: addresses of interface %s: %w", name, err)
+	}
+	for _, a := range addrs {
+		if ip, ok := netip.AddrFromSlice(a.IP.To4()); ok {
+			bits, _ := a.Mask.Size()
+			d.addrs = append(d.addrs, netip.PrefixFrom(ip, bits))
+		}
+	}
 	return d, nil
 }
 
@@ -167,6 +180,13 @@ func (s *Stack) open() error {
 	if err != nil {
 		return err
 	}
+	for _, p := range dev.addrs { // a Granter has looked
+		ours := func(a netip.Prefix) bool { return a.Addr().Unmap() == p.Addr() }
+		if s.cfg.Grant == "" && slices.ContainsFunc(s.cfg.Addrs, ours) {
+			return fmt.Errorf("xdpd: the kernel has %v on %s, and would hear nothing that comes for it any more, ssh neither: share it (Share, --share), "+
+				"or ip addr del %v dev %s", p.Addr(), s.cfg.Interface, p, s.cfg.Interface)
+		}
+	}
 	s.dev, s.link, s.mode = dev, linkState{s.cfg.Interface, dev.mtu, dev.mac}, s.cfg.Mode
 	s.all = s.cfg.Queues == nil
 	if len(s.cfg.VLANs) < 2 { // devices differ in how deep they look
@@ -186,6 +206,10 @@ func (s *Stack) open() error {
 		}
 	}
 	queues := len(s.cfg.Queues)
+	if queues > sockets.MaxHosts {
+		return fmt.Errorf("xdpd: %d queues of %s, and an engine serves %d at most: list some of them, or ethtool -L %s combined %d",
+			queues, s.cfg.Interface, sockets.MaxHosts, s.cfg.Interface, sockets.MaxHosts)
+	}
 	if s.cfg.Reactors == 0 {
 		s.cfg.Reactors = queues
 	}
@@ -196,6 +220,11 @@ func (s *Stack) open() error {
 	if n := len(s.cfg.CPUs); n > 0 && (n < s.cfg.Reactors || n > queues) {
 		return fmt.Errorf("xdpd: %d CPUs for the %d reactors of %s: list one for each, or up to one for each of its %d queues",
 			n, s.cfg.Reactors, s.cfg.Interface, queues)
+	}
+	for _, cpu := range s.cfg.CPUs {
+		if err := tryCPU(cpu); err != nil {
+			return fmt.Errorf("xdpd: run a reactor on CPU %d: %w: CPUs count from 0, and /proc/self/status says which may be used", cpu, err)
+		}
 	}
 	chunk, packet, err := s.cfg.chunkFor(dev.driver, dev.mtu)
 	if err != nil {
@@ -243,6 +272,21 @@ func (s *Stack) open() error {
 		return err
 	}
 	return s.openNAPI()
+}
+
+// tryCPU runs on a CPU for a moment.
+func tryCPU(cpu int) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var before, set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		return err
+	}
+	set.Set(cpu)
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		return err
+	}
+	return unix.SchedSetaffinity(0, &before)
 }
 
 // hostConfig is what all reactors' Hosts have in common.
@@ -307,6 +351,9 @@ func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
 
 // socketOptions are those of queue number i. The first registers the packet memory.
 func (s *Stack) socketOptions(i, q int, mode Mode) rings.SocketOptions {
+	if mode == Best && s.program != nil && !s.program.Native() { // as in SetMode
+		mode = Copy
+	}
 	opts := rings.SocketOptions{
 		Interface: s.iface(), Ifindex: s.dev.index, Queue: q, Mode: mode, Checksum: !s.cfg.NoTXChecksum,
 	}
@@ -337,7 +384,11 @@ func (s *Stack) attach() error {
 		q.reactor.Turn() // fills the fill ring: a frame that comes before Run's first turn needs a place
 	}
 	// A dead engine's program may be in the way, or behind or before ours. If it cannot be taken out, that may matter.
-	_, left := restoreDispatch(s.cfg.JournalDir)
+	// A Granter's program is alone, and its engine may not look.
+	var left error
+	if s.cfg.Grant == "" {
+		_, left = restoreDispatch(s.cfg.JournalDir)
+	}
 	if err := s.load(cfg); err != nil {
 		return errors.Join(err, left)
 	}

@@ -67,14 +67,21 @@ func TestOpenErrors(t *testing.T) {
 		{"multicast", func(c *xdpd.Config) { c.Addrs = []netip.Prefix{netip.MustParsePrefix("224.0.0.1/24")} },
 			[]string{"224.0.0.1"}, nil},
 		{"gateway", func(c *xdpd.Config) { c.Gateway = netip.MustParseAddr("10.1.1.1") }, []string{"10.1.1.1", "subnet"}, nil},
+		{"own gateway", func(c *xdpd.Config) { c.Gateway = c.Addrs[0].Addr() }, []string{"gateway", "own address"}, nil},
 		{"IPv6 gateway", func(c *xdpd.Config) { c.Gateway = stranger.Addr() }, []string{"fd00::2", "IPv4"}, nil},
 		{"missing queue", func(c *xdpd.Config) { c.Queues = []int{7} }, []string{"xa0", "no queue 7", "it has 1"}, unix.EINVAL},
 		{"negative queue", func(c *xdpd.Config) { c.Queues = []int{-1} }, []string{"xa0", "queue -1"}, nil},
 		{"one queue twice", func(c *xdpd.Config) { c.Queues = []int{0, 0} }, []string{"queue 0", "twice"}, nil},
 		{"no queues", func(c *xdpd.Config) { c.Queues = []int{} }, []string{"empty list of queues"}, nil},
+		{"many queues", func(c *xdpd.Config) {
+			for q := range 65 {
+				c.Queues = append(c.Queues, q)
+			}
+		}, []string{"65 queues of xa0", "64 at most"}, nil},
 		{"few frames", func(c *xdpd.Config) { c.Frames = 10 }, []string{"10 frames", "64"}, nil},
 		{"chunk size", func(c *xdpd.Config) { c.ChunkSize = 1000 }, []string{"1000", "2048", "4096"}, nil},
 		{"CPUs", func(c *xdpd.Config) { c.CPUs = []int{0, 1, 0} }, []string{"3 CPUs", "reactors"}, nil},
+		{"no such CPU", func(c *xdpd.Config) { c.CPUs = []int{1023} }, []string{"CPU 1023"}, unix.EINVAL},
 		{"zero copy", func(c *xdpd.Config) { c.Mode = xdpd.ZeroCopy }, []string{"xa0", "queue 0", "zero copy", "copy mode"}, nil},
 		{"namespace", func(c *xdpd.Config) { c.NetNS = "nowhere-77" }, []string{"nowhere-77"}, unix.ENOENT},
 		{"no namespace", func(c *xdpd.Config) { c.NetNS = "/dev/null" }, []string{"/dev/null"}, unix.EINVAL},

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -329,4 +330,23 @@ func TestShareFollowsAddresses(t *testing.T) {
 		}
 		return errors.Is(err, unix.EADDRNOTAVAIL)
 	})
+}
+
+// TestOwnAddressOfKernel: an address that the kernel has is shared or left alone; an engine that took it would shut ssh out.
+func TestOwnAddressOfKernel(t *testing.T) {
+	lab := newLab(t, netlab.Options{KernelAddr: true})
+	kernelEcho(t, lab, 7)
+	stack, err := xdpd.Open(engineConfig(lab))
+	if err == nil {
+		stack.Close()
+		t.Fatal("an engine took the kernel's address")
+	}
+	for _, word := range []string{lab.EngineAddr.String(), lab.EngineDev, "--share", "ip addr del"} {
+		if !strings.Contains(err.Error(), word) {
+			t.Errorf("%q does not say %q", err, word)
+		}
+	}
+	if got := answer(t, lab, 7, "still"); got != "kernel still" {
+		t.Errorf("the kernel answers %q", got)
+	}
 }

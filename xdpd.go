@@ -67,14 +67,15 @@ type Config struct {
 	NetNS     string // namespace of the interface: a path, or a name in /run/netns; empty: the caller's
 
 	// Addrs are the engine's own addresses with their subnets: ARP and all IPv4 for them is the engine's, and the
-	// kernel must not have them. With Share they stay the kernel's, which goes on to answer ARP, ping and ssh; the
-	// engine takes only the ports that are opened on it, and uses the kernel's addresses, routes and neighbours.
+	// kernel must not have them on the interface: Open refuses that. With Share they stay the kernel's, which goes on to
+	// answer ARP, ping and ssh; the engine takes only the ports that are opened on it, and uses the kernel's addresses,
+	// routes and neighbours.
 	Addrs   []netip.Prefix
 	Gateway netip.Addr
 	Share   bool
 	VLANs   []uint16 // tags of all frames, outermost first; not with Share
 
-	Queues []int // receive queues to serve, each with a reactor; nil: all of them
+	Queues []int // receive queues to serve, each with a reactor, 64 at most; nil: all of them
 	Mode   Mode
 	Attach Attach
 	// Dispatch says whether other XDP programs may be on the interface as well, and Priority which place the engine's has
@@ -177,6 +178,9 @@ func (c *Config) defaults() error {
 		reachable := false
 		for _, a := range c.Addrs {
 			reachable = reachable || a.Contains(g)
+			if a.Addr().Unmap() == g.Unmap() {
+				return fmt.Errorf("xdpd: gateway %v is the engine's own address", g)
+			}
 		}
 		if !reachable {
 			return fmt.Errorf("xdpd: gateway %v lies in no subnet of the addresses given", g)

@@ -41,7 +41,7 @@ func newLab(t testing.TB, o netlab.Options) *netlab.Lab {
 
 // A test that needs a process with fewer rights starts this binary again, with childEnv saying what to do there.
 const (
-	childEnv      = "XDPD_TEST_CHILD"   // "run FLAGS", "grant FLAGS", "exec FLAGS", "try OPERATION", "doctor [IFACE]", "demo", "control PATH", "stats PATH", "find DIR"
+	childEnv      = "XDPD_TEST_CHILD"   // "run FLAGS", "grant FLAGS", "exec FLAGS", "restore FLAGS", "try OPERATION", "doctor [IFACE]", "demo", "control PATH", "stats PATH", "find DIR"
 	childWithout  = "XDPD_TEST_WITHOUT" // a capability to lose first, by number
 	childMemlock  = "XDPD_TEST_MEMLOCK" // RLIMIT_MEMLOCK to have, in bytes
 	nobody        = 65534               // a user without rights
@@ -64,12 +64,12 @@ func child(do []string) error {
 		return loseRights()
 	}
 	switch do[0] {
-	case "run", "grant", "exec":
+	case "run", "grant", "exec", "restore":
 		k, err := kong.Must(&cli).Parse(do)
 		if err != nil {
 			return err
 		}
-		return k.Run()
+		return runCommand(k)
 	case "doctor":
 		return (&doctorCmd{Interface: strings.Join(do[1:], "")}).Run()
 	case "try":

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -44,7 +43,7 @@ func (c *clientsCmd) Run() error {
 	if c.JSON {
 		raw, err := callControl(ctx, path, http.MethodGet, "/clients")
 		if err == nil {
-			_, err = os.Stdout.Write(raw)
+			_, err = stdout.Write(raw)
 		}
 		return err
 	}
@@ -52,7 +51,7 @@ func (c *clientsCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	return v.write(os.Stdout, time.Now())
+	return v.write(stdout, time.Now())
 }
 
 func askClients(ctx context.Context, path string) (v clientsView, err error) {

@@ -67,8 +67,9 @@ type wholeFile struct {
 	Client  []clientTable  `toml:"client"`
 }
 
-// duration is a time.Duration that is written "50us" in the file.
-type duration time.Duration
+// duration is a time.Duration that is written "50us". It is a struct so that the file cannot have a number without a unit, which would
+// be nanoseconds.
+type duration struct{ time.Duration }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (d *duration) UnmarshalText(b []byte) error {
@@ -79,7 +80,7 @@ func (d *duration) UnmarshalText(b []byte) error {
 	if v == 0 {
 		v = 1 // who writes 0 wants no time at all, and not the default, which a zero field means
 	}
-	*d = duration(v)
+	d.Duration = v
 	return nil
 }
 
@@ -248,7 +249,7 @@ func (f fileConfig) stackConfig() (xdpd.Config, error) {
 	return xdpd.Config{
 		Interface: f.Interface, NetNS: f.NetNS, Addrs: f.Addresses, Gateway: f.Gateway, Share: f.Share, VLANs: f.VLANs,
 		Queues: f.Queues, Mode: mode, Attach: attach, Frames: f.Frames, ChunkSize: f.ChunkSize, HugePages: f.HugePages,
-		MaxSpin: time.Duration(f.MaxSpin), CPUs: f.CPUs, RcvBuf: f.RcvBuf, RcvMax: f.RcvMax, SndBuf: f.SndBuf, Ledger: f.Ledger,
+		MaxSpin: f.MaxSpin.Duration, CPUs: f.CPUs, RcvBuf: f.RcvBuf, RcvMax: f.RcvMax, SndBuf: f.SndBuf, Ledger: f.Ledger,
 		Congestion: f.Congest, NoECN: f.NoECN, Reactors: f.Reactors, Spread: spread,
 		Dispatch: dispatch, Priority: f.Priority, NAPI: napi, JournalDir: f.Journal, NoTXChecksum: f.Checksum == "off", Grant: f.From,
 		RXMetadata: metadata,

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -37,6 +38,9 @@ func (t *clientTable) policy() (p xdpd.ClientPolicy, err error) {
 	p = xdpd.ClientPolicy{
 		Name: t.Name, Reach: t.Reach, Clients: t.Clients, Memory: t.Memory, Sockets: t.Sockets, Requests: t.Requests, CPU: t.CPU,
 		Lends: t.Lends, Frames: t.Frames, Rates: reactor.Rates{Connects: t.Connects, Packets: t.Packets, Bytes: t.Bytes},
+	}
+	if t.Reach != nil && len(t.Reach) == 0 { // which would be everywhere
+		return p, errors.New("reach names no network: without reach all may be reached, and [\"0.0.0.0/32\"] is none")
 	}
 	for _, name := range t.Users {
 		id, err := lookupID(name, func() (string, error) {
@@ -105,15 +109,18 @@ func serveClients(ctx context.Context, st *xdpd.Stack, f *fileConfig) (*xdpd.Cli
 		return nil, nil
 	}
 	path := f.clientsPath()
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("socket for clients: %w", err)
+	if err := checkLength(path, "client_socket"); err != nil {
+		return nil, fmt.Errorf("socket for clients %s: %w", path, err)
+	}
+	if _, err := makeFolder(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("socket for clients: %w", explainUnwritable(err, "client_socket"))
 	}
 	if err := removeStale("unixpacket", path, "client_socket"); err != nil {
 		return nil, fmt.Errorf("socket for clients %s: %w", path, err)
 	}
 	l, err := xdpd.ListenClients(ctx, path)
 	if err != nil {
-		return nil, fmt.Errorf("socket for clients: %w", err)
+		return nil, fmt.Errorf("socket for clients: %w", explainUnwritable(err, "client_socket"))
 	}
 	s, err := st.ServeClients(l, f.Clients)
 	if err != nil {

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/alecthomas/kong"
+
 	"xdpd"
 	"xdpd/proto"
 	"xdpd/reactor"
@@ -35,7 +37,7 @@ func TestExampleConfig(t *testing.T) {
 	want := fileConfig{
 		Interface: "eth1", Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")},
 		Gateway: netip.MustParseAddr("10.0.0.1"), Mode: "best", Attach: "best", Dispatch: "auto", NAPI: "auto", Checksum: "auto", Metadata: "auto",
-		MaxSpin: duration(50 * time.Microsecond), Frames: 16384, RcvBuf: 1 << 20, RcvMax: 3 << 20, SndBuf: 4 << 20, Congest: "cubic",
+		MaxSpin: duration{50 * time.Microsecond}, Frames: 16384, RcvBuf: 1 << 20, RcvMax: 3 << 20, SndBuf: 4 << 20, Congest: "cubic",
 		Services: []serviceSpec{{Name: "echo", Port: 7, TCP: true, UDP: true, Face: "poller"}, {Name: "discard", Port: 9000, TCP: true}},
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -174,6 +176,9 @@ func TestConfigErrors(t *testing.T) {
 		{"vlans = [0]\n", "vlans has 0"},
 		{"vlans = [1, 2, 3]\n", "3 tags"},
 		{"max_spin = \"50\"\n", "line 1:"},
+		{"max_spin = 50\n", "\"50\" is no time: write a number with its unit"},
+		{"[[service]]\nname = \"proxy\"\nport = 1\nbackends = [\"a:1\"]\ncheck = 2\n", "\"2\" is no time: write a number with its unit"},
+		{"[[service]]\nname = \"proxy\"\nport = 1\nbackends = [\"a:1\"]\ncheck = \"0s\"\n", "at least 10ms"},
 		{"mode = \"fast\"\n", "mode is \"fast\"; there are best, copy and zerocopy"},
 		{"attach = \"hw\"\n", "attach is \"hw\"; there are best, native and generic"},
 		{"frames = -1\n", "frames has -1"},
@@ -196,7 +201,11 @@ func TestConfigErrors(t *testing.T) {
 		{"[[client]]\nusers = [\"0\"]\ncpu = 101\n", "101 percent"},
 		{"[[client]]\nusers = [\"0\"]\nbytes = -1\n", "rates go from 1"},
 		{"[[client]]\nusers = [\"0\"]\nframes = 101\n", "101 percent of the frames"},
+		{"[[client]]\nusers = [\"0\"]\nrequests = 2000000\n", "2000000 requests"},
+		{"[[client]]\nusers = [\"0\"]\nsockets = 20000000\n", "20000000 sockets"},
 		{"[[client]]\nusers = [\"0\"]\nreach = [\"10.0.0.1\"]\n", "line 3:"},
+		{"[[client]]\nusers = [\"0\"]\nreach = []\n", "reach names no network"},
+		{"[[client]]\nusers = [\"0\"]\nreach = [\"fd00::/8\"]\n", "fd00::/8, which is no IPv4 network"},
 		{"[[service]]\nname = \"ecco\"\n", "number 1: there is no service \"ecco\"; there are echo (port 7, TCP and UDP), discard"},
 		{"[[service]]\nport = 7\n", "there is no service \"\""},
 		{"[[service]]\nname = \"echo\"\nport = 65536\n", "echo has port 65536"},
@@ -240,8 +249,17 @@ name = "hold"
 
 func TestZeroSpinIsNotTheDefault(t *testing.T) {
 	got, err := loadConfig(writeConfig(t, "max_spin = \"0s\"\n"))
-	if err != nil || got.MaxSpin <= 0 {
+	if err != nil || got.MaxSpin.Duration <= 0 {
 		t.Errorf("max_spin 0s is read as %v, %v", got.MaxSpin, err)
+	}
+	var c struct {
+		Run runCmd `cmd:""`
+	}
+	if _, err := kong.Must(&c).Parse([]string{"run", "--max-spin", "0"}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := c.Run.merge(); err != nil || got.MaxSpin.Duration <= 0 {
+		t.Errorf("--max-spin 0 is read as %v, %v", got.MaxSpin, err)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -90,7 +91,8 @@ func serveAnswers(ctx context.Context, path string, a answers) (func(), error) {
 	mux.HandleFunc("GET /clients", func(w http.ResponseWriter, _ *http.Request) {
 		v := clientsView{Clients: []xdpd.ClientView{}}
 		if a.clients != nil {
-			v.Clients, v.Refused = a.clients.Clients()
+			list, refused := a.clients.Clients()
+			v.Clients, v.Refused = append(v.Clients, list...), refused // never null in JSON
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(v) // the asker went away
@@ -149,13 +151,13 @@ func serveMux(path string, mux *http.ServeMux) (stop func(), err error) {
 
 // listenControl makes the socket.
 func listenControl(path string) (net.Listener, error) {
-	if limit := len(syscall.RawSockaddrUnix{}.Path) - 1; len(path) > limit {
-		return nil, fmt.Errorf("the path has %d bytes, a socket's may have %d: name a shorter one with --control", len(path), limit)
+	if err := checkLength(path, "--control"); err != nil {
+		return nil, err
 	}
 	dir := filepath.Dir(path)
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, explainUnwritable(err)
+			return nil, explainUnwritable(err, "--control")
 		}
 	}
 	if err := removeStale("unix", path, "--control"); err != nil {
@@ -172,9 +174,17 @@ func listenControl(path string) (net.Listener, error) {
 	}}
 	l, err := lc.Listen(context.Background(), "unix", path)
 	if err != nil {
-		return nil, explainUnwritable(err)
+		return nil, explainUnwritable(err, "--control")
 	}
 	return l, nil
+}
+
+// checkLength refuses a path that is too long for a socket.
+func checkLength(path, option string) error {
+	if limit := len(syscall.RawSockaddrUnix{}.Path) - 1; len(path) > limit {
+		return fmt.Errorf("the path has %d bytes, a socket's may have %d: name a shorter one with %s", len(path), limit, option)
+	}
+	return nil
 }
 
 // removeStale makes room for the socket, if what is in the way is the socket of a process that is gone. option names another path.
@@ -184,7 +194,7 @@ func removeStale(network, path, option string) error {
 		return nil
 	}
 	if err != nil {
-		return explainUnwritable(err)
+		return explainUnwritable(err, option)
 	}
 	if info.Mode().Type() != fs.ModeSocket {
 		return errors.New("there is a file which is no socket; it is not touched: name another path with " + option)
@@ -196,18 +206,19 @@ func removeStale(network, path, option string) error {
 			" (an interface of the same name may be in another network namespace)")
 	}
 	if !errors.Is(err, unix.ECONNREFUSED) { // which says that nobody listens
-		return explainUnwritable(err)
+		return explainUnwritable(err, option)
 	}
 	if err := os.Remove(path); err != nil {
-		return explainUnwritable(err)
+		return explainUnwritable(err, option)
 	}
 	return nil
 }
 
-func explainUnwritable(err error) error {
+// explainUnwritable says by what another path is named.
+func explainUnwritable(err error, option string) error {
 	for _, denied := range []error{fs.ErrPermission, unix.EROFS} {
 		if errors.Is(err, denied) {
-			return fmt.Errorf("%w: name a path with --control where you may write", err)
+			return fmt.Errorf("%w: name a path with %s where you may write", err, option)
 		}
 	}
 	return err
@@ -219,8 +230,12 @@ func askControl(ctx context.Context, path string) (view statsView, raw []byte, e
 	if err != nil {
 		return view, nil, err
 	}
+	var other forwardView
 	if err := json.Unmarshal(raw, &view); err != nil {
 		return view, nil, fmt.Errorf("control socket %s: the answer is not xdpd's: %w", path, err)
+	}
+	if json.Unmarshal(raw, &other) == nil && other.Kind != "" {
+		return view, nil, fmt.Errorf("control socket %s: %s", path, isForwarder)
 	}
 	return view, raw, nil
 }
@@ -260,10 +275,13 @@ type tuning struct {
 }
 
 func (t tuning) run(ctx context.Context, out io.Writer) error {
+	word := "" // which is no value, and so an interface
 	switch {
 	case t.value == "" || t.takes(t.value):
 	case t.iface == "":
-		t.value, t.iface = "", t.value
+		word, t.value, t.iface = t.value, "", t.value
+	case t.takes(t.iface):
+		return &exitError{usageStatus, errors.New(t.order + " " + t.value)}
 	default:
 		return &exitError{usageStatus, errors.New(t.order + " " + t.iface)}
 	}
@@ -276,22 +294,29 @@ func (t tuning) run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	view, _, err := askControl(ctx, path)
-	if err == nil {
-		_, err = fmt.Fprintln(out, t.show(&view))
+	switch {
+	case err != nil && word != "":
+		return fmt.Errorf("%w (%s)", err, t.order)
+	case err != nil:
+		return err
+	case word != "" && t.control != "" && word != view.Interface:
+		return &exitError{usageStatus, fmt.Errorf("that engine is on %s, not on %s (%s)", view.Interface, word, t.order)}
 	}
+	_, err = fmt.Fprintln(out, t.show(&view))
 	return err
 }
 
 const (
-	startOne  = "start one with xdpd run, or name its socket with --control"
-	askAsRoot = "ask as the user that runs xdpd, which is mostly root"
+	startOne    = "start one with xdpd run, or name its socket with --control"
+	askAsRoot   = "ask as the user that runs xdpd, which is mostly root"
+	isForwarder = "a forwarder listens there, and not an engine: xdpd forward stats asks it"
 )
 
 func explainAsk(path string, err error) error {
 	cure := ""
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
-		cure = "no xdpd listens there: " + startOne
+		cure = "no xdpd listens there: start one, or name its socket with --control"
 	case errors.Is(err, fs.ErrPermission):
 		cure = askAsRoot
 	default:
@@ -317,6 +342,20 @@ func controlOf(path, iface string) (string, error) {
 	return findControl(controlDir)
 }
 
+// listening leaves out, of several sockets, those of processes that were killed.
+func listening(network string, paths []string) []string {
+	if len(paths) < 2 {
+		return paths
+	}
+	return slices.DeleteFunc(paths, func(path string) bool {
+		conn, err := net.DialTimeout(network, path, time.Second)
+		if err == nil {
+			conn.Close()
+		}
+		return errors.Is(err, unix.ECONNREFUSED)
+	})
+}
+
 // findControl finds the socket in dir, or in a dir-USER, when only one engine runs.
 func findControl(dir string) (string, error) {
 	found, err := filepath.Glob(filepath.Join(dir, "*.sock"))
@@ -327,7 +366,7 @@ func findControl(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	found = append(found, others...)
+	found = listening("unix", append(found, others...))
 	if len(found) == 1 {
 		return found[0], nil
 	}

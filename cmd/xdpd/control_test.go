@@ -304,6 +304,15 @@ func TestFindControl(t *testing.T) {
 	if path, err := findControl(dir); path != one || err != nil {
 		t.Errorf("found %s, %v", path, err)
 	}
+	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "eth0.sock"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.SetUnlinkOnClose(false)
+	dead.Close()
+	if path, err := findControl(dir); path != one || err != nil {
+		t.Errorf("beside the socket of an engine that was killed: %s, %v", path, err)
+	}
 	serveFabricated(t, filepath.Join(dir, "eth2.sock"))
 	if _, err := findControl(dir); err == nil || !strings.Contains(err.Error(), "xdpd stats eth1|eth2") {
 		t.Errorf("two sockets give %v", err)

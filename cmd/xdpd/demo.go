@@ -37,14 +37,14 @@ func (c *demoCmd) Run() error {
 	ctx, cancel := signalContext()
 	defer cancel()
 	live := newLiveLine(os.Stderr, isTerminal(os.Stderr))
-	report, err := c.measure(ctx, os.Stdout, live)
+	report, err := c.measure(ctx, stdout, live)
 	if ctx.Err() != nil {
 		return &exitError{128 + 2, errors.New("interrupted; nothing is left behind")}
 	}
 	if err != nil {
 		return err
 	}
-	if err := report.write(os.Stdout); err != nil {
+	if err := report.write(stdout); err != nil {
 		return err
 	}
 	return report.fault()

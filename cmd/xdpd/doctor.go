@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
 	"time"
 
 	"xdpd"
@@ -61,7 +60,7 @@ type finding struct {
 func (c *doctorCmd) Run() error {
 	ctx, cancel := signalContext()
 	defer cancel()
-	return c.examine(ctx, os.Stdout)
+	return c.examine(ctx, stdout)
 }
 
 func (c *doctorCmd) examine(ctx context.Context, out io.Writer) error {

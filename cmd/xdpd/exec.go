@@ -38,7 +38,7 @@ Examples:
   xdpd exec --only 10.0.0.0/24,:8000-8999 -- nginx -g 'daemon off;'`
 }
 
-// What the preloaded library reads (libxdpd/src/preload.c).
+// What the preloaded library reads (libxdpd/src/preload).
 const (
 	execSocketEnv = "XDPD_SOCKET"
 	execOnlyEnv   = "XDPD_ONLY"
@@ -74,7 +74,7 @@ func (c *execCmd) Run() error {
 	if library == "" {
 		library, err = preloadLibrary()
 	} else if library, err = filepath.Abs(library); err == nil {
-		_, err = os.Stat(library)
+		err = checkLibrary(library)
 	}
 	if err == nil && strings.ContainsAny(library, ": ") { // the loader would run the program without it
 		err = fmt.Errorf("the loader takes no library with a blank or colon in its path: %q; name one elsewhere with --library, or set XDG_CACHE_HOME", library)
@@ -135,6 +135,7 @@ func findClientSocket(dir string) (string, error) {
 		}
 		found = append(found, some...)
 	}
+	found = listening("unixpacket", found)
 	switch len(found) {
 	case 0:
 		return "", fmt.Errorf("no daemon serves applications in %s: xdpd run with a [[client]] does", dir)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/sha256"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -45,6 +47,29 @@ func ours(dir string) error {
 	}
 	if info.Mode().Perm()&0o022 != 0 {
 		return fmt.Errorf("others may write to %s", dir)
+	}
+	return nil
+}
+
+// checkLibrary refuses what the loader would refuse with a line of its own, and then run the program over the kernel's sockets.
+func checkLibrary(path string) error {
+	f, err := elf.Open(path)
+	if pathErr := (*fs.PathError)(nil); errors.As(err, &pathErr) {
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("%s is no library: %w", path, err)
+	}
+	defer f.Close()
+	self, err := elf.Open("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	defer self.Close()
+	symbols, err := f.DynamicSymbols()
+	isConnect := func(s elf.Symbol) bool { return s.Name == "connect" && s.Section != elf.SHN_UNDEF }
+	if f.Class != self.Class || f.Machine != self.Machine || err != nil || !slices.ContainsFunc(symbols, isConnect) {
+		return fmt.Errorf("%s is not a library that xdpd exec built on a machine as this: it has no connect for this processor", path)
 	}
 	return nil
 }

@@ -240,6 +240,34 @@ func TestExecSources(t *testing.T) {
 	}
 }
 
+// TestExecLibraryChecked: what is named as the library and is none is not given to a loader, which would go on without.
+func TestExecLibraryChecked(t *testing.T) {
+	dir := t.TempDir()
+	build := func(name, source string) string {
+		cmd := exec.CommandContext(t.Context(), "cc", "-shared", "-fPIC", "-xc", "-o", filepath.Join(dir, name), "-")
+		cmd.Stdin = strings.NewReader(source)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return filepath.Join(dir, name)
+	}
+	if err := checkLibrary(build("has", "int connect(void) { return 0; }")); err != nil {
+		t.Error(err)
+	}
+	uses := build("uses", "int connect(void); int f(void) { return connect(); }")
+	text := filepath.Join(dir, "text")
+	if err := os.WriteFile(text, []byte("text"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		text: "is no library", uses: "not a library that xdpd exec built", dir + "/none": "no such file",
+	} {
+		if err := checkLibrary(path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", path, err, want)
+		}
+	}
+}
+
 // TestExecLibrary: the library is built once, anew when a source changes, and what the compiler says is shown.
 func TestExecLibrary(t *testing.T) {
 	dir := t.TempDir()

@@ -27,15 +27,15 @@ type forwardCmd struct {
 
 // forwardFlags are those of bridge and router.
 type forwardFlags struct {
-	Interfaces []string      `arg:"" name:"iface" help:"Interfaces to forward between, two or more."`
-	Mode       string        `enum:"best,copy,zerocopy" default:"best" placeholder:"best|copy|zerocopy" help:"How frames get from and to the devices."`
-	Attach     string        `enum:"best,native,generic" default:"best" placeholder:"best|native|generic" help:"Where the XDP program is attached."`
-	Frames     int           `placeholder:"N" help:"Frames of memory for each interface, beyond its fill rings (default 4096)."`
-	HugePages  bool          `help:"Ask for huge pages for them."`
-	Cpu        int           `default:"-1" placeholder:"N" help:"Pin the forwarder to this CPU."`
-	MaxSpin    time.Duration `placeholder:"50us" help:"How long it polls when nothing comes before it sleeps; negative: it never sleeps."`
-	Control    string        `placeholder:"PATH" help:"Control socket for xdpd forward stats (default /run/xdpd/forward/IFACE+IFACE.sock)."`
-	Ledger     bool          `help:"Check the owner of every frame at every step (slow)."`
+	Interfaces []string `arg:"" name:"iface" help:"Interfaces to forward between, two or more."`
+	Mode       string   `enum:"best,copy,zerocopy" default:"best" placeholder:"best|copy|zerocopy" help:"How frames get from and to the devices."`
+	Attach     string   `enum:"best,native,generic" default:"best" placeholder:"best|native|generic" help:"Where the XDP program is attached."`
+	Frames     int      `placeholder:"N" help:"Frames of memory for each interface, beyond its fill rings (default 4096)."`
+	HugePages  bool     `help:"Ask for huge pages for them."`
+	Cpu        int      `default:"-1" placeholder:"N" help:"Pin the forwarder to this CPU."`
+	MaxSpin    duration `placeholder:"50us" help:"How long it polls when nothing comes before it sleeps; negative: it never sleeps."`
+	Control    string   `placeholder:"PATH" help:"Control socket for xdpd forward stats (default /run/xdpd/forward/IFACE+IFACE.sock)."`
+	Ledger     bool     `help:"Check the owner of every frame at every step (slow)."`
 }
 
 type forwardBridgeCmd struct {
@@ -71,7 +71,7 @@ Examples:
 // config is what both kinds have in common.
 func (c *forwardFlags) config() forward.Config {
 	cfg := forward.Config{
-		Interfaces: c.Interfaces, Frames: c.Frames, HugePages: c.HugePages, MaxSpin: c.MaxSpin, Ledger: c.Ledger,
+		Interfaces: c.Interfaces, Frames: c.Frames, HugePages: c.HugePages, MaxSpin: c.MaxSpin.Duration, Ledger: c.Ledger,
 		Pin: c.Cpu >= 0, CPU: c.Cpu,
 		Mode:   map[string]rings.Mode{"best": rings.Best, "copy": rings.Copy, "zerocopy": rings.ZeroCopy}[c.Mode],
 		Attach: map[string]xdpprog.Attach{"best": xdpprog.BestAttach, "native": xdpprog.Native, "generic": xdpprog.Generic}[c.Attach],
@@ -88,9 +88,12 @@ func (c *forwardFlags) controlPath() string {
 
 // Run implements the command.
 func (c *forwardBridgeCmd) Run() error {
+	if c.Ageing <= 0 {
+		return &exitError{usageStatus, fmt.Errorf("--ageing %v: stations are remembered for some time, mostly 300s", c.Ageing)}
+	}
 	cfg := c.config()
 	cfg.Ageing = c.Ageing
-	return runForward(cfg, c.controlPath(), os.Stdout)
+	return runForward(cfg, c.controlPath(), stdout)
 }
 
 // Run implements the command.
@@ -104,7 +107,7 @@ func (c *forwardRouteCmd) Run() error {
 		}
 		cfg.Routes = append(cfg.Routes, r)
 	}
-	return runForward(cfg, c.controlPath(), os.Stdout)
+	return runForward(cfg, c.controlPath(), stdout)
 }
 
 func parseRoute(text string) (r forward.Route, err error) {
@@ -165,6 +168,7 @@ func serveForward(path string, f *forward.Forward) (stop func(), err error) {
 		v.PID, v.Commit, v.UptimeSeconds = os.Getpid(), buildCommit(), time.Since(started).Seconds()
 		return v, nil
 	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, isForwarder, http.StatusNotFound) })
 	return serveMux(path, mux)
 }
 
@@ -184,6 +188,7 @@ func (c *forwardStatsCmd) Run() error {
 	path := c.Control
 	if path == "" {
 		found, err := filepath.Glob(filepath.Join(forwardDir, "*.sock"))
+		found = listening("unix", found)
 		switch {
 		case err != nil:
 			return err
@@ -196,7 +201,7 @@ func (c *forwardStatsCmd) Run() error {
 	}
 	ctx, cancel := signalContext()
 	defer cancel()
-	return c.show(ctx, path, os.Stdout, isTerminal(os.Stdout))
+	return c.show(ctx, path, stdout, isTerminal(os.Stdout))
 }
 
 // show prints once, or until ctx ends.
@@ -213,6 +218,9 @@ func (c *forwardStatsCmd) show(ctx context.Context, path string, out io.Writer, 
 		var v forwardView
 		if err := json.Unmarshal(raw, &v); err != nil {
 			return fmt.Errorf("control socket %s: the answer is not xdpd's: %w", path, err)
+		}
+		if v.Kind == "" {
+			return fmt.Errorf("control socket %s: an engine listens there, and not a forwarder: xdpd stats asks it", path)
 		}
 		if c.JSON {
 			err = (&statsCmd{Watch: c.Watch}).writeJSON(out, raw)

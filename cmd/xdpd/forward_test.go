@@ -3,10 +3,13 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"io"
 	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"xdpd/cmd/xdpd/forward"
 	"xdpd/internal/netlab"
@@ -22,6 +25,15 @@ func TestParseRoute(t *testing.T) {
 	for _, bad := range []string{"", "10.0.0.0/8", "10.0.0.0=1.1.1.1", "10.0.0.0/8=x", "::/0=::1", "0.0.0.0/0=::1"} {
 		if _, err := parseRoute(bad); err == nil || !strings.Contains(err.Error(), "--route "+bad) {
 			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+func TestAgeing(t *testing.T) {
+	for _, d := range []time.Duration{0, -time.Second} {
+		err := (&forwardBridgeCmd{Ageing: d}).Run()
+		if exit := new(exitError); !errors.As(err, &exit) || exit.code != usageStatus || !strings.Contains(err.Error(), "--ageing") {
+			t.Errorf("%v: %v", d, err)
 		}
 	}
 }
@@ -106,5 +118,22 @@ func TestForwardStats(t *testing.T) {
 	}
 	if !strings.Contains(text.String(), "bridge of 2 ports") || !strings.Contains(text.String(), "2 stations") {
 		t.Errorf("%s", text.String())
+	}
+	_, _, err = askControl(t.Context(), path) // as xdpd stats
+	_, cerr := askClients(t.Context(), path)
+	for _, err := range []error{err, cerr} {
+		if err == nil || !strings.Contains(err.Error(), "a forwarder listens there") {
+			t.Errorf("who takes it for an engine is told %v", err)
+		}
+	}
+}
+
+// TestForwardStatsOfEngine asks an engine what it does not know.
+func TestForwardStatsOfEngine(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	serveFabricated(t, path)
+	err := (&forwardStatsCmd{}).show(t.Context(), path, io.Discard, false)
+	if err == nil || !strings.Contains(err.Error(), "an engine listens there") {
+		t.Errorf("%v", err)
 	}
 }

@@ -33,8 +33,9 @@ trusted with that gets the interface in a namespace of its own.
 
 Needs CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF, with --netns also CAP_SYS_ADMIN.
 
-Example:
+Example (the engine locks its packet memory, 32 MiB for each queue):
   xdpd grant -i eth1 -a 10.0.0.2/32 --user www-data /run/xdpd.grant
+  ulimit -l unlimited
   setpriv --reuid www-data --regid www-data --clear-groups xdpd run --from /run/xdpd.grant -i eth1 -a 10.0.0.2/24 \
     --control /tmp/xdpd.sock -s echo`
 }
@@ -43,7 +44,7 @@ Example:
 func (c *grantCmd) Run() error {
 	ctx, cancel := signalContext()
 	defer cancel()
-	return c.serve(ctx, os.Stdout)
+	return c.serve(ctx, stdout)
 }
 
 func (c *grantCmd) serve(ctx context.Context, out io.Writer) error {
@@ -65,7 +66,10 @@ func (c *grantCmd) serve(ctx context.Context, out io.Writer) error {
 		}
 		g.Groups = append(g.Groups, uint32(gid))
 	}
-	err := removeStale("unixpacket", c.Socket, "SOCKET")
+	err := checkLength(c.Socket, "SOCKET")
+	if err == nil {
+		err = removeStale("unixpacket", c.Socket, "SOCKET")
+	}
 	if err != nil {
 		return fmt.Errorf("grant socket %s: %w", c.Socket, err)
 	}
@@ -76,7 +80,7 @@ func (c *grantCmd) serve(ctx context.Context, out io.Writer) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("grant socket %s: %w", c.Socket, err)
+		return fmt.Errorf("grant socket %s: %w", c.Socket, explainUnwritable(err, "SOCKET"))
 	}
 	fmt.Fprintf(out, "xdpd: ready to grant %v on %s\n", c.Interface, c.Socket)
 	if err := notifyReady(); err != nil {

@@ -337,3 +337,17 @@ func TestRunAsFindsItsSocket(t *testing.T) {
 	}
 	d.stop(t)
 }
+
+// TestRunAsWithoutChown: the folder that cannot be given to the user is not left for the next run to stumble over.
+func TestRunAsWithoutChown(t *testing.T) {
+	needRoot(t)
+	dir := filepath.Join(openFolder(t), "run")
+	out, status := runChild(t, childCommand(t, "run -i lo -a 10.77.0.2/24 --user 48111 --control "+dir+"/s",
+		fmt.Sprintf("%s=%d", childWithout, unix.CAP_CHOWN)))
+	if status != 1 || !strings.Contains(out, "CAP_CHOWN") {
+		t.Errorf("%q, %d", out, status)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the folder is left: %v", err)
+	}
+}

@@ -106,7 +106,7 @@ func (c *loadCmd) Run() error {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	return errors.Join(c.load(ctx, cfg, side, os.Stdout, isTerminal(os.Stdout)), end())
+	return errors.Join(c.load(ctx, cfg, side, stdout, isTerminal(os.Stdout)), end())
 }
 
 // load runs the load and reports.
@@ -134,7 +134,12 @@ func (c *loadCmd) load(ctx context.Context, cfg load.Config, side load.Side, out
 	if c.AllowErrors {
 		return err
 	}
-	return errors.Join(err, res.Err())
+	if rerr := res.Err(); err == nil {
+		err = rerr
+	} else if rerr != nil {
+		err = fmt.Errorf("%w: %w", err, rerr)
+	}
+	return err
 }
 
 // config turns flags into what the load takes.
@@ -208,7 +213,7 @@ func (c *loadCmd) checkSide() error {
 	case !c.Kernel && len(c.Address) == 0:
 		return errors.New("no address given: -a ADDR/LEN for an address of the engine's own")
 	case c.Threads < 0:
-		return fmt.Errorf("--threads %d", c.Threads)
+		return fmt.Errorf("--threads %d: there must be at least 1", c.Threads)
 	}
 	for _, a := range c.Address {
 		if _, err := parseSource(a, !c.Kernel); err != nil {

@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -45,30 +47,75 @@ const usageStatus = 2
 
 func main() {
 	parser := kong.Must(&cli, kong.Name("xdpd"),
-		kong.Description("A packet engine: AF_XDP from the driver, IPv4, ICMP, UDP and TCP in user space."),
-		kong.UsageOnError(), kong.Exit(func(code int) {
-			if code != 0 {
-				code = usageStatus
-			}
-			os.Exit(code)
-		}))
+		kong.Description("A packet engine: AF_XDP from the driver, IPv4, ICMP, UDP and TCP in user space."))
 	k, err := parser.Parse(os.Args[1:])
-	parser.FatalIfErrorf(err)
-	if err := k.Run(); err != nil {
+	if err != nil { // nothing on standard output, which may be read by a program
+		name := "xdpd"
+		var parsing *kong.ParseError
+		if errors.As(err, &parsing) && parsing.Context.Selected() != nil {
+			name = parsing.Context.Selected().FullPath()
+		}
+		fmt.Fprintf(os.Stderr, "xdpd: %v; %s --help says more\n", err, name)
+		os.Exit(usageStatus)
+	}
+	if err := runCommand(k); err != nil {
 		code := 1
 		var e *exitError
 		if errors.As(err, &e) {
 			code = e.code
 		}
 		// The library's errors begin with the name of the room they come from, and the root room has ours.
-		fmt.Fprintf(os.Stderr, "xdpd: %s\n", strings.TrimPrefix(err.Error(), "xdpd: "))
+		for line := range strings.Lines(err.Error()) { // of several that were joined, each
+			fmt.Fprintf(os.Stderr, "xdpd: %s\n", strings.TrimPrefix(strings.TrimSuffix(line, "\n"), "xdpd: "))
+		}
 		os.Exit(code)
 	}
 }
 
-// signalContext ends on the first SIGINT or SIGTERM; a second one kills the process as usual.
+// stdout is standard output. What could not be written there is no less an error for being found out late.
+var stdout = &output{to: os.Stdout}
+
+type output struct {
+	to  io.Writer
+	mu  sync.Mutex
+	err error // the first
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.to.Write(p)
+	if err != nil {
+		o.mu.Lock()
+		if o.err == nil {
+			o.err = err
+		}
+		o.mu.Unlock()
+	}
+	return n, err
+}
+
+func (o *output) failed() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.err
+}
+
+// runCommand runs the command that was chosen.
+func runCommand(k *kong.Context) error {
+	if err := k.Run(); err != nil {
+		return err
+	}
+	return stdout.failed()
+}
+
+// signalContext ends on the first SIGINT or SIGTERM, or when the terminal goes away; a second one kills the process as usual. Nor is
+// it killed any more when nobody reads what it writes (SIGPIPE): it would leave its socket and settings of devices behind.
 func signalContext() (context.Context, context.CancelFunc) {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	end := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // nohup
+		end = append(end, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), end...)
 	context.AfterFunc(ctx, stop)
 	return ctx, stop
 }

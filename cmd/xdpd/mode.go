@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 )
 
 // modeCmd is xdpd mode.
@@ -30,7 +29,7 @@ Examples:
 func (c *modeCmd) Run() error {
 	ctx, cancel := signalContext()
 	defer cancel()
-	return c.run(ctx, os.Stdout)
+	return c.run(ctx, stdout)
 }
 
 func (c *modeCmd) run(ctx context.Context, out io.Writer) error {

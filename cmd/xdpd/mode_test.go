@@ -16,7 +16,7 @@ func TestModeCommand(t *testing.T) {
 	mode := xdpd.Best
 	a := answers{
 		stats: func() (xdpd.Stats, error) {
-			return xdpd.Stats{ZeroCopy: mode != xdpd.Copy, NeedWakeup: true, TXBudget: 256}, nil
+			return xdpd.Stats{Interface: "eth1", ZeroCopy: mode != xdpd.Copy, NeedWakeup: true, TXBudget: 256}, nil
 		},
 		services: func() []serviceView { return nil },
 		setMode: func(m xdpd.Mode) error {
@@ -35,7 +35,8 @@ func TestModeCommand(t *testing.T) {
 	for _, c := range []struct{ mode, iface, want string }{
 		{"", "", "zero copy, need_wakeup"}, {"copy", "", ""}, {"", "", "copy, 256 frames a kick, need_wakeup"},
 		{"zerocopy", "", "error: the driver has no zero copy"}, {"eth1", "", "copy, 256 frames a kick, need_wakeup"},
-		{"best", "eth1", ""}, {"", "", "zero copy, need_wakeup"}, {"eth1", "copy", "error: the mode comes first"},
+		{"best", "eth1", ""}, {"", "", "zero copy, need_wakeup"}, {"eth1", "copy", "error: xdpd mode copy eth1"},
+		{"zero-copy", "", "error: not on zero-copy (the mode comes first, and is best, copy or zerocopy"},
 	} {
 		var out bytes.Buffer
 		err := (&modeCmd{Mode: c.mode, Interface: c.iface, Control: path}).run(t.Context(), &out)

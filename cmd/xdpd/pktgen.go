@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"time"
@@ -80,26 +81,30 @@ func (c *pktgenCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	if err := c.write(report); err != nil {
+	if err := c.write(report, stdout); err != nil {
 		return err
 	}
 	return report.Fault()
 }
 
-func (c *pktgenCmd) write(report *pktgen.Report) (err error) {
-	if c.JSONFile != "" {
-		f, err := os.Create(c.JSONFile)
-		if err != nil {
-			return fmt.Errorf("--json-file: %w", err)
-		}
-		if err := errors.Join(report.WriteJSON(f), f.Close()); err != nil {
-			return fmt.Errorf("--json-file: %w", err)
-		}
-	}
+// write shows the report, and writes the file: what was measured is not lost with a path that is wrong.
+func (c *pktgenCmd) write(report *pktgen.Report, out io.Writer) error {
+	show := report.WriteText
 	if c.JSON {
-		return report.WriteJSON(os.Stdout)
+		show = report.WriteJSON
 	}
-	return report.WriteText(os.Stdout)
+	err := show(out)
+	if c.JSONFile == "" {
+		return err
+	}
+	f, ferr := os.Create(c.JSONFile)
+	if ferr == nil {
+		ferr = errors.Join(report.WriteJSON(f), f.Close())
+	}
+	if ferr != nil {
+		ferr = fmt.Errorf("--json-file: %w", ferr)
+	}
+	return errors.Join(err, ferr)
 }
 
 // config puts together what can be said in more than one way.

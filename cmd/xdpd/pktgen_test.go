@@ -1,7 +1,11 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
 	"io"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -26,6 +30,24 @@ func parsePktgen(t *testing.T, line string) (pktgen.Config, error) {
 		return pktgen.Config{}, err
 	}
 	return c.Pktgen.config()
+}
+
+// TestPktgenReport: the report is shown, whether there is a file for it or not.
+func TestPktgenReport(t *testing.T) {
+	dir := t.TempDir()
+	for _, file := range []string{"", filepath.Join(dir, "report"), filepath.Join(dir, "none", "report")} {
+		for _, asJSON := range []bool{false, true} {
+			var out bytes.Buffer
+			err := (&pktgenCmd{JSON: asJSON, JSONFile: file}).write(&pktgen.Report{}, &out)
+			wrong := strings.Contains(file, "none")
+			if out.Len() == 0 || (err != nil) != wrong || wrong && !strings.Contains(err.Error(), "--json-file") {
+				t.Errorf("%q, JSON %v: %d bytes, %v", file, asJSON, out.Len(), err)
+			}
+		}
+	}
+	if text, err := os.ReadFile(filepath.Join(dir, "report")); err != nil || !json.Valid(text) {
+		t.Errorf("the file has %q, %v", text, err)
+	}
 }
 
 // TestPktgenFlags: what other generators call otherwise is the same.

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 
 	"xdpd"
 )
@@ -23,7 +22,7 @@ left alone. Undone are the settings of NAPIs, that devices leave VLAN tags in fr
 }
 
 // Run implements the command.
-func (c *restoreCmd) Run() error { return c.run(os.Stdout) }
+func (c *restoreCmd) Run() error { return c.run(stdout) }
 
 func (c *restoreCmd) run(out io.Writer) error {
 	done, err := xdpd.Restore(c.Journal, c.Netns)

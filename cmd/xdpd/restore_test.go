@@ -17,4 +17,8 @@ func TestRestoreCommand(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "nowhere-77") {
 		t.Errorf("a namespace that is not there: %v", err)
 	}
+	said, status := runChild(t, asNobody(childCommand(t, "restore --journal "+t.TempDir())))
+	if status != 1 || strings.Count(said, "\n") != 1 || !strings.Contains(said, "takes CAP_NET_ADMIN") {
+		t.Errorf("without the right to: %q, %d", said, status)
+	}
 }

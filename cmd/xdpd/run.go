@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
 	"strings"
 	"time"
 
@@ -36,7 +35,7 @@ type runCmd struct {
 	Accept    string         `enum:"each,main,workers," default:"" placeholder:"each|main|workers" help:"Which reactor accepts TCP connections, and who serves them; see above."`
 	Spread    string         `enum:"round-robin,least-conns," default:"" placeholder:"round-robin|least-conns" help:"With --accept main: which reactor gets a connection."`
 	Cpu       []int          `placeholder:"N" help:"Pin the reactors to these CPUs, one for each."`
-	MaxSpin   time.Duration  `placeholder:"50us" help:"How long an idle reactor polls before it sleeps; negative: it never sleeps."`
+	MaxSpin   duration       `placeholder:"50us" help:"How long an idle reactor polls before it sleeps; negative: it never sleeps."`
 	From      string         `placeholder:"SOCKET" help:"Get sockets and steering from xdpd grant, which listens there: no privilege is needed."`
 	User      string         `placeholder:"NAME[:GROUP]" help:"Become this user and give up every capability before the first frame is looked at; see above."`
 	Control   string         `placeholder:"PATH" help:"Control socket for xdpd stats (default /run/xdpd/IFACE.sock)."`
@@ -47,7 +46,8 @@ type runCmd struct {
 // Help is shown by xdpd run --help.
 func (*runCmd) Help() string {
 	return `The interface's kernel must not have the engine's addresses, unless --share is given. Frames for other addresses
-pass to the kernel as before. SIGTERM and Ctrl-C drain what was written, detach the program and exit with status 0.
+pass to the kernel as before. SIGTERM, Ctrl-C and the end of its terminal drain what was written, detach the program and exit with
+status 0.
 
 Services:
   echo, discard, chargen     RFC 862, 863, 864 over TCP and UDP; =PORT for another than the usual one
@@ -65,7 +65,7 @@ Faces:
 Dispatch (other XDP programs on the interface, by libxdp's dispatcher; docs/dispatch.md):
   auto       join a dispatcher that is there (xdp-loader, xdp-filter); else have the interface alone (default)
   always     make a dispatcher where there is none, so that others can join later
-  never      have the interface alone, or fail
+  never      have the interface alone, or fail: so it is with --user and --from in any case
 
 NAPI (who runs the poll function of the device's queues):
   auto       whoever moves more packets at the present load, which is tried where the reactor has time for it (default)
@@ -163,8 +163,8 @@ func (c *runCmd) merge() (fileConfig, error) {
 	if len(c.Cpu) > 0 {
 		f.CPUs = c.Cpu
 	}
-	if c.MaxSpin != 0 {
-		f.MaxSpin = duration(c.MaxSpin)
+	if c.MaxSpin != (duration{}) {
+		f.MaxSpin = c.MaxSpin
 	}
 	if c.Control != "" {
 		f.Control = c.Control
@@ -211,7 +211,7 @@ func (c *runCmd) Run() error {
 	}
 	ctx, cancel := signalContext()
 	defer cancel()
-	return runEngine(ctx, cfg, file, c.Every, os.Stdout)
+	return runEngine(ctx, cfg, file, c.Every, stdout)
 }
 
 // drainTime is how long a terminated engine waits for its peers to take what was written.
@@ -223,11 +223,11 @@ func runEngine(ctx context.Context, cfg xdpd.Config, file fileConfig, every time
 	if file.User != nil {
 		// Where they are depends on who we are, and that changes.
 		file.Control, file.ClientSocket = file.controlPath(), file.clientsPath()
-		if err := file.User.makeRoom(file.Control, 0o700); err != nil {
+		if err := file.User.makeRoom(file.Control, 0o700, "--control"); err != nil {
 			return err
 		}
 		if len(file.Clients) > 0 {
-			if err := file.User.makeRoom(file.ClientSocket, 0o755); err != nil {
+			if err := file.User.makeRoom(file.ClientSocket, 0o755, "client_socket"); err != nil {
 				return err
 			}
 		}

@@ -27,7 +27,7 @@ type serviceOptions struct {
 	Upload   bool          // http: take PUT and POST to /upload
 	Size     uint64        // source: bytes to send on a connection; 0: for ever
 	Backends []string      // proxy: HOST:PORT each
-	Balance  string        // proxy: a key of proxy.Balances
+	Balance  string        // proxy: a key of balances
 	Check    time.Duration // proxy: between two looks at a backend
 	Idle     time.Duration // proxy: how long a flow may be silent
 	Flows    int           // proxy: flows at a time
@@ -99,6 +99,9 @@ func (s *serviceSpec) check() error {
 	return nil
 }
 
+// minCheck keeps what looks at backends from being a flood to them.
+const minCheck = 10 * time.Millisecond
+
 func (s *serviceSpec) checkProxy() error {
 	if len(s.Backends) == 0 {
 		return errors.New("proxy needs backends: proxy=PORT:tcp:HOST:PORT,HOST:PORT, or backends in the config file")
@@ -108,6 +111,9 @@ func (s *serviceSpec) checkProxy() error {
 	}
 	if s.Check < 0 || s.Idle < 0 || s.Flows < 0 {
 		return errors.New("proxy: check, idle and flows cannot be negative")
+	}
+	if s.Check > 0 && s.Check < minCheck {
+		return fmt.Errorf("proxy has check %v: at least %v must be between two looks", s.Check, minCheck)
 	}
 	seen := make(map[string]bool)
 	for _, b := range s.Backends {
@@ -260,7 +266,7 @@ func (t *serviceTable) spec() (serviceSpec, error) {
 	spec.Face = t.Face
 	spec.serviceOptions = serviceOptions{
 		Dir: t.Dir, Upload: t.Upload, Backends: t.Backends, Balance: t.Balance,
-		Check: time.Duration(t.Check), Idle: time.Duration(t.Idle), Flows: t.Flows,
+		Check: t.Check.Duration, Idle: t.Idle.Duration, Flows: t.Flows,
 	}
 	if t.Size != "" {
 		if spec.Size, err = parseSize(t.Size); err != nil {

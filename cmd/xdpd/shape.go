@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"sync"
 	"time"
@@ -92,7 +91,7 @@ Examples:
 func (c *reactorsCmd) Run() error {
 	ctx, cancel := signalContext()
 	defer cancel()
-	return c.run(ctx, os.Stdout)
+	return c.run(ctx, stdout)
 }
 
 func (c *reactorsCmd) run(ctx context.Context, out io.Writer) error {

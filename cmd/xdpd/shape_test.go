@@ -53,7 +53,7 @@ func TestReactorsCommand(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "c.sock")
 	loops := 4
 	stats := func() (xdpd.Stats, error) {
-		return xdpd.Stats{Loops: loops, Queues: make([]xdpd.QueueStats, 4)}, nil
+		return xdpd.Stats{Interface: "eth1", Loops: loops, Queues: make([]xdpd.QueueStats, 4)}, nil
 	}
 	resize := func(n int) error {
 		if n < 1 || n > 4 {
@@ -71,7 +71,7 @@ func TestReactorsCommand(t *testing.T) {
 		{"", "", "4 queues run by 4 reactors"}, {"1", "", ""}, {"", "", "4 queues run by 1 reactor"},
 		{"3", "eth1", ""}, {"eth1", "", "4 queues run by 3 reactors"},
 		{"5", "", "error: there can be 1 to 4"}, {"-1", "", "error: there can be 1 to 4"}, {"0", "", "error: there can be 1 to 4"},
-		{"eth1", "2", "error: xdpd reactors 2 2"}, {"", "", "4 queues run by 3 reactors"},
+		{"eth1", "2", "error: xdpd reactors 2 eth1"}, {"two", "", "error: not on two"}, {"", "", "4 queues run by 3 reactors"},
 	} {
 		var out bytes.Buffer
 		err := (&reactorsCmd{Number: c.n, Interface: c.iface, Control: path}).run(t.Context(), &out)

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -83,7 +82,7 @@ func (c *ssCmd) Run() error {
 	}
 	ctx, cancel := signalContext()
 	defer cancel()
-	return c.show(ctx, path, os.Stdout)
+	return c.show(ctx, path, stdout)
 }
 
 func stateWords() (words []string) {

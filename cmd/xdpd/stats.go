@@ -42,7 +42,7 @@ func (c *statsCmd) Run() error {
 	}
 	ctx, cancel := signalContext()
 	defer cancel()
-	return c.show(ctx, path, os.Stdout, isTerminal(os.Stdout))
+	return c.show(ctx, path, stdout, isTerminal(os.Stdout))
 }
 
 // show prints once, or until ctx ends.
