@@ -76,7 +76,7 @@ func (c *execCmd) Run() error {
 	} else if library, err = filepath.Abs(library); err == nil {
 		err = checkLibrary(library)
 	}
-	if err == nil && strings.ContainsAny(library, ": ") { // the loader would run the program without it
+	if strings.ContainsAny(library, ": ") { // the loader would run the program without it, whatever it is
 		err = fmt.Errorf("the loader takes no library with a blank or colon in its path: %q; name one elsewhere with --library, or set XDG_CACHE_HOME", library)
 	}
 	if err != nil {
