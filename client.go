@@ -27,7 +27,7 @@ type Client struct {
 var ErrDaemonGone = errors.New("xdpd: the daemon is gone")
 
 // clientCalls is how a Client divides its memory. A chunk holds what an operation moves: a header and the largest datagram fit.
-var clientCalls = reactor.CallsConfig{Chunk: 68 << 10, Chunks: 128, Buffers: 128}
+var clientCalls = reactor.CallsConfig{Chunk: 68 << 10, Chunks: 64, Buffers: 256}
 
 // Connect connects to the daemon at path, the unix socket that it serves clients on. It fails when there is none.
 func Connect(ctx context.Context, path string) (*Client, error) {

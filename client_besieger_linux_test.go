@@ -64,6 +64,7 @@ func (b *besieger) sqe() (s rings.SQE) {
 		rings.OpNop, rings.OpPollAdd, rings.OpPollRemove, rings.OpTimeout, rings.OpTimeoutRemove, rings.OpAccept, rings.OpCancel, rings.OpLinkTimeout,
 		rings.OpConnect, rings.OpClose, rings.OpSend, rings.OpRecv, rings.OpShutdown, rings.OpMsg, rings.OpSocket, rings.OpSendZC, rings.OpBind,
 		rings.OpListen, rings.OpRecvZC, rings.OpRecvFrom, rings.OpReturn, rings.OpFrameGet, rings.OpSendArea, rings.OpBufRing, rings.OpSockName, rings.OpSetSockOpt,
+		rings.OpGetSockOpt, rings.OpEpollCtl, rings.OpEpollCtl, rings.OpEpollWait,
 	}
 	likely := []rings.Op{rings.OpSocket, rings.OpBind, rings.OpListen, rings.OpConnect, rings.OpSend, rings.OpRecv, rings.OpAccept}
 	s.Opcode, s.UserData = ops[rng.IntN(len(ops))], uint64(rng.IntN(16))
@@ -91,6 +92,12 @@ func (b *besieger) sqe() (s rings.SQE) {
 		s.FD, s.BufGroup, s.Addr, s.Len = 0, uint16(rng.IntN(4)), at&^7, 1<<rng.IntN(8)
 	case rings.OpSetSockOpt:
 		s.Len, s.OpFlags, s.Off = []uint32{1, 6}[rng.IntN(2)], uint32(rng.IntN(16)), uint64(rng.IntN(3))
+	case rings.OpGetSockOpt:
+		s.Len, s.OpFlags, s.Addr, s.Off = []uint32{1, 6}[rng.IntN(2)], uint32(rng.IntN(16)), at, uint64(rng.IntN(200))
+	case rings.OpEpollCtl:
+		s.FD, s.Len, s.Off, s.OpFlags = int32(rng.IntN(4)), uint32(rng.IntN(4)), uint64(rng.IntN(8)), rng.Uint32()&0xd000201f
+	case rings.OpEpollWait:
+		s.FD, s.Addr, s.Len, s.OpFlags = int32(rng.IntN(4)), at, uint32(1+rng.IntN(300)), uint32(rng.IntN(2))*rings.MsgDontWait
 	}
 	if b.chance(4) {
 		s.Flags = uint8(rng.Uint32())

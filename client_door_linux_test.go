@@ -13,6 +13,7 @@ import (
 
 	"xdpd"
 	"xdpd/internal/netlab"
+	"xdpd/reactor"
 	"xdpd/rings"
 )
 
@@ -176,5 +177,59 @@ func TestClientDoorIsCheap(t *testing.T) {
 	}
 	if many := allocated(); many > 2*few {
 		t.Errorf("twenty handshakes beside 500 sockets allocate %d bytes, beside none %d", many, few)
+	}
+}
+
+// TestClientPlaces: policies of one name count their clients each for itself; who leaves the number of his sockets to the policy, and has
+// slots, has what they leave of it; where a reactor has no more rings, or the engine ended, that is said, and no place is lost by it.
+func TestClientPlaces(t *testing.T) {
+	_, stack := engine(t, netlab.Options{})
+	us := []uint32{uint32(os.Getuid())}
+	s, path := policed(t, stack,
+		xdpd.ClientPolicy{Name: "one", Users: []uint32{otherUser}, Clients: 1},
+		xdpd.ClientPolicy{Name: "one", Users: us, Clients: 1, Sockets: 100})
+	startChild(t, otherUser, path, "sockets 0").ask("close 0") // it is in
+	h := rings.ShareHello{SQEntries: 1, CQEntries: 1, Fixed: 30}
+	c, err := join(path, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list, _ := s.Clients(); list[len(list)-1].Limits.Sockets != 100 {
+		t.Errorf("it has %+v", list[len(list)-1].Limits)
+	}
+	if _, err := join(path, h); !errors.Is(err, unix.EUSERS) {
+		t.Errorf("a second client of this policy: %v", err)
+	}
+	c.close()
+	eventually(t, "it to be gone", func() bool { list, _ := s.Clients(); return len(list) == 1 })
+	h.Fixed = 100
+	if _, err := join(path, h); !errors.Is(err, unix.EMFILE) {
+		t.Errorf("slots that leave no socket: %v", err)
+	}
+	var last *reactor.Ring
+	for err == nil {
+		var q *reactor.Ring
+		q, err = stack.Ring(xdpd.RingConfig{RingConfig: reactor.RingConfig{SQEntries: 1, CQEntries: 1, Requests: 1, Sockets: 1, Messages: 1}})
+		if err == nil {
+			last = q
+		}
+	}
+	if !errors.Is(err, reactor.ErrTooManyRings) {
+		t.Fatal(err)
+	}
+	h.Fixed = 0
+	if _, err := join(path, h); !errors.Is(err, unix.EUSERS) {
+		t.Errorf("a client of a reactor that has as many rings as it may: %v", err)
+	}
+	last.Close()
+	if c, err = join(path, h); err != nil {
+		t.Fatal(err)
+	}
+	c.close()
+	if err := stack.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := join(path, h); !errors.Is(err, unix.ESHUTDOWN) {
+		t.Errorf("a client of an engine that ended: %v", err)
 	}
 }

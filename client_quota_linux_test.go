@@ -3,6 +3,7 @@ package xdpd_test
 import (
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -114,6 +115,8 @@ func TestClientHogGone(t *testing.T) {
 		c, err := xdpd.Connect(t.Context(), path)
 		if err == nil {
 			c.Close()
+		} else if !strings.Contains(err.Error(), "are gone whose peers have not taken all") {
+			t.Errorf("who is refused hears %v", err)
 		}
 		return err != nil
 	}

@@ -40,3 +40,34 @@ func TestDoors(t *testing.T) {
 		t.Errorf("after a while: %v, %v", wait, ok)
 	}
 }
+
+// TestFreePorts: a user has no more of the free ports than he leaves to all others, of each transport; all come back.
+func TestFreePorts(t *testing.T) {
+	o := portOwners{ports: map[ownedPort][]portOwner{}, free: map[freeKey]int{}}
+	at := map[uint8]int{}
+	var taken []func()
+	most := func(protocol uint8, uid uint32) (n int) {
+		for ; at[protocol] < freePorts; n++ {
+			k := ownedPort{protocol, uint16(freeFirst + at[protocol])}
+			if o.take(k, 0, uid) != 0 {
+				break
+			}
+			taken = append(taken, func() { o.give(k, 0, uid) })
+			at[protocol]++
+		}
+		return n
+	}
+	if got := [...]int{most(17, 1), most(17, 2), most(6, 1), most(17, 3)}; got != [...]int{freePorts / 2, freePorts / 4, freePorts / 2, freePorts / 8} {
+		t.Errorf("users have %v of %d ports", got, freePorts)
+	}
+	if err := o.take(ownedPort{17, 80}, 0, 1); err != 0 {
+		t.Errorf("a port that is none of them: %v", err)
+	}
+	o.give(ownedPort{17, 80}, 0, 1)
+	for _, give := range taken {
+		give()
+	}
+	if len(o.ports)+len(o.free) != 0 {
+		t.Errorf("%d ports and %d counts are left", len(o.ports), len(o.free))
+	}
+}

@@ -67,6 +67,8 @@ func (p *ClientPolicy) Check() error {
 		return fmt.Errorf("clients %q: no user and no group, so nobody may come in", p.Name)
 	case p.Clients < 0 || p.Sockets < 0 || p.Requests < 0:
 		return fmt.Errorf("clients %q: a limit is negative", p.Name)
+	case p.Requests > reactor.MaxRequests || p.Sockets > reactor.MaxSockets:
+		return fmt.Errorf("clients %q: %d requests and %d sockets; up to %d and %d can be", p.Name, p.Requests, p.Sockets, reactor.MaxRequests, reactor.MaxSockets)
 	case p.CPU < 0 || p.CPU > 100:
 		return fmt.Errorf("clients %q: %d percent of the time; 1 to 100 can be", p.Name, p.CPU)
 	case p.Frames < 0 || p.Frames > 100:

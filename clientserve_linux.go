@@ -68,6 +68,7 @@ type ClientLimits struct {
 // client is a process with a ring.
 type client struct {
 	view   ClientView
+	policy *ClientPolicy
 	conn   *net.UnixConn
 	share  *rings.Share
 	ring   *reactor.Ring
@@ -78,7 +79,7 @@ type client struct {
 
 // pastClient is one that is gone, whose connections may still have something to send.
 type pastClient struct {
-	policy string
+	policy *ClientPolicy
 	frames func() int
 }
 
@@ -86,7 +87,7 @@ type pastClient struct {
 // its user or group.
 func (st *Stack) ServeClients(l *net.UnixListener, policies []ClientPolicy) (*ClientServer, error) {
 	s := &ClientServer{st: st, l: l, clients: map[uint64]*client{}, doors: doors{of: map[uint32]*door{}}}
-	s.owners.ports = map[ownedPort][]portOwner{}
+	s.owners.ports, s.owners.free = map[ownedPort][]portOwner{}, map[freeKey]int{}
 	for _, p := range policies {
 		if err := p.Check(); err != nil {
 			return nil, err
@@ -217,7 +218,7 @@ func (c *client) finish() {
 
 // end gives back what a client had; only then is it gone, so that its place is not taken before its memory is free.
 func (s *ClientServer) end(c *client) {
-	rest := pastClient{c.view.Policy, c.ring.Rest()}
+	rest := pastClient{c.policy, c.ring.Rest()}
 	c.close()
 	s.mu.Lock()
 	delete(s.clients, c.view.ID)
@@ -245,7 +246,13 @@ func (s *ClientServer) welcome(conn *net.UnixConn, cred *unix.Ucred) (c *client,
 		return nil, refusal(unix.EACCES, "no policy admits uid %d, gid %d", cred.Uid, cred.Gid)
 	}
 	p := &s.policies[i]
-	h.Sockets, h.Requests = cmp.Or(h.Sockets, uint32(p.Sockets)), cmp.Or(h.Requests, uint32(p.Requests))
+	if h.Sockets == 0 {
+		h.Sockets = uint32(p.Sockets)
+		if h.Fixed < h.Sockets { // else it is told that there are not so many
+			h.Sockets -= h.Fixed
+		}
+	}
+	h.Requests = cmp.Or(h.Requests, uint32(p.Requests))
 	if err := p.allows(h); err != nil {
 		return nil, err
 	}
@@ -311,15 +318,18 @@ func (p *ClientPolicy) lends(h *rings.ShareHello) int {
 func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *ClientPolicy, h *rings.ShareHello) (c *client, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.forget(p.Name)
+	gone := s.forget(p)
+	n := gone
 	for _, c := range s.clients {
-		if c.view.Policy == p.Name {
+		if c.policy == p {
 			n++
 		}
 	}
 	switch {
 	case s.closed:
 		return nil, refusal(unix.ESHUTDOWN, "the engine ends")
+	case n >= p.Clients && gone > 0:
+		return nil, refusal(unix.EUSERS, "%d clients of %s are there, and %d are gone whose peers have not taken all; %d may be", n-gone, p.Name, gone, p.Clients)
 	case n >= p.Clients:
 		return nil, refusal(unix.EUSERS, "%d clients of %s are there, as many as may be", n, p.Name)
 	}
@@ -327,12 +337,12 @@ func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *Client
 	if err != nil {
 		return nil, err
 	}
-	c = &client{conn: conn, share: share, bell: -1}
-	defer func() {
+	c = &client{policy: p, conn: conn, share: share, bell: -1}
+	defer func(c *client) { // which is nil again when an error is returned
 		if err != nil {
 			c.close()
 		}
-	}()
+	}(c)
 	if c.bell, err = dupConn(conn); err != nil {
 		return nil, err
 	}
@@ -347,8 +357,11 @@ func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *Client
 	if n := p.lends(h); n > 0 {
 		cfg.Lends, cfg.LendTable = n, uint64(len(share.Data)-n*rings.LentSize)
 	}
-	if c.ring, err = reactor.NewRing(c.r, cfg); errors.Is(err, reactor.ErrRingClosed) {
+	switch c.ring, err = reactor.NewRing(c.r, cfg); {
+	case errors.Is(err, reactor.ErrRingClosed):
 		err = refusal(unix.ESHUTDOWN, "the engine ends")
+	case errors.Is(err, reactor.ErrTooManyRings):
+		err = refusal(unix.EUSERS, "reactor %d has as many rings as it may", number)
 	}
 	if err != nil {
 		return nil, err
@@ -365,7 +378,7 @@ func (s *ClientServer) newClient(conn *net.UnixConn, cred *unix.Ucred, p *Client
 
 // forget lets go of clients that hold nothing any more, and says how many of a policy still do. They count as clients: else who writes
 // to peers that take nothing, dies and comes again would hold more each time.
-func (s *ClientServer) forget(policy string) (n int) {
+func (s *ClientServer) forget(policy *ClientPolicy) (n int) {
 	s.past = slices.DeleteFunc(s.past, func(c pastClient) bool {
 		if c.frames() == 0 {
 			return true

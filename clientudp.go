@@ -56,7 +56,7 @@ type received struct {
 }
 
 const (
-	readAhead   = 16
+	readAhead   = 64
 	maxDatagram = 65507
 )
 

@@ -44,6 +44,7 @@ type grant struct {
 	who     string
 	sockets map[int]int // by queue
 	iface   string
+	steer   xdpprog.Steer // of the program
 	program *program
 }
 
@@ -57,18 +58,23 @@ func (g *Granter) Serve(ctx context.Context, l *net.UnixListener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	context.AfterFunc(ctx, func() { l.Close() })
+	strangers := make(chan struct{}, maxStrangers)
 	for {
 		conn, err := l.AcceptUnix()
 		if ctx.Err() != nil {
 			return nil
 		}
-		if err != nil {
+		if errors.Is(err, net.ErrClosed) {
 			return fmt.Errorf("xdpd: grant: %w", err)
+		}
+		if err != nil {
+			time.Sleep(10 * time.Millisecond) // out of descriptors: somebody may go
+			continue
 		}
 		running.Go(func() {
 			stop := context.AfterFunc(ctx, func() { conn.Close() })
 			defer stop()
-			g.serve(conn)
+			g.serve(conn, strangers)
 		})
 	}
 }
@@ -79,7 +85,10 @@ func (g *Granter) log(format string, args ...any) {
 	}
 }
 
-func (g *Granter) serve(conn *net.UnixConn) {
+// maxStrangers is how many who may not ask are waited for at a time, to tell them so.
+const maxStrangers = 64
+
+func (g *Granter) serve(conn *net.UnixConn, strangers chan struct{}) {
 	defer conn.Close()
 	cred, err := peerCred(conn)
 	if err != nil {
@@ -89,6 +98,12 @@ func (g *Granter) serve(conn *net.UnixConn) {
 	who := fmt.Sprintf("process %d of user %d", cred.Pid, cred.Uid)
 	if !g.admits(cred) {
 		g.log("refused: %s, group %d, is not among those who may ask", who, cred.Gid)
+		select {
+		case strangers <- struct{}{}:
+			defer func() { <-strangers }()
+		default:
+			return
+		}
 		_ = conn.SetDeadline(time.Now().Add(time.Second)) // an answer to nothing would be lost
 		_, _ = conn.Read(make([]byte, 1))
 		_ = reply(conn, grantAnswer{
@@ -175,7 +190,7 @@ func (s *grant) handle(r grantRequest) (a grantAnswer, fd int, err error) {
 		}
 		err = s.program.SetSocket(r.Queue, sock)
 	case grantAddrs:
-		if err = s.mayHave(r.Addrs, xdpprog.Share); err == nil {
+		if err = s.mayHave(r.Addrs, s.steer); err == nil {
 			err = s.program.SetAddrs(r.Addrs)
 		}
 	case grantOpen:
@@ -248,6 +263,7 @@ func (s *grant) attach(c xdpprog.Config, metadata RXMetadata) (a grantAnswer, fd
 	if s.program, err = loadProgram(c, metadata, driverOf(c.Interface), DefaultJournalDir); err != nil {
 		return a, -1, err
 	}
+	s.steer = c.Steer
 	a.Native, a.Metadata = s.program.Native(), s.program.Metadata()
 	if refused := s.program.NativeRefused(); refused != nil {
 		a.Refused = refused.Error()

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -72,6 +73,25 @@ func TestGrantStrangers(t *testing.T) {
 			t.Errorf("%q is answered with %q, want %q", c.says, got, c.hears)
 		}
 	}
+	in(t, lab.Engine, func() error {
+		link, err := netlink.LinkByName(lab.EngineDev)
+		if err != nil {
+			return err
+		}
+		return netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: net.IP{10, 77, 7, 7}, Mask: net.CIDRMask(32, 32)}})
+	})
+	const own, share = `{"op":"attach","queues":1,"steer":0,"addrs":["10.77.0.2"]}`, `{"op":"attach","queues":1,"steer":1,"addrs":["10.77.0.2"]}`
+	for _, c := range []struct{ attach, says, hears string }{ // with a program
+		{own, `{"op":"addrs","addrs":["10.77.7.7"]}`, "10.77.7.7 is the kernel's, and may only be shared"},
+		{share, `{"op":"addrs","addrs":["::1"]}`, "only IPv4"},
+		{share, `{"op":"addrs","addrs":[""]}`, "only IPv4"},
+		{share, `{"op":"open","proto":6,"addr":"::1","port":7}`, "IPv4"},
+		{share, `{"op":"addrs","addrs":["10.77.7.7"]}`, "{}"},
+	} {
+		if got := say(t, path, `{"op":"socket","interface":"xa0"}`, c.attach, c.says); !strings.Contains(got, c.hears) {
+			t.Errorf("%q is answered with %q, want %q", c.says, got, c.hears)
+		}
+	}
 	cfg := engineConfig(lab)
 	cfg.Grant, cfg.Queues = path, []int{0}
 	addrs := cfg.Addrs
@@ -112,6 +132,45 @@ func say(t *testing.T, path string, messages ...string) string {
 		}
 	}
 	return string(answer[:n])
+}
+
+// TestGrantNoDescriptors: a Granter whose process has no descriptors left for a while goes on, and with it all its engines.
+func TestGrantNoDescriptors(t *testing.T) {
+	_, path := granted(t, netlab.Options{}, xdpd.Granter{})
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Dup(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit := unix.Rlimit{Cur: uint64(fd) + 20, Max: was.Max}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	held := []int{fd}
+	for err == nil {
+		if fd, err = unix.Dup(2); err == nil {
+			held = append(held, fd)
+		}
+	}
+	unix.Close(held[0])
+	conn, cerr := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
+	time.Sleep(100 * time.Millisecond) // in which it is not accepted; nothing tells that
+	for _, fd := range held[1:] {
+		unix.Close(fd)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if cerr != nil {
+		t.Fatal(cerr)
+	}
+	conn.Close()
+	if got := say(t, path, `{"op":"nonsense"}`); got == "" {
+		t.Error("it does not answer any more")
+	}
 }
 
 // TestOpened is called with everything there and nothing received; its error ends Open, and leaves nothing.

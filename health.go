@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"xdpd/internal/krnet"
+	"xdpd/sockets"
 )
 
 func (s *Stack) linkState() linkState {
@@ -29,8 +30,10 @@ func (s *Stack) followLink(e krnet.LinkChange) {
 	if now.mtu == was.mtu && now.mac == was.mac {
 		return
 	}
+	chunk, oneFrame := s.region.ChunkSize(), false // oneFrame: in zero copy
 	for _, q := range s.queues {
 		if h, at, ok := q.reactor.Enter(); ok {
+			oneFrame = oneFrame || q.sock.ZeroCopy() && !q.sock.SG()
 			h.SetLink(now.mac, now.mtu, at)
 			if now.mac != was.mac && !s.cfg.Share {
 				h.Announce(at)
@@ -38,6 +41,22 @@ func (s *Stack) followLink(e krnet.LinkChange) {
 		}
 		q.reactor.Leave()
 	}
+	if why := tooLong(s.dev.driver, min(now.mtu, sockets.MaxMTU(chunk, 1)), chunk); oneFrame && why != "" {
+		s.leaveZeroCopy(why)
+	}
+}
+
+// leaveZeroCopy goes over to copy mode, or ends the engine if zero copy was demanded: the driver cuts packets up from now on.
+func (s *Stack) leaveZeroCopy(why string) {
+	err := fmt.Errorf("xdpd: interface %s: %s: start the engine again, which then has larger frames, or use copy mode", s.iface(), why)
+	if s.Mode() == Best {
+		cerr := s.SetMode(Copy)
+		if cerr == nil {
+			return
+		}
+		err = fmt.Errorf("%w; it cannot be had now: %w", err, cerr)
+	}
+	s.fail(err)
 }
 
 // attendEvery is how often attend looks.

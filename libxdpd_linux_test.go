@@ -27,7 +27,25 @@ func TestLibxdpd(t *testing.T) {
 		r.nettest(t)
 		t.Run(r.name+"/streams", func(t *testing.T) { manyStreams(t, r) })
 	}
+	t.Run("spare", func(t *testing.T) { librarySpare(t, lab, server, ours) })
 	t.Run("gone", func(t *testing.T) { libraryGone(t, lab, server, ours) })
+}
+
+// librarySpare: who made a connection has the socket of the next one already, and no more than that.
+func librarySpare(t *testing.T, lab *netlab.Lab, server *xdpd.ClientServer, ours side) {
+	ln := kernelSide(lab.Peer, lab.PeerAddr).open(t)
+	for n := range 3 {
+		c, far, err := connect(ours, ln)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		defer far.Close()
+		eventually(t, "a socket for the next connection", func() bool {
+			list, _ := server.Clients()
+			return len(list) == 1 && list[0].Sockets == n+2
+		})
+	}
 }
 
 // manyStreams: megabytes both ways at once, and the ends of both, on 20 connections.
@@ -91,20 +109,23 @@ func TestLibxdpdSuite(t *testing.T) {
 	lab, stack := engine(t, netlab.Options{Veth: "the guest has no C compiler"})
 	sanitizer := cmp.Or(os.Getenv("XDPD_SANITIZE"), "address,undefined")
 	bin := buildLibxdpd(t, "libxdpd_suite", "-O1", "-g", "-fsanitize="+sanitizer, "-fno-sanitize-recover=undefined", "-Wl,--wrap=syscall,--wrap=send")
-	runSuite(t, bin, lab, stack)
+	runSuite(t, bin, lab, stack, nil)
+	runSuite(t, bin, lab, stack, func(p *xdpd.ClientPolicy) { p.Memory = 16 << 20 }, "crowds")
 	// That the kernel is asked nothing while there is much to do can be counted where the engine never sleeps.
 	lab = newLab(t, netlab.Options{})
 	cfg := engineConfig(lab)
 	cfg.MaxSpin = -1
-	runSuite(t, bin, lab, openStack(t, lab, cfg), "silent")
+	runSuite(t, bin, lab, openStack(t, lab, cfg), nil, "silent")
 }
 
-func runSuite(t *testing.T, bin string, lab *netlab.Lab, stack *xdpd.Stack, only ...string) {
+func runSuite(t *testing.T, bin string, lab *netlab.Lab, stack *xdpd.Stack, policy func(*xdpd.ClientPolicy), only ...string) {
 	t.Helper()
-	_, path := daemon(t, stack, nil)
+	_, path := daemon(t, stack, policy)
 	args := append([]string{path, lab.Peer.Path(), lab.EngineAddr.String(), lab.PeerAddr.String()}, only...)
 	cmd := exec.CommandContext(t.Context(), bin, args...)
-	cmd.Env = append(os.Environ(), "TSAN_OPTIONS=detect_deadlocks=0") // it takes the lock for the child's that the parent holds while it forks
+	cmd.Env = append(os.Environ(),
+		"TSAN_OPTIONS=detect_deadlocks=0", // it takes the lock for the child's that the parent holds while it forks
+		"ASAN_OPTIONS=use_sigaltstack=0")  // at its end a canceled thread would run into the stack of calls that it did not return from
 	out, err := cmd.CombinedOutput()
 	if err != nil || len(out) > 0 {
 		t.Errorf("%v\n%s", err, out)

@@ -16,12 +16,11 @@ import (
 // watch follows the interface: one that is deleted ends the engine with a clear error; in share mode the kernel's
 // neighbours, routes and addresses are the engine's.
 func (s *Stack) watch(ctx context.Context) {
+	s.resync() // what changed since Open's look; before the first event, or an older look could be believed after a newer one
 	err := s.kernel.Watch(ctx, s.kernelEvent)
 	if err != nil {
 		s.fail(fmt.Errorf("xdpd: watch interface %s: %w", s.cfg.Interface, err))
-		return
 	}
-	s.resync() // what changed between Open's look and the subscription
 }
 
 func (s *Stack) kernelEvent(e krnet.Event) {
@@ -47,7 +46,12 @@ func (s *Stack) kernelEvent(e krnet.Event) {
 		if s.cfg.Share {
 			s.setNeighbours([]krnet.Neigh{e.Neigh})
 		}
-	case krnet.AddrChange, krnet.RouteChange, krnet.Resync:
+	case krnet.AddrChange, krnet.RouteChange:
+		s.resync()
+	case krnet.Resync:
+		if link, err := s.kernel.Link(); err == nil {
+			s.kernelEvent(link)
+		}
 		s.resync()
 	}
 }

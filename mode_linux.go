@@ -33,6 +33,10 @@ func (s *Stack) SetMode(m Mode) error {
 	if m != Copy && s.notZeroCopy != "" { // Open found that out
 		return fmt.Errorf("xdpd: interface %s stays in copy mode: %s", s.iface(), s.notZeroCopy)
 	}
+	if m == ZeroCopy && !s.program.Native() { // igb takes such a socket, and says EINVAL to each kick
+		return fmt.Errorf("xdpd: interface %s: zero copy needs the steering program in the driver, and it is attached in generic mode: use copy mode, or --attach native",
+			s.iface())
+	}
 	chunk := s.region.ChunkSize()
 	s.mu.Lock()
 	mtu := min(s.link.mtu, sockets.MaxMTU(chunk, 1))

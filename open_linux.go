@@ -351,6 +351,9 @@ func (s *Stack) openQueue(i, q int, hostCfg sockets.Config) error {
 
 // socketOptions are those of queue number i. The first registers the packet memory.
 func (s *Stack) socketOptions(i, q int, mode Mode) rings.SocketOptions {
+	if mode == Best && s.program != nil && !s.program.Native() { // as in SetMode
+		mode = Copy
+	}
 	opts := rings.SocketOptions{
 		Interface: s.iface(), Ifindex: s.dev.index, Queue: q, Mode: mode, Checksum: !s.cfg.NoTXChecksum,
 	}

@@ -114,7 +114,7 @@ func testReaderAsleep(t *testing.T, lab *netlab.Lab, stack *xdpd.Stack, reason s
 }
 
 // TestSystemCalls holds the reactor while 256 datagrams arrive. To receive and to answer them all may cost at most one
-// system call for 32 of them.
+// system call for 32 of them; for 16 where in copy mode a driver has less room to send than a kick would take.
 func TestSystemCalls(t *testing.T) {
 	lab := newLab(t, netlab.Options{})
 	cfg := engineConfig(lab)
@@ -152,6 +152,10 @@ func TestSystemCalls(t *testing.T) {
 		}
 		return before
 	}
+	each := uint64(32)
+	if netlab.NICs() != nil {
+		each = 16
+	}
 	for range 10 {
 		before := arrive()
 		buf := make([]byte, 128)
@@ -164,7 +168,7 @@ func TestSystemCalls(t *testing.T) {
 		after := r.Counters()
 		r.Leave()
 		calls, frames := after.Syscalls()-before.Syscalls(), after.RxFrames-before.RxFrames
-		if frames != n || calls*32 > frames {
+		if frames != n || calls*each > frames {
 			t.Errorf("%d system calls for %d frames received and answered: before %+v, after %+v", calls, frames, before, after)
 		}
 	}

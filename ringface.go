@@ -60,6 +60,10 @@ func (p ringPorts) key(protocol uint8, local proto.Addr, port uint16) portKey {
 	return k
 }
 
+// Take and Give are for who asks whose a port is; the steering program does not.
+func (p ringPorts) Take(uint8, proto.Addr, uint16) sockets.Errno { return 0 }
+func (p ringPorts) Give(uint8, proto.Addr, uint16)               {}
+
 func (p ringPorts) Open(protocol uint8, local proto.Addr, port uint16) sockets.Errno {
 	if err := p.s.openPort(p.key(protocol, local, port)); err != nil {
 		return sockets.ENOBUFS // the program's table is full

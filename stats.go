@@ -86,6 +86,8 @@ func (s *Stack) Stats() (Stats, error) {
 		st.Checksums, st.MTU = checksumStats(sock.NoChecksum()), h.MTU()
 		if err := sock.Refused(); err != nil {
 			st.NotZeroCopy = err.Error()
+		} else if s.cfg.Mode == Best && !st.ZeroCopy && st.NotZeroCopy == "" { // the MTU may have grown since Open
+			st.NotZeroCopy = tooLong(st.Driver, st.MTU, st.ChunkSize)
 		}
 	}
 	s.queues[0].reactor.Leave()

@@ -1,8 +1,12 @@
 package xdpd
 
 import (
+	"net/netip"
+	"os"
 	"strings"
 	"testing"
+
+	"xdpd/internal/netlab"
 )
 
 // TestFitZeroCopy: no packet has more frames than the driver sends as one in zero copy; an MTU that needs more goes without.
@@ -27,5 +31,38 @@ func TestFitZeroCopy(t *testing.T) {
 		if got != c.want || (why == "") != (c.why == "") || !strings.Contains(why, c.why) {
 			t.Errorf("%+v: %d frames, %q", c, got, why)
 		}
+	}
+}
+
+// TestLeaveZeroCopy: an MTU that the driver would cut up means copy mode, or the engine's end where zero copy was demanded.
+func TestLeaveZeroCopy(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	lab, err := netlab.New(netlab.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lab.Close()
+	s, err := Open(Config{Interface: lab.EngineDev, NetNS: lab.Engine.Path(), Addrs: []netip.Prefix{netip.PrefixFrom(lab.EngineAddr, 24)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	why := tooLong("igb", 1500, s.region.ChunkSize())
+	if why == "" {
+		t.Fatal("igb has no such MTU")
+	}
+	s.leaveZeroCopy(why)
+	if s.Mode() != Copy || s.Err() != nil {
+		t.Errorf("mode %v, %v", s.Mode(), s.Err())
+	}
+	s.mu.Lock()
+	s.mode = ZeroCopy
+	s.mu.Unlock()
+	s.leaveZeroCopy(why)
+	<-s.Done()
+	if err := s.Err(); err == nil || !strings.Contains(err.Error(), why) || !strings.Contains(err.Error(), "start the engine again") {
+		t.Errorf("it ended with %v", err)
 	}
 }

@@ -108,7 +108,8 @@ const (
 	ringSlot  = 9600 // bytes of memory for each: a header and the largest
 )
 
-// ringEcho is a UDP echo on a ring: each place has a RECVFROM, or the SEND of what it received, with the address that came with it.
+// ringEcho is a UDP echo on a ring: each place has a RECVFROM, or the SEND of what it received, with the address that came with it, and behind it
+// the next RECVFROM. A SEND tells only that it failed, and for the RECVFROM too.
 func ringEcho(ctx context.Context, path string, port uint16) error {
 	q, err := xdpd.OpenRing(ctx, path, xdpd.RemoteConfig{SQEntries: 2 * ringSlots, Data: ringSlots * ringSlot})
 	if err != nil {
@@ -150,9 +151,10 @@ func ringEcho(ctx context.Context, path string, port uint16) error {
 		}
 		base := slot * ringSlot
 		*q.SQE() = rings.SQE{
-			Opcode: rings.OpSend, FD: fd, Addr: base + rings.RecvHeaderSize, Len: uint32(c.Res) - rings.RecvHeaderSize,
+			Opcode: rings.OpSend, Flags: rings.SQELink | rings.SQESkipSuccess, FD: fd, Addr: base + rings.RecvHeaderSize, Len: uint32(c.Res) - rings.RecvHeaderSize,
 			Off: base + rings.RecvHeaderSize - rings.SockAddrSize, FileIndex: rings.SockAddrSize, UserData: slot | sending,
 		}
+		receive(slot)
 	}
 	return io.ErrUnexpectedEOF // the daemon is gone
 }

@@ -97,8 +97,8 @@ func (r *Reactor) exchange() {
 			time.Sleep(drainPause)
 		}
 	}
-	for r.port.RX.Avail() > 0 {
-		r.receive(r.now())
+	for end := r.counters.RxFrames + uint64(r.port.RX.Size()); r.port.RX.Avail() > 0 && r.counters.RxFrames < end; {
+		r.receive(r.now()) // in a flood what is left is lost
 	}
 	port, err := e.open(r.port)
 	if err != nil {

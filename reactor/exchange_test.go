@@ -83,6 +83,42 @@ func TestExchange(t *testing.T) {
 	}
 }
 
+// TestExchangeInFlood: who sends faster than packets are taken up does not keep the old device open.
+func TestExchangeInFlood(t *testing.T) {
+	var g *far
+	flood, sent := false, 0
+	g = newFar(t, func(c *Config, _ *sockets.Config) {
+		clock := c.Clock
+		c.Clock = func() int64 {
+			if flood && sent < 100_000 && g.fill.Avail() > 0 {
+				g.good(g.udpFrame(7, []byte("x")), 0)
+				sent++
+			}
+			return clock()
+		}
+	})
+	result := make(chan error, 1)
+	go func() {
+		result <- g.r.Exchange(func(*rings.Port) (*rings.Port, error) {
+			flood = false
+			return g.another(), nil
+		})
+	}()
+	for !flood {
+		g.r.mu.Lock()
+		flood = g.r.renew != nil
+		g.r.mu.Unlock()
+	}
+	g.r.Turn()
+	if err := <-result; err != nil || sent > 1000 {
+		t.Errorf("%v after %d packets", err, sent)
+	}
+	g.settle()
+	if counts := g.pool.Ledger().Counts(); counts[umem.Fill] != g.r.inFill || counts[umem.RX] != 0 || counts[umem.TX] != 0 {
+		t.Errorf("the frames are with %v", counts)
+	}
+}
+
 // TestExchangeFails: without a port the reactor ends with the reason, and nobody is left waiting.
 func TestExchangeFails(t *testing.T) {
 	g := newFar(t)

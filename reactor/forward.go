@@ -135,11 +135,11 @@ func (f *Forwarder) Stop() { f.Fail(nil) }
 // Fail ends Run with err.
 func (f *Forwarder) Fail(err error) {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	if !f.stopped {
 		f.stopped, f.err = true, err
+		f.wake.signal() // with the lock: once Run has returned, the descriptor may be somebody else's
 	}
-	f.mu.Unlock()
-	f.wake.signal()
 }
 
 // Close gives back what NewForwarder took. Run must have returned.
@@ -154,11 +154,10 @@ func (f *Forwarder) Enter() (now int64, ok bool) {
 
 // Leave ends what Enter began. What the machine has to send since leaves in the next turn.
 func (f *Forwarder) Leave() {
-	asleep := f.asleep
-	f.mu.Unlock()
-	if asleep {
-		f.wake.signal()
+	if f.asleep {
+		f.wake.signal() // with the lock, as in Fail
 	}
+	f.mu.Unlock()
 }
 
 // Counters gives the counters of a port's queue; turns and sleeps are of all queues together. The caller is between Enter

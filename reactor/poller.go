@@ -38,6 +38,7 @@ type Poller struct {
 	id        uint16 // 1 + its index in Reactor.pollers
 	ready     readyList
 	closed    bool
+	members   int  // sockets in it
 	due       bool // in Reactor.due
 	handler   Handler
 	ring      *Ring // whose requests wait; nil: goroutines do
@@ -79,18 +80,22 @@ var (
 func NewPoller(r *Reactor) *Poller {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.newPoller()
+	p := r.newPoller()
+	if p == nil {
+		panic("reactor: 65535 pollers")
+	}
+	return p
 }
 
+// newPoller makes a poller; nil: there are 65535.
 func (r *Reactor) newPoller() *Poller {
 	p := &Poller{r: r}
 	i := slices.Index(r.pollers, nil)
 	if i < 0 {
-		i = len(r.pollers)
+		if i = len(r.pollers); i >= math.MaxUint16 {
+			return nil
+		}
 		r.pollers = append(r.pollers, nil)
-	}
-	if i >= math.MaxUint16 {
-		panic("reactor: 65535 pollers")
 	}
 	r.pollers[i], p.id = p, uint16(i+1)
 	return p
@@ -126,6 +131,7 @@ func (p *Poller) Add(s sockets.Handle, mask sockets.Ready, data uint64) error {
 	}
 	_, gen, _ := split(s)
 	*w = watch{gen: gen, poller: p.id}
+	p.members++
 	p.set(s, i, w, mask, data)
 	return nil
 }
@@ -157,8 +163,19 @@ func (p *Poller) set(s sockets.Handle, i ref, w *watch, mask sockets.Ready, data
 		p.r.host.UDPTellSent(s)
 	}
 	if p.r.host.Open(s) { // else it is about to leave
-		p.tell(i, w, p.r.host.Ready(s))
+		p.tell(i, w, p.readiness(s))
 	}
+}
+
+// readiness is what a socket is ready for; a ring's, what it may do already.
+func (p *Poller) readiness(s sockets.Handle) sockets.Ready {
+	ready := p.r.host.Ready(s)
+	if p.ring != nil && p.ring.rates.on {
+		if k, ok := p.ring.socks.byHandle.Get(s); ok {
+			ready = p.ring.slowed(k, ready)
+		}
+	}
+	return ready
 }
 
 // Del takes s out (EPOLL_CTL_DEL). Errors: ErrNotAdded.
@@ -235,8 +252,9 @@ func (r *Reactor) tell(e sockets.Event, first *watch) (woke bool) {
 // unwatch takes a socket out of one poller.
 func (r *Reactor) unwatch(s sockets.Handle, i ref) {
 	t := &r.watches
-	if w := t.at(i); w.next != 0 {
-		t.unlink(&r.pollers[w.poller-1].ready, i)
+	p := r.pollers[t.at(i).poller-1]
+	if p.members--; t.at(i).next != 0 {
+		t.unlink(&p.ready, i)
 	}
 	if t.remove(s, i) != 0 && t.at(i).next != 0 { // another poller's watch has the place now
 		t.renamed(&r.pollers[t.at(i).poller-1].ready, i)
@@ -263,7 +281,7 @@ func (p *Poller) take(buf []Event) int {
 			continue
 		}
 		t.unlink(&p.ready, i)
-		ready := w.events(p.r.host.Ready(s))
+		ready := w.events(p.readiness(s))
 		if ready == 0 {
 			continue
 		}
@@ -347,11 +365,13 @@ func (r *Reactor) dropPoller(p *Poller) {
 
 func (p *Poller) close() {
 	p.closed = true
-	p.r.watches.each(func(i ref, w *watch) {
-		if w.poller == p.id {
-			p.r.unwatch(p.r.watches.handle(i), i)
-		}
-	})
+	if p.members > 0 {
+		p.r.watches.each(func(i ref, w *watch) {
+			if w.poller == p.id {
+				p.r.unwatch(p.r.watches.handle(i), i)
+			}
+		})
+	}
 	for p.wakeOne(wokenByClose) {
 	}
 }

@@ -33,9 +33,15 @@ type RingConfig struct {
 	// For applications that are not trusted.
 	Guard  Guard // what it may bind and reach; nil: everything
 	CPU    int   // percent of the reactor's time that its requests may take, in the long run; 0: all of it
-	Frames int   // percent of the frames that its sockets may hold, of those for received data and of those for data to send; 0: all
+	Frames int   // percent of the frames that its sockets may hold, of those for received data and of those for data to send; 0: all, and any number of closed connections
 	Rates  Rates
 }
+
+// MaxRequests and MaxSockets are the most that a ring can have of them.
+const (
+	MaxRequests = 1 << 20
+	MaxSockets  = 1 << 24
+)
 
 // Guard says which addresses the application of a ring may use. It is called with the reactor's lock held. What it refuses ends
 // with EACCES.
@@ -49,9 +55,9 @@ const (
 	defaultRequests = 4096
 	defaultSockets  = 1024
 	defaultMessages = 64
-	maxRequests     = 1 << 20
-	maxSockets      = 1 << 24
 	maxPeers        = 1 << 10
+	crowd           = 8       // sockets that the Host may have for each of a ring's with RingConfig.Frames: connections that were closed
+	backlogCrowd    = 1024    // among them; and so many more, which were not accepted
 	maxRings        = 1 << 10 // of a reactor: each turn looks at every SQ, for who submits may tell nobody
 )
 
@@ -131,12 +137,12 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case cfg.Requests < 1 || cfg.Requests > maxRequests:
-		return nil, fmt.Errorf("ring: %d requests; 1 to %d can be", cfg.Requests, maxRequests)
-	case cfg.Sockets < 1 || cfg.Fixed < 0 || cfg.Sockets+cfg.Fixed > maxSockets:
-		return nil, fmt.Errorf("ring: %d and %d sockets; 1 to %d can be", cfg.Sockets, cfg.Fixed, maxSockets)
-	case cfg.Messages < 1 || cfg.Messages > maxRequests:
-		return nil, fmt.Errorf("ring: %d messages; 1 to %d can be", cfg.Messages, maxRequests)
+	case cfg.Requests < 1 || cfg.Requests > MaxRequests:
+		return nil, fmt.Errorf("ring: %d requests; 1 to %d can be", cfg.Requests, MaxRequests)
+	case cfg.Sockets < 1 || cfg.Fixed < 0 || cfg.Sockets+cfg.Fixed > MaxSockets:
+		return nil, fmt.Errorf("ring: %d and %d sockets; 1 to %d can be", cfg.Sockets, cfg.Fixed, MaxSockets)
+	case cfg.Messages < 1 || cfg.Messages > MaxRequests:
+		return nil, fmt.Errorf("ring: %d messages; 1 to %d can be", cfg.Messages, MaxRequests)
 	case cfg.CPU < 0 || cfg.CPU > 100:
 		return nil, fmt.Errorf("ring: %d percent of the time; 1 to 100 can be, 0 is all", cfg.CPU)
 	case cfg.Frames < 0 || cfg.Frames > 100:
@@ -185,7 +191,8 @@ func NewRing(r *Reactor, cfg RingConfig) (*Ring, error) {
 	if cfg.Frames > 0 {
 		_, rx, _, tx := r.host.Held()
 		var ok bool
-		if q.account, ok = r.host.NewAccount(max(1, rx*cfg.Frames/100), max(1, tx*cfg.Frames/100)); !ok {
+		socks := crowd*(cfg.Sockets+cfg.Fixed) + backlogCrowd
+		if q.account, ok = r.host.NewAccount(max(1, rx*cfg.Frames/100), max(1, tx*cfg.Frames/100), socks); !ok {
 			return nil, ErrTooManyRings
 		}
 	}
@@ -391,8 +398,8 @@ func (q *Ring) Close() {
 	if ok && !q.closed.Load() {
 		q.now = now
 		q.cancelEverything()
-		q.forgetEpolls()
 		q.socks.closeAll(q)
+		q.forgetEpolls()
 		q.freeLends()
 		if q.account != 0 { // what is on its way, and connections that have something to send, are paid for until they are done
 			q.r.host.CloseAccount(q.account)

@@ -265,7 +265,8 @@ func (o Call) submit(sqe *rings.SQE, n int) (awake bool, err error) {
 		}
 		k := s.ring.app.SQ.Reserved()
 		s.ring.app.SQ.Submit(k)
-		awake = k == 0 || s.ring.kick()
+		// Where SQEs wait that were submitted before, the engine is awake or has been knocked at, and looks at the tail again behind each head.
+		awake = k == 0 || s.ring.app.SQ.Pending() > k || s.ring.kick()
 		gone := s.gone.Load()
 		s.mu.Unlock()
 		switch {

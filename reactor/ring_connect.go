@@ -15,6 +15,7 @@ func issueConnect(q *Ring, i uint32) verdict {
 		return q.connecting(p)
 	}
 	k := q.sock(p)
+	k.due = false
 	if k.kind == sockConnected || k.kind == sockListening {
 		return p.fail(sockets.EISCONN)
 	}
@@ -36,7 +37,11 @@ func issueConnect(q *Ring, i uint32) verdict {
 		p.res = -int32(err)
 		return done
 	}
-	if k.due = !q.may(slowConnect, p.sock-1); k.due {
+	if !q.may(slowConnect, p.sock-1) {
+		if p.sqe.OpFlags&rings.MsgDontWait != 0 {
+			return p.fail(sockets.EAGAIN)
+		}
+		k.due = true
 		return wait
 	}
 	if err := q.dial(p.sock-1, remote, a.Port()); err != 0 {
@@ -99,6 +104,7 @@ func (q *Ring) letGo(s uint32) {
 	q.socks.byHandle.Delete(k.h)
 	q.r.Watch(k.h, nil)
 	q.r.host.Close(k.h, q.now)
+	q.closePort(k)
 	k.h = 0
 }
 
@@ -139,7 +145,7 @@ func (q *Ring) notConnected(s uint32) {
 func cancelConnect(q *Ring, i uint32) {
 	p := q.at(i)
 	if k := q.sock(p); p.arg[0] == 0 {
-		k.due = false
+		k.due = k.due && k.queues[waitOut].head != i // which waits behind another one, or is the one that is due
 	} else if k.kind == sockConnecting {
 		q.notConnected(p.sock - 1)
 	}

@@ -2,6 +2,7 @@ package reactor
 
 import (
 	"bytes"
+	"maps"
 	"net/netip"
 	"testing"
 
@@ -437,9 +438,22 @@ func TestRingUDP(t *testing.T) {
 
 // ports notes what a ring tells about ports.
 type ports struct {
-	open map[portKey]int
-	kept int
-	err  sockets.Errno
+	taken, open map[portKey]int
+	kept        int
+	err, full   sockets.Errno
+}
+
+func (p *ports) Take(protocol uint8, local proto.Addr, port uint16) sockets.Errno {
+	if p.full == 0 {
+		p.taken[portKey{protocol, local, port}]++
+	}
+	return p.full
+}
+
+func (p *ports) Give(protocol uint8, local proto.Addr, port uint16) {
+	if p.taken[portKey{protocol, local, port}]--; p.taken[portKey{protocol, local, port}] == 0 {
+		delete(p.taken, portKey{protocol, local, port})
+	}
 }
 
 func (p *ports) Open(protocol uint8, local proto.Addr, port uint16) sockets.Errno {
@@ -462,7 +476,7 @@ func (p *ports) Keep(*sockets.Host, sockets.Handle) sockets.Errno {
 
 // TestRingPorts: each port is opened once, and closed with its socket, however that ends.
 func TestRingPorts(t *testing.T) {
-	p := &ports{open: map[portKey]int{}}
+	p := &ports{taken: map[portKey]int{}, open: map[portKey]int{}}
 	n := newRingNet(t, RingConfig{Ports: p})
 	n.dialed(0)
 	n.listen(1, 80)
@@ -474,7 +488,27 @@ func TestRingPorts(t *testing.T) {
 	if p.kept != 2 || p.open[portKey{proto.ProtoTCP, 0, 80}] != 1 || p.open[portKey{proto.ProtoUDP, ourAddr, 53}] != 1 || len(p.open) != 2 {
 		t.Errorf("%+v", p)
 	}
-	p.err = sockets.ENFILE
+	if !maps.Equal(p.taken, p.open) {
+		t.Errorf("open are %v, taken %v", p.open, p.taken)
+	}
+	n.onPeer(func(h *sockets.Host, _ int64) { h.TCPListen(0, 81) })
+	n.res(opSocket(1, sockStream), 4)
+	n.res(n.opAddr(rings.OpBind, 2, 4, 0, 90), 0)
+	if key := (portKey{proto.ProtoTCP, 0, 90}); p.taken[key] != 1 || p.open[key] != 0 {
+		t.Errorf("of a bound socket's port: %+v", p)
+	}
+	n.res(n.opAddr(rings.OpConnect, 2, 4, peerAddr, 81), 0)
+	if p.taken[portKey{proto.ProtoTCP, 0, 90}] != 0 {
+		t.Errorf("what was bound is the connection's: %+v", p)
+	}
+	n.res(opClose(1, 4), 0)
+	p.full = sockets.EADDRINUSE
+	for _, typ := range []uint64{sockStream, sockDgram} {
+		n.res(opSocket(1, typ), 4)
+		n.err(n.opAddr(rings.OpBind, 2, 4, 0, 91), sockets.EADDRINUSE)
+		n.res(opClose(1, 4), 0)
+	}
+	p.full, p.err = 0, sockets.ENFILE
 	n.res(opSocket(1, sockDgram), 4)
 	n.err(n.opAddr(rings.OpBind, 2, 4, ourAddr, 54), sockets.ENFILE)
 	n.res(opSocket(1, sockStream), 5)
@@ -486,4 +520,17 @@ func TestRingPorts(t *testing.T) {
 			t.Errorf("%+v is open %d times", k, open)
 		}
 	}
+	if len(p.taken) != 0 {
+		t.Errorf("ports are taken yet: %v", p.taken)
+	}
+	n.enter(func(h *sockets.Host, _ int64) {
+		for port := uint16(53); port < 100; port++ { // nor does the Host have any
+			if _, err := h.UDPBind(0, port); err != 0 {
+				t.Errorf("UDP port %d: %v", port, err)
+			}
+			if _, err := h.TCPBind(0, port); err != 0 {
+				t.Errorf("TCP port %d: %v", port, err)
+			}
+		}
+	})
 }

@@ -3,6 +3,7 @@ package reactor
 import (
 	"errors"
 	"slices"
+	"syscall"
 
 	"xdpd/rings"
 	"xdpd/sockets"
@@ -32,6 +33,9 @@ func checkEpollCtl(_ *Ring, s *rings.SQE) sockets.Errno {
 func issueEpollCtl(q *Ring, i uint32) verdict {
 	p := q.at(i)
 	e := q.epoll(p.sqe.FD)
+	if e == nil {
+		return p.fail(syscall.ENOSPC)
+	}
 	if p.sqe.Len == rings.EpollForget {
 		q.forgetEpoll(e)
 		return done
@@ -55,13 +59,17 @@ func issueEpollCtl(q *Ring, i uint32) verdict {
 	return done
 }
 
-// epoll gives the poller of a number.
+// epoll gives the poller of a number; nil: the reactor has no more.
 func (q *Ring) epoll(number int32) *epoll {
 	if q.epolls == nil {
 		q.epolls = make([]*epoll, rings.MaxEpolls)
 	}
 	if q.epolls[number] == nil {
-		e := &epoll{Poller: q.r.newPoller()}
+		p := q.r.newPoller()
+		if p == nil {
+			return nil
+		}
+		e := &epoll{Poller: p}
 		e.ring, e.ringEpoll = q, e
 		q.epolls[number] = e
 		q.r.ringPollers++
@@ -72,6 +80,14 @@ func (q *Ring) epoll(number int32) *epoll {
 func (q *Ring) forgetEpoll(e *epoll) {
 	for e.waits.head != 0 {
 		q.cancelOne(e.waits.head)
+	}
+	if e.members > 0 { // all are the ring's, and Poller.close would look for them among everybody's
+		q.steps += len(q.socks.socks) / costRequest
+		for s := range q.socks.socks {
+			if h := q.socks.at(uint32(s)).h; h != 0 {
+				_ = e.Del(h) // or it is not in this one
+			}
+		}
 	}
 	q.r.dropPoller(e.Poller)
 	q.r.ringPollers--
@@ -97,6 +113,9 @@ func checkEpollWait(_ *Ring, s *rings.SQE) sockets.Errno {
 func issueEpollWait(q *Ring, i uint32) verdict {
 	p := q.at(i)
 	e := q.epoll(p.sqe.FD)
+	if e == nil {
+		return p.fail(syscall.ENOSPC)
+	}
 	if q.takeEvents(e, p) || p.sqe.OpFlags&rings.MsgDontWait != 0 {
 		if e.ready.n > 0 {
 			q.wakeEpoll(e) // still ready: the next one's (ep_done_scan)
@@ -150,7 +169,7 @@ func (q *Ring) wakeEpoll(e *epoll) bool {
 	return true
 }
 
-// serveEpolls ends waits for which there is something.
+// serveEpolls ends waits for which there is something, as many as a turn may.
 func (q *Ring) serveEpolls() (worked bool) {
 	if q.epollDue == 0 {
 		return false
@@ -158,6 +177,11 @@ func (q *Ring) serveEpolls() (worked bool) {
 	q.epollDue = 0
 	for _, e := range q.epolls {
 		for e != nil && e.woken > 0 {
+			if q.steps >= maxSteps {
+				q.epollDue++ // the next turn goes on
+				q.settle()
+				return worked
+			}
 			e.woken--
 			i := e.waits.head
 			q.steps++

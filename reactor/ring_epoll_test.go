@@ -1,7 +1,9 @@
 package reactor
 
 import (
+	"math"
 	"net/netip"
+	"syscall"
 	"testing"
 
 	"xdpd/rings"
@@ -130,4 +132,86 @@ func TestRingConnectDontWait(t *testing.T) {
 	}
 	n.gives([]rings.SQE{opCancel(6, 3)}, fails(3, sockets.ECANCELED), cqe(6, 0))
 	n.res(opMem(rings.OpSend, 7, 0, bufAt, 10), 10)
+}
+
+// TestRingEpollBounded: of many waits for many sockets that are ready a turn ends as many as it may, and the next ones the others.
+func TestRingEpollBounded(t *testing.T) {
+	const socks, waits = 256, 3000
+	n := newRingNet(t, RingConfig{SQEntries: 4096})
+	for fd := range int32(socks) {
+		n.res(opSocket(1, sockDgram), fd)
+		n.res(n.opAddr(rings.OpBind, 2, fd, 0, 1000+uint16(fd)), 0)
+		n.res(opCtl(3, 0, rings.EpollAdd, int(fd), sockets.In, 0), 0)
+	}
+	for range waits {
+		n.push(opWait(4, 0, bufAt, socks, 0))
+	}
+	n.gives(nil)
+	for fd := range socks {
+		n.push(opCtl(5, 0, rings.EpollMod, fd, sockets.Out, 0))
+	}
+	got, most := 0, 0
+	for turns := 0; got < waits && turns < 100; turns++ {
+		n.r.Turn()
+		most = max(most, n.q.steps)
+		for c, ok := n.c.Peek(); ok; c, ok = n.c.Peek() {
+			if n.c.Seen(1); c.UserData == 4 && c.Res > 0 {
+				got++
+			}
+		}
+	}
+	if got != waits {
+		t.Errorf("%d waits ended of %d", got, waits)
+	}
+	if most > maxSteps+2*socks || most < maxSteps/2 {
+		t.Errorf("%d steps in a turn, at most %d may be", most, maxSteps+2*socks)
+	}
+	n.idle()
+}
+
+// TestRingEpollForgets: a ring's poller lets go of the ring's sockets alone, whose number is all that it costs; and where a reactor has no
+// more pollers, it says so.
+func TestRingEpollForgets(t *testing.T) {
+	n := newRingNet(t, RingConfig{})
+	other := NewPoller(n.r)
+	sock := n.bind(69)
+	n.enter(func(*sockets.Host, int64) {
+		if err := other.Add(sock, sockets.Out, 7); err != nil {
+			t.Fatal(err)
+		}
+	})
+	n.res(opSocket(1, sockDgram), 0)
+	n.res(n.opAddr(rings.OpBind, 2, 0, 0, 70), 0)
+	for ep := range int32(2) {
+		n.res(opCtl(3, ep, rings.EpollAdd, 0, sockets.Out, 0), 0)
+	}
+	looked := 0
+	n.r.watches.each(func(ref, *watch) { looked++ })
+	if looked != 3 {
+		t.Fatalf("%d sockets are in pollers, want 3", looked)
+	}
+	n.res(opCtl(4, 0, rings.EpollForget, 0, 0, 0), 0)
+	n.res(opWait(5, 0, bufAt, 1, rings.MsgDontWait), 0)
+	n.res(opWait(5, 1, bufAt, 1, rings.MsgDontWait), 1)
+	if e := n.q.epolls[1]; e.members != 1 || other.members != 1 {
+		t.Errorf("%d and %d members are left, want 1 and 1", e.members, other.members)
+	}
+	for len(n.r.pollers) < math.MaxUint16 {
+		n.r.pollers = append(n.r.pollers, other)
+	}
+	n.err(opCtl(6, 7, rings.EpollAdd, 0, sockets.Out, 0), syscall.ENOSPC)
+	n.err(opWait(6, 7, bufAt, 1, rings.MsgDontWait), syscall.ENOSPC)
+	n.res(opCtl(7, 1, rings.EpollForget, 0, 0, 0), 0) // and there is one again
+	n.res(opCtl(8, 7, rings.EpollAdd, 0, sockets.Out, 0), 0)
+	n.q.Close()
+	n.enter(func(*sockets.Host, int64) {
+		if got := make([]Event, 2); other.take(got) != 1 || got[0].Data != 7 {
+			t.Errorf("another poller gives %+v", got)
+		}
+		n.r.watches.each(func(_ ref, w *watch) {
+			if w.poller != other.id {
+				t.Errorf("poller %d is gone, and has a socket", w.poller)
+			}
+		})
+	})
 }

@@ -38,8 +38,12 @@ func issueGetSockOpt(q *Ring, i uint32) verdict {
 	switch name := uint64(p.sqe.Len)<<32 | uint64(p.sqe.OpFlags); {
 	case name == solSocket<<32|soError:
 		err := k.err
-		if k.err = 0; err == 0 && k.kind == sockConnected {
+		switch k.err = 0; {
+		case err != 0 || k.h == 0:
+		case k.kind == sockConnected:
 			err = q.r.host.TCPError(k.h)
+		case k.kind == sockUDP:
+			err = q.r.host.UDPError(k.h)
 		}
 		p.res = int32(err)
 	case k.kind == sockUDP:
@@ -84,7 +88,7 @@ func appendTCPInfo(b []byte, t *sockets.TCPInfo) []byte {
 	b = append(b, byte(state), phase, byte(t.Backoff), 0, byte(t.Backoff), options, byte(t.SndScale)|byte(t.RcvScale)<<4, 0)
 	us := func(ns int64) uint32 { return uint32(ns / 1000) }
 	segments := func(n int) uint32 { return uint32(n / max(t.MSS, 1)) }
-	some := func(n int) uint32 { return segments(n + t.MSS - 1) } // the last one may be short
+	some := func(n int) uint32 { return segments(n + max(t.MSS, 1) - 1) } // the last one may be short
 	ssthresh := uint32(1<<31 - 1)
 	if t.Ssthresh > 0 {
 		ssthresh = segments(t.Ssthresh)

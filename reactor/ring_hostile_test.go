@@ -237,7 +237,8 @@ func TestRingSmallBuffersBounded(t *testing.T) {
 	}
 }
 
-// A search of all ports that finds none free takes longer than anything else that an SQE can ask for: one a turn.
+// A search of all ports that finds none free takes longer than anything else that an SQE can ask for, and the one for who has a port nearly
+// as long: one a turn.
 func TestRingPortSearchBounded(t *testing.T) {
 	n := newRingNet(t, RingConfig{})
 	h, _, _ := n.r.Enter()
@@ -250,6 +251,7 @@ func TestRingPortSearchBounded(t *testing.T) {
 	n.res(opSocket(1, sockStream), 1)
 	n.addr(0, 0, 0)
 	n.addr(64, peerAddr, 80)
+	n.addr(128, 0, 40_000)
 	opAddr := func(op rings.Op, fd int32, at uint64) rings.SQE {
 		return rings.SQE{Opcode: op, FD: fd, Addr: at, Off: rings.SockAddrSize, UserData: 2}
 	}
@@ -259,6 +261,8 @@ func TestRingPortSearchBounded(t *testing.T) {
 	}{
 		{opAddr(rings.OpBind, 0, 0), sockets.EADDRINUSE},
 		{opAddr(rings.OpBind, 1, 0), sockets.EADDRINUSE},
+		{opAddr(rings.OpBind, 0, 128), sockets.EADDRINUSE},
+		{opAddr(rings.OpBind, 1, 128), sockets.EADDRINUSE},
 		{opLen(rings.OpListen, 2, 1, 1), sockets.EADDRINUSE},
 		{opAddr(rings.OpConnect, 1, 64), sockets.EADDRNOTAVAIL},
 	} {
@@ -278,6 +282,23 @@ func TestRingPortSearchBounded(t *testing.T) {
 				got++
 			}
 		}
+	}
+}
+
+// TestRingCrowd: who connects and closes, again and again, to peers that never close does not fill the engine with connections of nobody.
+func TestRingCrowd(t *testing.T) {
+	n := newRingNet(t, RingConfig{Sockets: 1, Frames: 50})
+	var l sockets.Handle
+	n.onPeer(func(h *sockets.Host, _ int64) { l, _ = h.TCPListen(0, 80) })
+	for range crowd + backlogCrowd + 50 {
+		n.res(opSocket(1, sockStream), 0)
+		n.res(n.opAddr(rings.OpConnect, 2, 0, peerAddr, 80), 0)
+		n.res(opClose(3, 0), 0)
+		n.onPeer(func(h *sockets.Host, _ int64) { h.TCPAccept(l) })
+	}
+	n.pass(1e8)
+	if got := len(n.r.host.TCPSockets()); got > crowd+backlogCrowd || got < backlogCrowd {
+		t.Errorf("the Host has %d connections for a ring of one socket", got)
 	}
 }
 

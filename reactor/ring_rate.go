@@ -145,11 +145,23 @@ func (q *Ring) serveSlow() (worked bool) {
 				q.retry(s, waitIn)
 				q.retry(s, waitOut)
 				q.pollSock(s)
+				q.tellPollers(s, kind)
 				q.settle()
 			}
 		}
 	}
 	return worked
+}
+
+// tellPollers tells the ring's pollers of what a socket may do again.
+func (q *Ring) tellPollers(s uint32, kind int) {
+	h, what := q.socks.at(s).h, sockets.Out
+	if kind == slowConnect {
+		what = sockets.In
+	}
+	if w := q.r.watches.find(h); w != nil {
+		q.r.tell(sockets.Event{Sock: h, What: what, Times: 1}, w)
+	}
 }
 
 // slowDeadline is when the first bucket has something for who waits for it.

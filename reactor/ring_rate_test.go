@@ -153,3 +153,70 @@ func TestRingConnectRate(t *testing.T) {
 		n.take()
 	}
 }
+
+// TestRingEpollRate: a poller does not report what is held back, and reports it, by edge as well, when it may be.
+func TestRingEpollRate(t *testing.T) {
+	for _, edge := range []sockets.Ready{0, EdgeTriggered} {
+		n := newRingNet(t, RingConfig{Rates: Rates{Connects: 10, Packets: 10}})
+		n.onPeer(func(h *sockets.Host, _ int64) { h.UDPBind(0, 9) })
+		n.res(opSocket(1, sockDgram), 0)
+		n.res(n.opAddr(rings.OpConnect, 2, 0, peerAddr, 9), 0)
+		n.listen(1, 81)
+		for range 5 {
+			n.peerDials(81)
+		}
+		send := opMem(rings.OpSend, 3, 0, bufAt, 10)
+		send.OpFlags = rings.MsgDontWait
+		accept := rings.SQE{Opcode: rings.OpAccept, FD: 1, IOPrio: rings.AcceptDontWait, UserData: 4}
+		for fd, s := range []rings.SQE{send, accept} {
+			ep := int32(fd)
+			n.res(opCtl(5, ep, rings.EpollAdd, fd, sockets.In|sockets.Out|edge, 0), 0)
+			n.res(opWait(6, ep, bufAt, 1, rings.MsgDontWait), 1)
+			did := 0
+			for c := n.one(s); ; c = n.one(s) {
+				if c.Res == -int32(sockets.EAGAIN) {
+					break
+				}
+				if did++; c.Res < 0 || did > 4 {
+					t.Fatalf("socket %d: %v after %d", fd, c, did)
+				}
+			}
+			n.one(opWait(6, ep, bufAt, 1, rings.MsgDontWait)) // an edge of before
+			n.gives([]rings.SQE{opWait(7, ep, bufAt, 1, 0)})
+			n.pass(second)
+			n.gives(nil, cqe(7, 1))
+			if c := n.one(s); c.Res < 0 {
+				t.Errorf("socket %d: what was reported gives %v", fd, c)
+			}
+		}
+	}
+}
+
+// TestRingConnectRateEnds: who does not wait is told so; and a socket whose CONNECT ended before it began is none that connects.
+func TestRingConnectRateEnds(t *testing.T) {
+	n := newRingNet(t, RingConfig{Rates: Rates{Connects: 1}})
+	n.onPeer(func(h *sockets.Host, _ int64) { h.TCPListen(0, 80) })
+	for fd := range int32(3) {
+		n.res(opSocket(1, sockStream), fd)
+	}
+	n.res(n.opAddr(rings.OpConnect, 2, 0, peerAddr, 80), 0)
+	now := n.opAddr(rings.OpConnect, 3, 1, peerAddr, 80)
+	now.OpFlags = rings.MsgDontWait
+	n.err(now, sockets.EAGAIN)
+	poll := rings.SQE{Opcode: rings.OpPollAdd, FD: 1, OpFlags: uint32(sockets.In), UserData: 4}
+	n.res(poll, int32(sockets.Hup))
+	connect := n.opAddr(rings.OpConnect, 5, 1, peerAddr, 80)
+	another := connect
+	another.UserData = 6
+	n.gives([]rings.SQE{connect, another, opCancel(7, 6)}, fails(6, sockets.ECANCELED), cqe(7, 0))
+	n.gives([]rings.SQE{poll}) // the first one still waits
+	n.res(opLen(rings.OpListen, 8, 1, 1), 0)
+	n.pass(2 * second)
+	n.gives(nil, fails(5, sockets.EISCONN))
+	name := opLen(rings.OpSockName, 9, 1, rings.SockAddrSize)
+	name.Addr = bufAt
+	n.res(name, rings.SockAddrSize)
+	at, _ := rings.SockAddr(n.bytes(bufAt, rings.SockAddrSize))
+	n.peerDials(at.Port())
+	n.gives(nil, cqe(4, int32(sockets.In)))
+}

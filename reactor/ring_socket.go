@@ -16,7 +16,8 @@ type sockState struct {
 	due       bool // TCP: its CONNECT waits for RingConfig.Rates
 	reset     bool // TCP: CLOSE resets the connection (SO_LINGER)
 	err       sockets.Errno
-	open      portKey // reported to RingConfig.Ports; protocol 0: none
+	taken     portKey // reported to RingConfig.Ports; protocol 0: none
+	open      portKey // so too: a TCP port when it is listened on
 	noDelay   option
 	keep      option
 	keepAlive sockets.KeepAlive // with keep; zero: the default
@@ -42,9 +43,11 @@ type portKey struct {
 	port     uint16
 }
 
-// Ports is told which ports a ring's sockets use, where packets only come to ports that were opened (share mode). It is
-// called with the reactor's lock held.
+// Ports is told which ports a ring's sockets have, and which of them are to be open, where packets only come to ports that were opened
+// (share mode). It is called with the reactor's lock held.
 type Ports interface {
+	Take(protocol uint8, local proto.Addr, port uint16) sockets.Errno
+	Give(protocol uint8, local proto.Addr, port uint16)
 	Open(protocol uint8, local proto.Addr, port uint16) sockets.Errno
 	Close(protocol uint8, local proto.Addr, port uint16)
 	// Keep has the port of a connection open for as long as anything is left of it.
@@ -53,15 +56,15 @@ type Ports interface {
 
 func init() {
 	ops[rings.OpSocket] = operation{check: checkSocket, issue: issueSocket, instant: true}
-	ops[rings.OpBind] = operation{check: checkAddr, issue: issueBind, socket: true, instant: true}
-	ops[rings.OpListen] = operation{check: checkListen, issue: issueListen, socket: true, instant: true}
-	ops[rings.OpConnect] = operation{check: checkConnect, issue: issueConnect, cancel: cancelConnect, queue: waitOut, socket: true}
+	ops[rings.OpBind] = operation{check: checkAddr, issue: issueBind, socket: true, instant: true, slow: true}
+	ops[rings.OpListen] = operation{check: checkListen, issue: issueListen, socket: true, instant: true, slow: true}
+	ops[rings.OpConnect] = operation{check: checkConnect, issue: issueConnect, cancel: cancelConnect, queue: waitOut, socket: true, slow: true}
 	ops[rings.OpAccept] = operation{
 		check: checkAccept, issue: issueAccept, queue: waitIn, socket: true,
 		ioprio: rings.AcceptMultishot | rings.AcceptDontWait | rings.AcceptPollFirst,
 	}
 	ops[rings.OpShutdown] = operation{check: checkListen, issue: issueShutdown, socket: true, instant: true}
-	ops[rings.OpClose] = operation{check: checkClose, issue: issueClose, instant: true}
+	ops[rings.OpClose] = operation{check: checkClose, issue: issueClose, instant: true, slow: true}
 	ops[rings.OpSockName] = operation{check: checkName, issue: issueName, socket: true, instant: true}
 }
 
@@ -178,18 +181,29 @@ func (q *Ring) bind(s uint32, local proto.Addr, port uint16) sockets.Errno {
 	k := q.socks.at(s)
 	if k.kind == sockTCP {
 		h, err := q.r.host.TCPBind(local, port)
-		if q.searched(port, err); err == 0 {
-			k.kind = sockBound
-			q.setHandle(s, h)
+		if q.searched(port, err); err != 0 {
+			return err
 		}
-		return err
+		a, _ := q.r.host.TCPAddr(h)
+		if err := q.takePort(k, portKey{proto.ProtoTCP, local, a.Port()}); err != 0 {
+			q.r.host.Close(h, q.now)
+			return err
+		}
+		k.kind = sockBound
+		q.setHandle(s, h)
+		return 0
 	}
 	h, err := q.r.host.UDPBind(local, port)
 	if q.searched(port, err); err != 0 {
 		return err
 	}
 	a, _ := q.r.host.UDPAddr(h)
-	if err := q.openPort(k, portKey{proto.ProtoUDP, local, a.Port()}); err != 0 {
+	p := portKey{proto.ProtoUDP, local, a.Port()}
+	if err = q.takePort(k, p); err == 0 {
+		err = q.openPort(k, p)
+	}
+	if err != 0 {
+		q.closePort(k)
 		q.r.host.Close(h, q.now)
 		return err
 	}
@@ -197,11 +211,22 @@ func (q *Ring) bind(s uint32, local proto.Addr, port uint16) sockets.Errno {
 	return 0
 }
 
-// searched notes what it cost to find no free port, where the choice of it was the Host's.
+// searched notes what it cost to find no free port, where the choice of it was the Host's, or who has the port that was asked for.
 func (q *Ring) searched(port uint16, err sockets.Errno) {
-	if port == 0 && (err == sockets.EADDRINUSE || err == sockets.EADDRNOTAVAIL) {
+	if err == sockets.EADDRINUSE || port == 0 && err == sockets.EADDRNOTAVAIL {
 		q.steps += costPorts
 	}
+}
+
+func (q *Ring) takePort(k *ringSock, p portKey) sockets.Errno {
+	if q.ports == nil {
+		return 0
+	}
+	if err := q.ports.Take(p.protocol, p.addr, p.port); err != 0 {
+		return err
+	}
+	k.taken = p
+	return 0
 }
 
 func (q *Ring) openPort(k *ringSock, p portKey) sockets.Errno {
@@ -219,6 +244,10 @@ func (q *Ring) closePort(k *ringSock) {
 	if p := k.open; p.protocol != 0 {
 		q.ports.Close(p.protocol, p.addr, p.port)
 		k.open = portKey{}
+	}
+	if p := k.taken; p.protocol != 0 {
+		q.ports.Give(p.protocol, p.addr, p.port)
+		k.taken = portKey{}
 	}
 }
 

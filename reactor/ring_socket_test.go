@@ -1,6 +1,7 @@
 package reactor
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net/netip"
 	"testing"
@@ -424,6 +425,22 @@ func TestRingGetSockOpt(t *testing.T) {
 	n.pass(1e6)
 	n.res(get(solSocket, soError), int32(sockets.ECONNRESET))
 	n.res(get(solSocket, soError), 0)
+	n.res(opClose(10, 0), 0)
+	n.res(opSocket(1, sockDgram), 0)
+	n.res(get(solSocket, soError), 0)
+	n.res(n.opAddr(rings.OpConnect, 2, 0, peerAddr, 9), 0)
+	n.res(opMem(rings.OpSend, 3, 0, bufAt, 10), 10) // nobody has the port
+	n.res(rings.SQE{Opcode: rings.OpPollAdd, UserData: 4}, int32(sockets.Err))
+	n.res(get(solSocket, soError), int32(sockets.ECONNREFUSED))
+	n.gives([]rings.SQE{{Opcode: rings.OpPollAdd, UserData: 4}})
+	n.gives([]rings.SQE{opCancel(5, 4)}, fails(4, sockets.ECANCELED), cqe(5, 0))
+	n.res(opSocket(1, sockStream), 1) // of what is no connection there is nothing to tell
+	s = get(solTCP, tcpInfo)
+	s.FD, s.Addr, s.Off = 1, bufAt, 1000
+	n.res(s, tcpInfoSize)
+	if b[0] != 7 || !bytes.Equal(b[24:40], make([]byte, 16)) { // from tcpi_unacked to tcpi_retrans
+		t.Errorf("no connection: state %d, segments %v", b[0], b[24:40])
+	}
 	n.idle()
 }
 

@@ -110,6 +110,33 @@ type slowGuard struct {
 func (g slowGuard) MayBind(uint8, netip.AddrPort) bool  { *g.now += g.ns; return false }
 func (g slowGuard) MayReach(uint8, netip.AddrPort) bool { return false }
 
+// TestRingSlowBounded: requests of which one takes longer than a slice are done one a turn, in a chain as well.
+func TestRingSlowBounded(t *testing.T) {
+	for _, flags := range []uint8{0, rings.SQEHardLink} {
+		now := int64(1e12)
+		g := newRig(t, options{change: func(c *Config, _ *sockets.Config) {
+			c.Clock = func() int64 { return now }
+		}})
+		data := make([]byte, 64)
+		rings.PutSockAddr(data, peerPort)
+		r := ringOn(g, RingConfig{SQEntries: 32, CQEntries: 64, CPU: 100, Data: data, Guard: slowGuard{&now, sliceNS}})
+		r.push(opSocket(1, sockDgram))
+		r.want(r.reap(), cqe(1, 0))
+		for range 20 {
+			r.push(rings.SQE{Opcode: rings.OpBind, Off: rings.SockAddrSize, Flags: flags})
+		}
+		r.push(nop(1, 0))
+		for turns, done := 0, r.q.counters.Completed; turns < 20; turns++ {
+			g.r.Turn()
+			if did := r.q.counters.Completed - done; did != 1 {
+				t.Fatalf("flags %#x: %d BINDs in turn %d, want one", flags, did, turns)
+			}
+			done = r.q.counters.Completed
+			now += turnNS // of which it may have all
+		}
+	}
+}
+
 // TestRingLightFirst: however many rings are never done, one that takes little of the time is served in each turn; the others share the rest.
 func TestRingLightFirst(t *testing.T) {
 	now := int64(1e12)

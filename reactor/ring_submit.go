@@ -39,6 +39,7 @@ type operation struct {
 	buffers  bool     // may be asked to select a buffer
 	ioprio   uint16   // flags that it knows
 	instant  bool     // never in flight
+	slow     bool     // may take long: what it looks for depends on how many sockets there are
 	progress bool     // request.arg[0] is how many bytes were done before it had to wait: cancelled, it tells them
 }
 
@@ -200,6 +201,9 @@ func (q *Ring) start(i uint32) {
 	v := wait
 	if op.queue != waitIn && op.queue != waitOut || q.socks.at(p.sock - 1).queues[op.queue].head == 0 {
 		v = op.issue(q, i)
+	}
+	if op.slow && q.pace.percent != 0 && q.r.now()-q.now >= sliceNS {
+		q.steps = max(q.steps, maxSteps)
 	}
 	if v == done {
 		q.complete(i)

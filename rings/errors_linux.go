@@ -20,7 +20,9 @@ func DataPathError(op, where string, errno unix.Errno) error {
 		// The budget is used up, the driver or the completion ring is full, or
 		// no skb could be had: what was not taken is still in the ring.
 		return nil
-	case unix.ENETDOWN, unix.ENXIO, unix.ENODEV:
+	case unix.ENETDOWN, unix.ENXIO, unix.ENODEV, unix.EINVAL:
+		// EINVAL is how drivers in zero copy refuse a kick while they have no program, or no memory of ours (igb_xsk_wakeup,
+		// ixgbe_xsk_wakeup): for good after a detach, and for the moment in which they are set up anew.
 		return fmt.Errorf("rings: %s on %s: %w: %w", op, where, ErrDeviceDown, errno)
 	}
 	return fmt.Errorf("rings: %s on %s: unexpected error from the kernel: %w", op, where, errno)

@@ -68,7 +68,7 @@ func TestDataPathError(t *testing.T) {
 			t.Errorf("%v: %v, want nil: come again", errno, err)
 		}
 	}
-	for _, errno := range []unix.Errno{unix.ENETDOWN, unix.ENXIO, unix.ENODEV} {
+	for _, errno := range []unix.Errno{unix.ENETDOWN, unix.ENXIO, unix.ENODEV, unix.EINVAL} {
 		if err := DataPathError("kick TX", "here", errno); !errors.Is(err, ErrDeviceDown) || !errors.Is(err, errno) {
 			t.Errorf("%v: %v, want ErrDeviceDown", errno, err)
 		}

@@ -16,8 +16,8 @@ var ErrUnsent = errors.New("the device does not send")
 
 // TrySend sends one packet, in a frame of the pool, and waits up to the given time until the device gives the frame back: drivers may take a zero-copy socket and then never send from it, without an errno (one that busy-polls on
 // virtio_net or igb: net/xdp/xsk.c, xsk_no_wakeup, waits for a NAPI that does not serve TX). Nobody else uses the port
-// meanwhile. Some drivers send only while an XDP program is attached, and none without a carrier. Errors: ErrUnsent, after which the
-// frame is lost and the socket to be closed; what Kick gives, but not that the device is down.
+// meanwhile. Some drivers send only while an XDP program is attached, and none without a carrier. Errors: ErrUnsent, with what
+// Kick gives, but not that the device is down; the frame is lost then, and the socket to be closed.
 func (s *Socket) TrySend(pool *umem.Pool, mac [6]byte, within time.Duration) error {
 	f := pool.Get(umem.TX)
 	if f == umem.None {
@@ -43,7 +43,7 @@ func (s *Socket) TrySend(pool *umem.Pool, mac [6]byte, within time.Duration) err
 			return nil
 		}
 		if err := s.Kick(); err != nil && !errors.Is(err, ErrDeviceDown) {
-			return err
+			return fmt.Errorf("%w: %w", ErrUnsent, err)
 		}
 		if time.Now().After(end) {
 			return fmt.Errorf("rings: %s: %w: a frame did not come back within %v", s.opts.where(), ErrUnsent, within)

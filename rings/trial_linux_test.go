@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"xdpd/internal/netlab"
 	"xdpd/rings"
@@ -30,6 +31,23 @@ func TestTrySend(t *testing.T) {
 	}
 	if pool.Avail() != testFrames {
 		t.Errorf("%d frames free, want %d", pool.Avail(), testFrames)
+	}
+}
+
+// TestTrySendRefused: a kernel that refuses to send is a device that does not send; igb says EINVAL without a native program.
+func TestTrySendRefused(t *testing.T) {
+	p, r := vethtest.New(t, 1), region(t)
+	s := mustOpen(t, p, r, rings.SocketOptions{})
+	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(null)
+	if err := unix.Dup3(null, s.FD(), unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.TrySend(newPool(r), [6]byte{2}, vethtest.Timeout); !errors.Is(err, rings.ErrUnsent) || !errors.Is(err, unix.ENOTSOCK) {
+		t.Errorf("%v", err)
 	}
 }
 

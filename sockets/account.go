@@ -28,6 +28,7 @@ type account struct {
 	used    bool
 	closed  bool
 	socks   int      // that it is charged for, connections without an owner among them
+	most    int      // of them; 0: any number
 	waiting []Handle // sockets that found no frame to send with
 }
 
@@ -40,8 +41,9 @@ type accounts struct {
 	payer   Account   // for the frames that the call in progress takes
 }
 
-// NewAccount opens an account of so many frames for received data and for data to send; false: there are 65535.
-func (h *Host) NewAccount(rx, tx int) (a Account, ok bool) {
+// NewAccount opens an account of so many frames for received data and for data to send, and of so many sockets, connections that nobody
+// accepted and those that their owner closed among them (0: any number); false: there are 65535.
+func (h *Host) NewAccount(rx, tx, socks int) (a Account, ok bool) {
 	t := &h.accounts
 	if t.of == nil {
 		t.of, t.list = make([]Account, h.pool.Region().Frames()), make([]account, 1)
@@ -54,7 +56,7 @@ func (h *Host) NewAccount(rx, tx int) (a Account, ok bool) {
 		t.list = append(t.list, account{})
 	}
 	t.serial++
-	t.list[i] = account{used: true, serial: t.serial, AccountUse: AccountUse{RXLimit: rx, TXLimit: tx}}
+	t.list[i] = account{used: true, serial: t.serial, most: socks, AccountUse: AccountUse{RXLimit: rx, TXLimit: tx}}
 	h.accountsChanged()
 	return Account(i), true
 }
@@ -68,6 +70,7 @@ func (h *Host) CloseAccount(a Account) {
 func (h *Host) accountGone(a Account) {
 	if c := &h.accounts.list[a]; c.closed && c.socks == 0 && c.RX+c.TX == 0 {
 		*c = account{}
+		h.accounts.waiting = slices.DeleteFunc(h.accounts.waiting, func(w Account) bool { return w == a })
 		h.accountsChanged()
 	}
 }
@@ -123,6 +126,15 @@ func (h *Host) connAccount(i uint32) Account {
 		return h.accounts.conns[i]
 	}
 	return 0
+}
+
+// crowded reports whether an account has as many sockets as it may.
+func (h *Host) crowded(a Account) bool {
+	if a == 0 {
+		return false
+	}
+	c := &h.accounts.list[a]
+	return c.most > 0 && c.socks >= c.most
 }
 
 // uncharge is for a socket that is no more.

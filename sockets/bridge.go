@@ -130,10 +130,14 @@ func (b *Bridge) learn(p *fwdPort, port int, mac proto.MAC) {
 // flood sends a frame to all other ports that can take it. The last of them gets the frame itself.
 func (b *Bridge) flood(p *fwdPort, port int, f umem.Frame, off, n int) {
 	p.counters.Flooded++
-	last := -1
+	last, why := -1, FwdPortDown
 	for out := range b.ports {
 		o := &b.ports[out]
-		if out == port || !o.cfg.Up || n > o.room() {
+		if out == port || !o.cfg.Up {
+			continue
+		}
+		if n > o.room() {
+			why = FwdTooBig
 			continue
 		}
 		if last >= 0 {
@@ -142,7 +146,7 @@ func (b *Bridge) flood(p *fwdPort, port int, f umem.Frame, off, n int) {
 		last = out
 	}
 	if last < 0 {
-		b.drop(p, f, FwdPortDown)
+		b.drop(p, f, why)
 		return
 	}
 	b.send(&b.ports[last], f, off, n, umem.RX)

@@ -181,7 +181,7 @@ var dropCases = []dropCase{
 	}},
 	{why: RxAccountLimit, make: func(t *testing.T) (*kit, func(*kit)) {
 		k := newKit(t)
-		a, _ := k.h.NewAccount(3, 3)
+		a, _ := k.h.NewAccount(3, 3, 0)
 		s, _ := k.h.UDPBind(0, 7)
 		k.h.Charge(s, a)
 		for k.use(a).RX < 3 {

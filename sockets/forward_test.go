@@ -160,13 +160,14 @@ func TestBridgeLearns(t *testing.T) {
 		t.Errorf("the tagged frame came out as %x", out)
 	}
 	k.deliver(0, etherFrame(y, x, 1519))
+	k.deliver(0, etherFrame(proto.Broadcast, x, 1519))
 	k.wantOut()
 	if c := k.copies(); c != 100 {
 		t.Errorf("%d bytes were copied for frames to known stations", c-100)
 	}
 	k.deliver(1, etherFrame(y, stationMAC(1, 2), 60)) // both on one port
 	k.wantOut()
-	if b.Counters(1).Drops[BridgeSamePort] != 1 || b.Counters(0).Drops[FwdTooBig] != 1 {
+	if b.Counters(1).Drops[BridgeSamePort] != 1 || b.Counters(0).Drops[FwdTooBig] != 2 {
 		t.Errorf("%v", b.Counters(1).Drops)
 	}
 	k.deliver(2, etherFrame(x, y, 60)) // y moved

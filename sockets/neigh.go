@@ -71,18 +71,12 @@ func (h *Host) neighGet(a proto.Addr) *neighbour {
 	return nil
 }
 
-// neighNew makes an entry for a, evicting a stale one if the table is full; nil when all are in use.
+// neighNew makes an entry for a, evicting a stale one if the table is full, or else one that has not answered yet: who sends to addresses
+// where nobody is would keep all others from new neighbours. nil when all are in use.
 func (h *Host) neighNew(a proto.Addr) *neighbour {
 	t := &h.neigh
 	if len(t.free) == 0 {
-		// A clock hand that looks at a few entries only: a flood must not buy a scan of the table per packet.
-		for range 16 {
-			t.hand = (t.hand + 1) % neighMax
-			if t.entries[t.hand].state == neighStale {
-				h.neighDelete(&t.entries[t.hand])
-				break
-			}
-		}
+		h.neighEvict()
 		if len(t.free) == 0 {
 			h.counters.Drops[NeighTableFull]++
 			return nil
@@ -94,6 +88,34 @@ func (h *Host) neighNew(a proto.Addr) *neighbour {
 	e := &t.entries[i]
 	*e = neighbour{addr: a, head: umem.None, tail: umem.None, timer: h.timers.alloc(timerOwner(timerNeigh, uint32(i)))}
 	return e
+}
+
+// neighEvict looks for an entry that can go with a clock hand, at a few only: a flood must not buy a scan of the table per packet.
+func (h *Host) neighEvict() {
+	t := &h.neigh
+	for n := range 16 {
+		if at := (t.hand + 1 + n) % neighMax; t.entries[at].state == neighStale {
+			t.hand = at
+			h.neighDelete(&t.entries[at])
+			return
+		}
+	}
+	for range 16 {
+		t.hand = (t.hand + 1) % neighMax
+		e := &t.entries[t.hand]
+		if e.state != neighIncomplete {
+			continue
+		}
+		f := h.neighTake(e)
+		h.neighDelete(e)
+		for f != umem.None {
+			next := umem.Frame(h.pool.Buf(f).Aux)
+			h.counters.Drops[NeighTableFull]++
+			h.unsend(f)
+			f = next
+		}
+		return
+	}
 }
 
 // neighDelete forgets an entry whose queue is empty.

@@ -466,6 +466,33 @@ func TestNeighTableFull(t *testing.T) {
 	wantRequest(t, k.one(), peerIP)
 }
 
+// TestNeighNobody: who sends to more addresses where nobody is than there are entries keeps nobody from a new neighbour that answers.
+func TestNeighNobody(t *testing.T) {
+	k := arpKit(t, func(c *Config) { c.Addrs = []Prefix{{usIP, 8}} })
+	s := udpTo(k, peerIP, false)
+	flood := func(from, n proto.Addr) {
+		for i := range n {
+			k.sendTo(s, 0x0a100000+from+i, "x")
+			k.pump()
+			k.complete(len(k.device))
+			k.out = nil
+		}
+	}
+	flood(0, neighMax)
+	k.sendTo(s, peerIP, "waits")
+	wantRequest(t, k.one(), peerIP)
+	flood(neighMax, neighMax/2)
+	k.inject(arpReplyFrame(peerMAC, peerIP))
+	wantDatagram(t, k.one(), peerMAC, "waits")
+	flood(2*neighMax, 2*neighMax)
+	k.sendTo(s, peerIP, "goes")
+	wantDatagram(t, k.one(), peerMAC, "goes")
+	if n := k.h.neigh.index.n; n != neighMax {
+		t.Errorf("%d entries, want %d", n, neighMax)
+	}
+	k.check()
+}
+
 func TestNeighGateway(t *testing.T) {
 	k := arpKit(t)
 	s := udpTo(k, farIP, false)

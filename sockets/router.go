@@ -13,13 +13,20 @@ import (
 // them (SetTables, SetNeighbour) and is asked to resolve (PopResolve). Not safe for concurrent use.
 type Router struct {
 	forwarder
+	*FIB
+	neigh fwdNeighTable
+	icmp  icmpLimit
+	ipID  uint16
+
+	mtuErrors bucket
+}
+
+// FIB is Tables made ready for a Router (NewFIB). It is only read.
+type FIB struct {
 	lpm    *proto.LPM
 	fib    []fibEntry
 	addrs  [][]Prefix // by port
 	anyone proto.Addr // an address of ours, for ports that have none
-	neigh  fwdNeighTable
-	icmp   icmpLimit
-	ipID   uint16
 }
 
 // Hop is a next hop: Gateway on the network of Port, or the destination itself where Gateway is 0. Port is NoPort for an
@@ -72,6 +79,7 @@ func NewRouter(c ForwardConfig, pool *umem.Pool, now int64) (*Router, error) {
 		return nil, err
 	}
 	r.icmp.init(now)
+	r.mtuErrors = bucket{1000, now}
 	r.neigh.init(r, (pool.Total()-c.FillFrames)/16, now)
 	r.ipID = uint16(r.sec.next())
 	r.SetTables(Tables{})
@@ -79,9 +87,14 @@ func NewRouter(c ForwardConfig, pool *umem.Pool, now int64) (*Router, error) {
 }
 
 // SetTables replaces addresses and routes.
-func (r *Router) SetTables(t Tables) {
-	r.fib = r.fib[:0]
-	r.addrs, r.anyone = t.Addrs, 0
+func (r *Router) SetTables(t Tables) { r.SetFIB(NewFIB(t)) }
+
+// SetFIB is SetTables for what was made ready elsewhere: that takes a while with many routes, in which a Router forwards on.
+func (r *Router) SetFIB(f *FIB) { r.FIB = f }
+
+// NewFIB makes Tables ready.
+func NewFIB(t Tables) *FIB {
+	r := &FIB{addrs: t.Addrs}
 	var list []proto.LPMRoute
 	add := func(dst proto.Addr, bits int, e fibEntry) {
 		list = append(list, proto.LPMRoute{Dst: dst, Bits: bits, Value: uint32(len(r.fib))})
@@ -104,6 +117,7 @@ func (r *Router) SetTables(t Tables) {
 		add(route.Dst, route.Bits, fibEntry{route.Kind, slices.Clone(route.Hops)})
 	}
 	r.lpm = proto.NewLPM(list)
+	return r
 }
 
 // Routes is how many prefixes are known, addresses and broadcasts of the router itself among them.
@@ -317,7 +331,7 @@ func (r *Router) icmpError(p *fwdPort, ip *proto.IPv4, l3 []byte, typ, code uint
 	}
 	src := r.anyone
 	hop, ok := r.hop(e, 0, ip.Src)
-	if !ok {
+	if !ok || !r.ports[hop.Port].cfg.Up {
 		return
 	}
 	if hop.Port < len(r.addrs) && len(r.addrs[hop.Port]) > 0 {
@@ -326,8 +340,7 @@ func (r *Router) icmpError(p *fwdPort, ip *proto.IPv4, l3 []byte, typ, code uint
 	if src == 0 {
 		return
 	}
-	peer := &r.icmp.peers[r.sec.addr(ip.Src)&0xff]
-	if !peer.take(r.now, 1e9, 6) || !r.icmp.all.take(r.now, 1e6, 50-int32(r.sec.next()&3)) {
+	if !r.mayTell(ip.Src, typ == proto.ICMPUnreachable && code == proto.UnreachFragNeeded) {
 		p.counters.Drops[ICMPRateLimit]++
 		return
 	}
@@ -351,6 +364,15 @@ func (r *Router) icmpError(p *fwdPort, ip *proto.IPv4, l3 []byte, typ, code uint
 	})
 	p.counters.ICMPErrors++
 	r.output(f, off, proto.IPv4HeaderLen+n+k, hop, umem.Held)
+}
+
+// mayTell limits errors. Of path MTU discovery each is needed, for a sender may have many destinations, so that only what all
+// together get has a limit (Linux has none: icmpv4_mask_allow, net/ipv4/icmp.c).
+func (r *Router) mayTell(src proto.Addr, mtu bool) bool {
+	if mtu {
+		return r.mtuErrors.take(r.now, 1e5, 1000)
+	}
+	return r.icmp.peers[r.sec.addr(src)&0xff].take(r.now, 1e9, 6) && r.icmp.all.take(r.now, 1e6, 50-int32(r.sec.next()&3))
 }
 
 // isQuery reports whether an ICMP message is one that errors may be sent about.

@@ -15,6 +15,7 @@ type fwdNeigh struct {
 	valid      bool
 	waiting    uint8
 	asked      int64 // when the kernel was last asked about it
+	used       int64 // when a packet was last for it
 	head, tail umem.Frame
 }
 
@@ -31,12 +32,12 @@ type fwdNeighTable struct {
 }
 
 const (
-	fwdNeighOpen   = 1024          // neighbours that are asked for at one time
+	fwdNeighOpen   = 512           // neighbours that are asked for at one time: half of the kernel's room (gc_thresh3)
 	fwdNeighMax    = 1 << 16       // neighbours
 	fwdNeighQueue  = 32            // packets that wait for one
 	fwdNeighGiveUp = 5_000_000_000 // the kernel gives up after three seconds, and tells
 	fwdNeighFresh  = 30_000_000_000
-	fwdResolveMax  = 256
+	fwdResolveMax  = 2 * fwdNeighOpen // who is new, and who is to be confirmed
 )
 
 func (t *fwdNeighTable) init(r *Router, limit int, now int64) {
@@ -53,6 +54,7 @@ func (r *Router) neighFor(hop Hop) *fwdNeigh {
 	i, ok := t.index.get(neighKey(hop.Port, hop.Gateway))
 	if ok {
 		e := t.entries.at(i)
+		e.used = r.now
 		if e.valid && r.now-e.asked > fwdNeighFresh {
 			r.neighAsk(e)
 		}
@@ -66,6 +68,7 @@ func (r *Router) neighFor(hop Hop) *fwdNeigh {
 		return nil
 	}
 	t.open = append(t.open, i)
+	e.used = r.now
 	r.neighAsk(e)
 	return e
 }
@@ -126,6 +129,31 @@ func (r *Router) SetNeighbour(port int, a proto.Addr, mac proto.MAC, valid bool,
 		next := b.Next
 		r.emit(f, int(b.Off), int(b.Len), e, umem.Held)
 		f = next
+	}
+}
+
+// ForgetNeighbour tells that the kernel has forgotten a neighbour, which it also does for want of room: one in use is asked for
+// anew, and goes on being used. In a scan it would have to compete with addresses that nobody has otherwise.
+func (r *Router) ForgetNeighbour(port int, a proto.Addr, now int64) {
+	r.now = now
+	i, ok := r.neigh.index.get(neighKey(port, a))
+	if !ok {
+		return
+	}
+	if e := r.neigh.entries.at(i); e.valid && now-e.used < fwdNeighFresh {
+		r.neighAsk(e)
+	} else {
+		r.neighFail(i)
+	}
+}
+
+// KeepNeighbours forgets the known neighbours that are not known any more.
+func (r *Router) KeepNeighbours(known func(port int, a proto.Addr) bool, now int64) {
+	r.now = now
+	for _, i := range r.neigh.index.all() {
+		if e := r.neigh.entries.at(i); e.valid && !known(int(e.port), e.addr) {
+			r.neighFail(i)
+		}
 	}
 }
 
@@ -206,6 +234,7 @@ func (r *Router) SetPort(port int, c PortConfig) error {
 			r.neighFail(i)
 		}
 	}
+	r.neigh.resolve = slices.DeleteFunc(r.neigh.resolve, func(h Hop) bool { return h.Port == port })
 	return nil
 }
 

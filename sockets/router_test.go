@@ -214,6 +214,48 @@ func TestRouterLimitsErrors(t *testing.T) {
 	}
 }
 
+// TestRouterTellsMTU: path MTU discovery towards many destinations at once is not held up.
+func TestRouterTellsMTU(t *testing.T) {
+	k, r := newRouterKit(t, 2, 1500)
+	small := r.Port(1)
+	small.MTU = 700
+	if err := r.SetPort(1, small); err != nil {
+		t.Fatal(err)
+	}
+	big := ipFrame(proto.IPv4{Src: addr4(10, 0, 0, 1), Dst: addr4(192, 0, 2, 1), DF: true}, nil, 1000)
+	told := func(n int) (sent int) {
+		for range n {
+			k.deliver(0, big)
+			sent += len(k.sent(0))
+		}
+		return sent
+	}
+	if n := told(500); n != 500 {
+		t.Errorf("%d of 500 were told the MTU", n)
+	}
+	if n := told(10_000); n >= 1000 || r.Counters(0).Drops[ICMPRateLimit] == 0 {
+		t.Errorf("%d of 10,000 more at once", n)
+	}
+	k.books(0)
+}
+
+// TestRouterTables: new tables take no time of the router's, however many routes there are.
+func TestRouterTables(t *testing.T) {
+	k, r := newRouterKit(t, 2, 1500)
+	var tables Tables
+	for i := range 1000 {
+		tables.Routes = append(tables.Routes, FwdRoute{Dst: addr4(172, byte(i>>8), byte(i), 0), Bits: 24, Hops: []Hop{{1, addr4(10, 0, 1, 1)}}})
+	}
+	fib := NewFIB(tables)
+	if n := testing.AllocsPerRun(10, func() { r.SetFIB(fib) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	k.deliver(0, ipFrame(proto.IPv4{Src: addr4(10, 0, 0, 1), Dst: addr4(172, 3, 100, 7)}, nil, 8))
+	if port, _ := k.only(); port != 1 || r.Routes() != 1000 {
+		t.Errorf("port %d, %d routes", port, r.Routes())
+	}
+}
+
 // TestRouterFragments puts the pieces together again.
 func TestRouterFragments(t *testing.T) {
 	k, r := newRouterKit(t, 2, 1500)
@@ -296,6 +338,74 @@ func TestRouterNeighbours(t *testing.T) {
 	}
 	k.all()
 	k.books(0)
+}
+
+// TestRouterAsksForAll: no neighbour has to wait for its time to be over because many became wanted at once.
+func TestRouterAsksForAll(t *testing.T) {
+	k, r := newRouterKit(t, 2, 1500)
+	r.SetTables(Tables{Routes: []FwdRoute{{Dst: addr4(172, 16, 0, 0), Bits: 16, Hops: []Hop{{Port: 1}}}}})
+	wanted := make(map[proto.Addr]bool)
+	for i := range fwdNeighOpen + 100 {
+		dst := addr4(172, 16, byte(i>>8), byte(i))
+		k.deliver(0, ipFrame(proto.IPv4{Src: addr4(10, 0, 0, 1), Dst: dst}, nil, 8))
+		wanted[dst] = i < fwdNeighOpen
+	}
+	asked := 0
+	for {
+		h, ok := r.PopResolve()
+		if !ok {
+			break
+		}
+		if !wanted[h.Gateway] {
+			t.Errorf("asked for %v", h)
+		}
+		wanted[h.Gateway] = false
+		asked++
+	}
+	if asked != fwdNeighOpen || r.Counters(1).Drops[NeighTableFull] != 100 {
+		t.Errorf("asked for %d, %d had no room", asked, r.Counters(1).Drops[NeighTableFull])
+	}
+	_, waiting := r.Neighbours()
+	k.books(waiting)
+}
+
+// TestRouterForgotten: the kernel forgets neighbours when it lacks room, as in a scan, and not only those of no use.
+func TestRouterForgotten(t *testing.T) {
+	k, r := newRouterKit(t, 2, 1500)
+	packet := func(to proto.Addr) { k.deliver(0, ipFrame(proto.IPv4{Src: addr4(10, 0, 0, 1), Dst: to}, nil, 8)) }
+	used, unused := addr4(10, 0, 1, 1), addr4(10, 0, 1, 2)
+	k.now += fwdNeighFresh
+	packet(used)
+	k.sent(1)
+	known, _ := r.Neighbours()
+	r.ForgetNeighbour(1, used, k.now)
+	r.ForgetNeighbour(1, unused, k.now)
+	r.ForgetNeighbour(1, addr4(10, 0, 1, 3), k.now) // nor is that
+	if h, ok := r.PopResolve(); !ok || h != (Hop{1, used}) {
+		t.Errorf("asked for %v %v", h, ok)
+	}
+	if _, ok := r.PopResolve(); ok {
+		t.Error("asked for who is not used")
+	}
+	if n, _ := r.Neighbours(); n != known-2 {
+		t.Errorf("%d neighbours of %d", n, known)
+	}
+	packet(used)
+	if n := len(k.sent(1)); n != 1 {
+		t.Errorf("%d packets left", n)
+	}
+	r.SetNeighbour(1, used, proto.MAC{}, false, k.now) // it does not answer
+	packet(used)
+	packet(unused)
+	k.books(2)
+	down := r.Port(1)
+	down.Up = false
+	if err := r.SetPort(1, down); err != nil {
+		t.Fatal(err)
+	}
+	if h, ok := r.PopResolve(); ok {
+		t.Errorf("asked for %v on a port that is down", h)
+	}
 }
 
 // routerOracle says what becomes of a frame, in the plainest words: the port and the bytes that leave, or none.

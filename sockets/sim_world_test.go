@@ -352,7 +352,7 @@ func newSimNode(w *simWorld, id int) *simNode {
 	n.late = p.compNS > 0
 	for i := range n.accounts {
 		if p.account > 0 {
-			n.accounts[i], _ = n.h.NewAccount(p.account, p.account)
+			n.accounts[i], _ = n.h.NewAccount(p.account, p.account, 0)
 		}
 	}
 	return n

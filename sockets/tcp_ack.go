@@ -312,7 +312,7 @@ func (h *Host) tcpFinAcked(i uint32, c *tcb) {
 		c.state = tcpFinWait2
 		h.notify(h.tcp.handle(i), happenedState)
 		if c.orphan {
-			h.tcpLinger(i, c, finWait2NS)
+			h.tcpLinger(i, c, h.finWait2(i))
 		}
 	case tcpClosing:
 		h.enterTimeWait(i, c)

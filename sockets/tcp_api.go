@@ -226,14 +226,23 @@ func (h *Host) tcpOrphan(i uint32, c *tcb) {
 		h.tcpFree(i, c)
 	case c.state == tcpTimeWait:
 		h.tcpMark(i, c) // Flush acknowledges the FIN, if that is due, and then replaces the record
-	case c.rcvBytes > 0:
+	case c.rcvBytes > 0 || c.state != tcpFinWait2 && h.crowded(h.connAccount(i)):
 		h.tcpAbort(i, c)
 	default:
 		h.tcpFinish(i, c)
 		if c.state == tcpFinWait2 {
-			h.tcpLinger(i, c, finWait2NS)
+			h.tcpLinger(i, c, h.finWait2(i))
 		}
 	}
+}
+
+// finWait2 is how long a connection without an owner waits for its peer's FIN. Where an account is crowded, or all are and it has one, it
+// does not wait, and a peer that says something yet is reset (as tcp_time_wait of Linux where there are too many).
+func (h *Host) finWait2(i uint32) int64 {
+	if a := h.connAccount(i); a != 0 && (h.crowded(a) || h.tcp.conns > h.cfg.MaxConns/2) {
+		return 0
+	}
+	return finWait2NS
 }
 
 // TCPAbort closes a connection with RST.

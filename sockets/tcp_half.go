@@ -68,10 +68,15 @@ func (r *halfOpen) fromSYN(k flowKey, s *segment) {
 	}
 }
 
+// backlogFull reports whether a listener can have no more connections.
+func (h *Host) backlogFull(l *tcpListener) bool {
+	return l.ready.n >= h.cfg.Backlog || h.tcp.conns >= h.cfg.MaxConns || h.crowded(l.account)
+}
+
 // tcpSYN answers a SYN to a listener. Data on it is not taken; the peer sends it again.
 func (h *Host) tcpSYN(li uint32, k flowKey, s *segment) {
 	t, l := &h.tcp.half, &h.tcp.listeners[li]
-	if l.ready.n >= h.cfg.Backlog || h.tcp.conns >= h.cfg.MaxConns {
+	if h.backlogFull(l) {
 		h.drop(s.packet, TCPBacklogFull)
 		return
 	}
@@ -225,7 +230,7 @@ func (h *Host) halfInput(i uint32, s *segment) {
 		}
 		return
 	}
-	if h.tcp.listeners[rec.listener].ready.n >= h.cfg.Backlog || h.tcp.conns >= h.cfg.MaxConns {
+	if h.backlogFull(&h.tcp.listeners[rec.listener]) {
 		h.drop(s.packet, TCPBacklogFull) // the peer's data, or our SYN-ACK, comes again
 		return
 	}
@@ -401,7 +406,7 @@ func (h *Host) cookieOpen(li uint32, k flowKey, s *segment) bool {
 	if _, done := h.passOn(&r, s); done {
 		return true
 	}
-	if h.tcp.listeners[li].ready.n >= h.cfg.Backlog || h.tcp.conns >= h.cfg.MaxConns {
+	if h.backlogFull(&h.tcp.listeners[li]) {
 		h.drop(s.packet, TCPBacklogFull)
 		return true
 	}

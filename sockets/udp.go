@@ -343,6 +343,15 @@ func (u *udpSock) takeErr() Errno {
 	return err
 }
 
+// UDPError takes a socket's pending error, as SO_ERROR does.
+func (h *Host) UDPError(s Handle) Errno {
+	u := h.udp.get(s)
+	if u == nil {
+		return EBADF
+	}
+	return u.takeErr()
+}
+
 // UDPRecv copies the next datagram into dst. Errors: EAGAIN when there is none, EBADF, and, once, what an ICMP error
 // brought to a connected socket.
 func (h *Host) UDPRecv(s Handle, dst []byte) (d Datagram, err Errno) {

@@ -68,6 +68,10 @@ func (l *Locals) Set(addrs []netip.Addr) error {
 			want[a] = true
 		}
 	}
+	if len(want) > MaxLocals {
+		return fmt.Errorf("xdpprog: the machine has %d IPv4 addresses, and a router takes %d: remove some, or move the router to a network namespace of its own: %w",
+			len(want), MaxLocals, unix.E2BIG)
+	}
 	for a := range l.has { // first: the table may be full
 		if want[a] {
 			continue

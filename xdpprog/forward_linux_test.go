@@ -4,12 +4,38 @@ import (
 	"bytes"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
 
 	"xdpd/proto"
 )
+
+// TestLocalsFull: too many addresses are an error that says so, and the table stays as it was.
+func TestLocalsFull(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	locals, err := NewLocals()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer locals.Close()
+	var addrs []netip.Addr
+	for i := range MaxLocals + 1 {
+		addrs = append(addrs, proto.Addr(0x0a000000+i).Netip())
+	}
+	if err := locals.Set(addrs[1:]); err != nil {
+		t.Error(err)
+	}
+	if err := locals.Set(addrs); err == nil || !strings.Contains(err.Error(), "4097 IPv4 addresses") {
+		t.Errorf("%v", err)
+	}
+	if err := locals.Set(addrs[:MaxLocals]); err != nil {
+		t.Error(err)
+	}
+}
 
 // TestForwardVerdicts runs the program on frames of every kind. Without a socket, what is the forwarder's is counted so.
 func TestForwardVerdicts(t *testing.T) {

@@ -57,6 +57,9 @@ func (h *hook) Native() bool { return h.native }
 // NoMetadata is why the program has no metadata, if it was asked for; nil: it has, or was not asked for.
 func (h *hook) NoMetadata() error { return h.noMetadata }
 
+// Attached is as Program.Attached, until Close.
+func (h *hook) Attached() bool { return attached(h.link) }
+
 // detach may be called more than once. Detach before Close, as in Program.Close.
 func (h *hook) detach() error {
 	if h.link == nil {

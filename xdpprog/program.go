@@ -124,7 +124,11 @@ func (c *Config) check() error {
 	case c.Priority < 0 || c.Priority > math.MaxInt32:
 		return fmt.Errorf("priority %d: it must be 1 to %d", c.Priority, math.MaxInt32)
 	}
-	for _, a := range c.Addrs {
+	return checkAddrs(c.Addrs)
+}
+
+func checkAddrs(addrs []netip.Addr) error {
+	for _, a := range addrs {
 		if a = a.Unmap(); !a.Is4() || a.IsUnspecified() {
 			return fmt.Errorf("address %q: only IPv4 addresses of hosts are steered", a)
 		}
@@ -186,6 +190,9 @@ func (p *Program) SetAddrs(addrs []netip.Addr) error {
 	defer p.mu.Unlock()
 	if p.link == nil && p.place == nil {
 		return fmt.Errorf("xdpprog: set the addresses of %s: %w", p.iface, os.ErrClosed)
+	}
+	if err := checkAddrs(addrs); err != nil {
+		return fmt.Errorf("xdpprog: set the addresses of %s: %w", p.iface, err)
 	}
 	want := make(map[netip.Addr]bool)
 	for _, a := range addrs {
@@ -296,10 +303,14 @@ func (p *Program) checkQueue(queue int) error {
 func (p *Program) Attached() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.link == nil { // closed, or in a dispatcher (Unloaded)
+	return attached(p.link)
+}
+
+func attached(l link.Link) bool {
+	if l == nil { // closed, or in a dispatcher (Unloaded)
 		return true
 	}
-	info, err := p.link.Info()
+	info, err := l.Info()
 	if err != nil { // it says nothing
 		return true
 	}

@@ -3,7 +3,7 @@
 //	client udp-echo PATH PORT
 //
 // 64 datagrams in hand at a time, each with a place of its own: a RECV_FROM, then the SEND of what it received, with the address that
-// came with it. It prints "ready", sleeps when nothing is there, and ends with the engine.
+// came with it, and behind it the next RECV_FROM. A SEND tells only that it failed, and for the RECV_FROM too. It prints "ready", sleeps when nothing is there, and ends with the engine.
 #include "../../libxdpd/src/xdpd_client.h"
 
 #include <arpa/inet.h>
@@ -63,13 +63,13 @@ int main(int argc, char **argv)
 		for (; xdpd_ring_take(&x, &c); any = 1) {
 			uint64_t slot = c.user_data & ~SENDING, base = slot * SLOT;
 
-			if (c.user_data & SENDING || c.res < XDPD_RECV_HEADER)
-				receive(fd, slot);
-			else
+			if (!(c.user_data & SENDING) && c.res >= XDPD_RECV_HEADER)
 				*xdpd_ring_sqe(&x) = (struct xdpd_sqe){
-					.opcode = XDPD_SEND, .fd = fd, .addr = base + XDPD_RECV_HEADER, .len = (uint32_t)c.res - XDPD_RECV_HEADER,
+					.opcode = XDPD_SEND, .flags = XDPD_SQE_LINK | XDPD_SQE_SKIP_SUCCESS, .fd = fd,
+					.addr = base + XDPD_RECV_HEADER, .len = (uint32_t)c.res - XDPD_RECV_HEADER,
 					.off = base + XDPD_RECV_HEADER - sizeof a, .file_index = sizeof a, .user_data = slot | SENDING,
 				};
+			receive(fd, slot);
 		}
 		if (any)
 			xdpd_ring_submit(&x);

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -39,11 +40,16 @@ func TestClientsOfEngine(t *testing.T) {
 		t.Fatalf("without a policy: %v, %v", s, err)
 	}
 	file.Clients = []xdpd.ClientPolicy{{Name: "us", Users: []uint32{uint32(os.Getuid())}}}
+	mask := syscall.Umask(0o077) // as the units have it
 	s, err := serveClients(t.Context(), st, &file)
+	syscall.Umask(mask)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
+	if info, err := os.Stat(filepath.Dir(file.ClientSocket)); err != nil || info.Mode().Perm() != 0o755 {
+		t.Errorf("the socket's folder is %v, %v; all users must be able to enter it", info.Mode(), err)
+	}
 	if _, err := serveClients(t.Context(), st, &file); err == nil || !strings.Contains(err.Error(), "client_socket") {
 		t.Errorf("a second server at the same socket: %v", err)
 	}
@@ -97,6 +103,9 @@ func TestClientsOfEngine(t *testing.T) {
 		t.Errorf("thrown out, it accepts %v", err)
 	}
 	eventually(t, "the client to be gone", func() bool { return len(ask().Clients) == 0 })
+	if raw, err := callControl(t.Context(), control, http.MethodGet, "/clients"); err != nil || !strings.Contains(string(raw), `"clients":[]`) {
+		t.Errorf("without clients the answer is %s, %v", raw, err)
+	}
 }
 
 func TestClientsTable(t *testing.T) {

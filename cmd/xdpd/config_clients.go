@@ -39,8 +39,8 @@ func (t *clientTable) policy() (p xdpd.ClientPolicy, err error) {
 		Name: t.Name, Reach: t.Reach, Clients: t.Clients, Memory: t.Memory, Sockets: t.Sockets, Requests: t.Requests, CPU: t.CPU,
 		Lends: t.Lends, Frames: t.Frames, Rates: reactor.Rates{Connects: t.Connects, Packets: t.Packets, Bytes: t.Bytes},
 	}
-	if t.Reach != nil && len(t.Reach) == 0 {
-		return p, errors.New("reach names no network: leave it out for everywhere")
+	if t.Reach != nil && len(t.Reach) == 0 { // which would be everywhere
+		return p, errors.New("reach names no network: without reach all may be reached, and [\"0.0.0.0/32\"] is none")
 	}
 	for _, name := range t.Users {
 		id, err := lookupID(name, func() (string, error) {
@@ -112,7 +112,7 @@ func serveClients(ctx context.Context, st *xdpd.Stack, f *fileConfig) (*xdpd.Cli
 	if err := checkLength(path, "client_socket"); err != nil {
 		return nil, fmt.Errorf("socket for clients %s: %w", path, err)
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if _, err := makeFolder(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("socket for clients: %w", explainUnwritable(err, "client_socket"))
 	}
 	if err := removeStale("unixpacket", path, "client_socket"); err != nil {

@@ -201,6 +201,8 @@ func TestConfigErrors(t *testing.T) {
 		{"[[client]]\nusers = [\"0\"]\ncpu = 101\n", "101 percent"},
 		{"[[client]]\nusers = [\"0\"]\nbytes = -1\n", "rates go from 1"},
 		{"[[client]]\nusers = [\"0\"]\nframes = 101\n", "101 percent of the frames"},
+		{"[[client]]\nusers = [\"0\"]\nrequests = 2000000\n", "2000000 requests"},
+		{"[[client]]\nusers = [\"0\"]\nsockets = 20000000\n", "20000000 sockets"},
 		{"[[client]]\nusers = [\"0\"]\nreach = [\"10.0.0.1\"]\n", "line 3:"},
 		{"[[client]]\nusers = [\"0\"]\nreach = []\n", "reach names no network"},
 		{"[[client]]\nusers = [\"0\"]\nreach = [\"fd00::/8\"]\n", "fd00::/8, which is no IPv4 network"},

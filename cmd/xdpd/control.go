@@ -91,7 +91,8 @@ func serveAnswers(ctx context.Context, path string, a answers) (func(), error) {
 	mux.HandleFunc("GET /clients", func(w http.ResponseWriter, _ *http.Request) {
 		v := clientsView{Clients: []xdpd.ClientView{}}
 		if a.clients != nil {
-			v.Clients, v.Refused = a.clients.Clients()
+			list, refused := a.clients.Clients()
+			v.Clients, v.Refused = append(v.Clients, list...), refused // never null in JSON
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(v) // the asker went away
@@ -213,7 +214,7 @@ func removeStale(network, path, option string) error {
 	return nil
 }
 
-// explainUnwritable names the option that names another path.
+// explainUnwritable says by what another path is named.
 func explainUnwritable(err error, option string) error {
 	for _, denied := range []error{fs.ErrPermission, unix.EROFS} {
 		if errors.Is(err, denied) {

@@ -52,8 +52,8 @@ func checkDevice(where, name string, tell func(finding)) {
 	say(d.checkMTU())
 	say(d.checkRSS())
 	say(d.checkPlace())
-	if d.queues > 1 {
-		say(d.checkMemory())
+	if d.queues > 1 || d.chunk() > defaultChunk {
+		say(d.checkMemory(lockable()))
 	}
 	d.checkAttach(say)
 	if d.region, err = umem.New(umem.Options{Frames: 64, ChunkSize: defaultChunk}); err != nil {
@@ -119,10 +119,18 @@ func (d *trialDevice) checkMTU() finding {
 	switch {
 	case d.mtu > 4096-before:
 		f.Text = fmt.Sprintf("%d: a packet takes several frames of 4096 bytes, which multi-buffer allows", d.mtu)
-	case d.mtu > 2048-before, d.mtu > rings.ZeroCopyRoom(d.driver, 2048)-before+umem.Headroom:
+	case d.chunk() > defaultChunk:
 		f.Text = fmt.Sprintf("%d: an engine takes frames of 4096 bytes, twice the packet memory", d.mtu)
 	}
 	return f
+}
+
+// chunk is the size of the frames that an engine takes.
+func (d *trialDevice) chunk() int {
+	if d.mtu > sockets.MaxMTU(rings.ZeroCopyRoom(d.driver, defaultChunk)+umem.Headroom, 1) {
+		return 4096
+	}
+	return defaultChunk
 }
 
 // checkRSS: with a known hash a dial knows the queue of its answer.
@@ -140,15 +148,19 @@ func (d *trialDevice) checkRSS() finding {
 	return finding{Name: "choice of queues", Text: told.String()}
 }
 
-// checkMemory: all queues share one region.
-func (d *trialDevice) checkMemory() finding {
-	f := finding{Name: "memory", Text: fmt.Sprintf("%d MiB for the %d queues", d.queues*queueBytes>>20, d.queues)}
-	caps, err := ownCaps()
-	if err == nil && caps.has(unix.CAP_IPC_LOCK) || memlock() >= uint64(d.queues)*queueBytes {
+// checkMemory: all queues share one region, and limit bytes of it can be had.
+func (d *trialDevice) checkMemory(limit uint64) finding {
+	queues := max(d.queues, 1)
+	need := queues * defaultFrames * d.chunk()
+	f := finding{Name: "memory", Text: fmt.Sprintf("%d MiB for %s, with frames of %d bytes", need>>20, plural(queues, "queue"), d.chunk())}
+	if limit >= uint64(need) {
 		return f
 	}
-	f.Status, f.Text = blocking, fmt.Sprintf("%s are more than RLIMIT_MEMLOCK allows, which is %s", f.Text, memlockText())
-	f.Cure = memlockCure(d.queues) + ", or serve fewer queues (--queues)"
+	f.Status, f.Text = blocking, fmt.Sprintf("%s, are more than RLIMIT_MEMLOCK allows, which is %s", f.Text, memlockText())
+	f.Cure = memlockCure(queues, d.chunk())
+	if queues > 1 {
+		f.Cure += ", or serve fewer queues (--queues)"
+	}
 	return f
 }
 

@@ -224,7 +224,7 @@ func checkMemory(caps capSet) finding {
 	switch {
 	case errors.Is(err, unix.ENOBUFS): // xdp_umem_account_pages
 		f.Text = fmt.Sprintf("RLIMIT_MEMLOCK is %s and forbids to lock %s", limit, want)
-		f.Cure = memlockCure(1)
+		f.Cure = memlockCure(1, defaultChunk)
 	case err != nil:
 		f.Text, f.Cure = fmt.Sprintf("cannot lock %s: %s", want, plain(err)), "more memory, or fewer frames (frames in the config file)"
 	default:
@@ -245,6 +245,14 @@ func memlock() uint64 {
 	return lim.Cur
 }
 
+// lockable is how much memory may be locked.
+func lockable() uint64 {
+	if caps, err := ownCaps(); err == nil && caps.has(unix.CAP_IPC_LOCK) {
+		return unix.RLIM_INFINITY
+	}
+	return memlock()
+}
+
 func memlockText() string {
 	if n := memlock(); n != unix.RLIM_INFINITY {
 		return fmt.Sprintf("%d KiB", n>>10)
@@ -252,10 +260,11 @@ func memlockText() string {
 	return "unlimited"
 }
 
-// memlockCure says how to get the memory for n queues, and what the limit as it is would do for.
-func memlockCure(n int) string {
-	cure := fmt.Sprintf("ulimit -l %d (in a systemd unit LimitMEMLOCK=%dM), or CAP_IPC_LOCK", n*queueBytes>>10, n*queueBytes>>20)
-	if frames := memlock() / uint64(n) / defaultChunk; frames >= 64 {
+// memlockCure says how to get the memory for n queues with such frames, and what the limit as it is would do for.
+func memlockCure(n, chunk int) string {
+	need := n * defaultFrames * chunk
+	cure := fmt.Sprintf("ulimit -l %d (in a systemd unit LimitMEMLOCK=%dM), or CAP_IPC_LOCK", need>>10, need>>20)
+	if frames := memlock() / uint64(n*chunk); frames >= 64 {
 		cure += fmt.Sprintf(", or frames = %d in the config file", frames)
 	}
 	return cure

@@ -158,7 +158,7 @@ func TestDoctorNamedInterface(t *testing.T) {
 			t.Error(err)
 		}
 		d.want(t, named, "interface", "ok", "xa0, driver veth, 3 receive queues")
-		d.want(t, named, "memory", "ok", "96 MiB for the 3 queues")
+		d.want(t, named, "memory", "ok", "96 MiB for 3 queues")
 		d.want(t, named, "native attach", "ok")
 		d.want(t, named, "generic attach", "ok")
 		d.want(t, named, "copy mode", "ok")
@@ -417,6 +417,28 @@ func TestDoctorWithLittleMemory(t *testing.T) {
 	} {
 		if !regexp.MustCompile(want).MatchString(out) {
 			t.Errorf("there is no %q in\n%s", want, out)
+		}
+	}
+}
+
+// TestDoctorMemory: what a device's queues and its MTU ask for.
+func TestDoctorMemory(t *testing.T) {
+	for _, c := range []struct {
+		d     trialDevice
+		limit uint64
+		want  status
+		text  string
+		cure  string
+	}{
+		{trialDevice{driver: "veth", mtu: 1500}, 32 << 20, good, "32 MiB for 1 queue", ""},
+		{trialDevice{driver: "veth", mtu: 1500, queues: 2}, 63 << 20, blocking, "64 MiB for 2 queues", "LimitMEMLOCK=64M"},
+		{trialDevice{driver: "veth", mtu: 3000, queues: 1}, 32 << 20, blocking, "64 MiB for 1 queue", "ulimit -l 65536"},
+		{trialDevice{driver: "veth", mtu: 3000, queues: 1}, 64 << 20, good, "frames of 4096 bytes", ""},
+		{trialDevice{driver: "igb", mtu: 1500, queues: 4}, 255 << 20, blocking, "256 MiB for 4 queues", "--queues"},
+	} {
+		f := c.d.checkMemory(c.limit)
+		if f.Status != c.want || !strings.Contains(f.Text, c.text) || !strings.Contains(f.Cure, c.cure) {
+			t.Errorf("%+v: %+v", c, f)
 		}
 	}
 }

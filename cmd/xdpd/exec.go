@@ -76,6 +76,9 @@ func (c *execCmd) Run() error {
 	} else if library, err = filepath.Abs(library); err == nil {
 		err = checkLibrary(library)
 	}
+	if err == nil && strings.ContainsAny(library, ": ") { // the loader would run the program without it
+		err = fmt.Errorf("the loader takes no library with a blank or colon in its path: %q; name one elsewhere with --library, or set XDG_CACHE_HOME", library)
+	}
 	if err != nil {
 		return fmt.Errorf("exec: %w", err)
 	}

@@ -104,6 +104,28 @@ func TestExecSocket(t *testing.T) {
 	}
 }
 
+// TestExecLibraryPath: where the loader would leave the library out and run the program over the kernel's sockets, it is not started.
+func TestExecLibraryPath(t *testing.T) {
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "socket")
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "unixpacket", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for _, name := range []string{"a blank", "a:colon"} {
+		library := filepath.Join(dir, name)
+		if err := os.WriteFile(library, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.CommandContext(t.Context(), selfExecuting)
+		cmd.Env = append(os.Environ(), childEnv+"=exec --socket "+socket+" -- /bin/true", "XDPD_LIBRARY="+library)
+		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "blank or colon") {
+			t.Errorf("%q: %v, %s", name, err, out)
+		}
+	}
+}
+
 // TestExecPrograms: what a file shows of why the library would not be asked.
 func TestExecPrograms(t *testing.T) {
 	dir := t.TempDir()

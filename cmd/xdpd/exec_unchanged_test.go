@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -30,6 +31,7 @@ type execLab struct {
 	lab  *netlab.Lab
 	sock string
 	env  []string
+	end  func() // of the daemon
 }
 
 // newExecLab makes one. The engine's namespace has no address: what a program does not give to the engine gets nowhere.
@@ -56,7 +58,7 @@ func newExecLab(t *testing.T) *execLab {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	l := &execLab{t: t, lab: lab, sock: file.ClientSocket, env: []string{"XDG_CACHE_HOME=" + dir, "PATH=" + os.Getenv("PATH"), "HOME=" + dir}}
+	l := &execLab{t: t, lab: lab, sock: file.ClientSocket, end: func() { s.Close() }, env: []string{"XDG_CACHE_HOME=" + dir, "PATH=" + os.Getenv("PATH"), "HOME=" + dir}}
 	// The first start compiles the library, and no program's time is to be over by that.
 	if out, err := l.command(t.Context(), "--", "/bin/true").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -147,6 +149,32 @@ func randomBytes(n int) []byte {
 	return b
 }
 
+// TestExecGone: when the daemon ends, what waits ends with the right error, and so does what comes later.
+func TestExecGone(t *testing.T) {
+	l := newExecLab(t)
+	script, err := filepath.Abs("testdata/exec_gone.py")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := l.command(t.Context(), "/usr/bin/python3", "-S", script, l.lab.PeerAddr.String(), strconv.Itoa(l.echo()), l.lab.EngineAddr.String())
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = l.lab.Engine.Start(cmd)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := bufio.NewReader(out)
+	first, _ := said.ReadString('\n')
+	l.end()
+	last, _ := said.ReadString('\n')
+	if err := cmd.Wait(); err != nil || first != "ready\n" || last != "ok\n" {
+		t.Errorf("%v: %q, %q\n%s", err, first, last, errs.String())
+	}
+}
+
 // TestExecUnchanged runs programs as they are in their packages over the engine. scripts/unchanged runs more, for longer.
 func TestExecUnchanged(t *testing.T) {
 	l := newExecLab(t)
@@ -161,7 +189,7 @@ func TestExecUnchanged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if out := l.run(nil, "/usr/bin/python3", "-S", script, peer, port); bytes.Count(out, []byte("ok ")) != 9 {
+		if out := l.run(nil, "/usr/bin/python3", "-S", script, peer, port); bytes.Count(out, []byte("ok ")) != 12 {
 			t.Errorf("it said %s", out)
 		}
 	})
@@ -179,6 +207,34 @@ func TestExecUnchanged(t *testing.T) {
 			if got := strings.TrimSpace(string(out)); got != strconv.Itoa(int(c.want)) {
 				t.Errorf("--only %s: errno %s, want %d", c.only, got, c.want)
 			}
+		}
+		for _, local := range []string{"127.0.0.1", "0.0.0.0"} { // a rule of ports does not take them from the kernel
+			out := l.run(nil, "--only", ":1", "--", "/usr/bin/python3", "-S", "-c", connect, local, "1")
+			if got := strings.TrimSpace(string(out)); got != strconv.Itoa(int(syscall.ECONNREFUSED)) {
+				t.Errorf("%s: errno %s, want the kernel's", local, got)
+			}
+		}
+	})
+	t.Run("streams at the end", func(t *testing.T) {
+		l := *l
+		l.t = t
+		ln := l.listen(0)
+		got := make(chan string, 1)
+		go func() {
+			c, err := ln.Accept()
+			if err != nil {
+				got <- err.Error()
+				return
+			}
+			text, err := io.ReadAll(c)
+			c.Close()
+			got <- fmt.Sprint(string(text), err)
+		}()
+		const puts = "a=__import__('sys').argv;s=__import__('socket').create_connection((a[1],int(a[2])));" +
+			"t=__import__('ctypes');c=t.CDLL(None);c.fdopen.restype=t.c_void_p;c.fputs(b'by-exit',t.c_void_p(c.fdopen(s.detach(),b'w')))" // without blanks
+		l.run(nil, "/usr/bin/python3", "-S", "-c", puts, peer, strconv.Itoa(ln.Addr().(*net.TCPAddr).Port))
+		if text := <-got; text != "by-exit<nil>" {
+			t.Errorf("the peer got %q", text)
 		}
 	})
 	t.Run("curl", func(t *testing.T) {

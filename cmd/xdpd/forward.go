@@ -89,7 +89,7 @@ func (c *forwardFlags) controlPath() string {
 // Run implements the command.
 func (c *forwardBridgeCmd) Run() error {
 	if c.Ageing <= 0 {
-		return &exitError{usageStatus, fmt.Errorf("--ageing %v: stations are remembered for a time above 0", c.Ageing)}
+		return &exitError{usageStatus, fmt.Errorf("--ageing %v: stations are remembered for some time, mostly 300s", c.Ageing)}
 	}
 	cfg := c.config()
 	cfg.Ageing = c.Ageing

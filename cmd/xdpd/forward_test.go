@@ -3,11 +3,13 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"xdpd/cmd/xdpd/forward"
 	"xdpd/internal/netlab"
@@ -23,6 +25,15 @@ func TestParseRoute(t *testing.T) {
 	for _, bad := range []string{"", "10.0.0.0/8", "10.0.0.0=1.1.1.1", "10.0.0.0/8=x", "::/0=::1", "0.0.0.0/0=::1"} {
 		if _, err := parseRoute(bad); err == nil || !strings.Contains(err.Error(), "--route "+bad) {
 			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+func TestAgeing(t *testing.T) {
+	for _, d := range []time.Duration{0, -time.Second} {
+		err := (&forwardBridgeCmd{Ageing: d}).Run()
+		if exit := new(exitError); !errors.As(err, &exit) || exit.code != usageStatus || !strings.Contains(err.Error(), "--ageing") {
+			t.Errorf("%v: %v", d, err)
 		}
 	}
 }

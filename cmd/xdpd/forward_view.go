@@ -51,6 +51,7 @@ type forwardPortView struct {
 	Native    bool                   `json:"native_xdp"`
 	ZeroCopy  bool                   `json:"zero_copy"`
 	OwnMemory bool                   `json:"own_memory_registration"`
+	Tags      string                 `json:"vlan_tags_lost,omitempty"`
 	Used      int                    `json:"frames_to_send"`
 	Limit     int                    `json:"frames_to_send_limit"`
 	Verdicts  map[string]verdictView `json:"xdp_verdicts"`
@@ -92,7 +93,7 @@ func newForwardView(s *forward.Stats) forwardView {
 		p := &s.Ports[i]
 		pv := forwardPortView{
 			Interface: p.Interface, Driver: p.Driver, MAC: p.Config.MAC.String(), MTU: p.Config.MTU, Up: p.Config.Up,
-			Native: p.Native, ZeroCopy: p.ZeroCopy, OwnMemory: p.OwnMemory, Used: p.Used, Limit: p.Limit,
+			Native: p.Native, ZeroCopy: p.ZeroCopy, OwnMemory: p.OwnMemory, Tags: p.Tags, Used: p.Used, Limit: p.Limit,
 			Verdicts: make(map[string]verdictView), Counters: fieldCounters(p.Counters.PortStats),
 			Drops: make(map[string]uint64), Copied: make(map[string]uint64),
 		}
@@ -132,6 +133,9 @@ func (p *forwardPortView) describe() string {
 	}
 	if !p.Up {
 		state = ", down"
+	}
+	if p.Tags != "" {
+		state += ", " + p.Tags
 	}
 	return fmt.Sprintf("%s (%s): %s, %s, %s, MTU %d%s", p.Interface, p.Driver, attach, mode, plural(len(p.Queues), "queue"), p.MTU, state)
 }

@@ -99,14 +99,15 @@ func (id identity) controlPath(iface string) string {
 	return filepath.Join(controlDir+"-"+id.name, iface+".sock")
 }
 
-// makeRoom makes the folder of a socket that option names, which is then the identity's.
-func (id identity) makeRoom(path, option string, mode os.FileMode) error {
+// makeRoom makes the folder of a socket, which is then the identity's. option names another path.
+func (id identity) makeRoom(path string, mode os.FileMode, option string) error {
 	dir := filepath.Dir(path)
-	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
-		return nil // whether a socket can be made in it shows when it is
-	}
-	if err := os.MkdirAll(dir, mode); err != nil {
+	made, err := makeFolder(dir, mode)
+	if err != nil {
 		return fmt.Errorf("socket %s: %w", path, explainUnwritable(err, option))
+	}
+	if !made {
+		return nil // whether a socket can be made in it shows when it is
 	}
 	if err := os.Chown(dir, id.uid, id.gid); err != nil {
 		// One that is left would be taken for the identity's the next time.
@@ -114,4 +115,15 @@ func (id identity) makeRoom(path, option string, mode os.FileMode) error {
 			os.Remove(dir))
 	}
 	return nil
+}
+
+// makeFolder makes a folder, if there is none, with this mode whatever the umask is. Whether a socket can be made in it shows when it is.
+func makeFolder(dir string, mode os.FileMode) (made bool, err error) {
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err := os.MkdirAll(dir, mode); err != nil {
+		return false, err
+	}
+	return true, os.Chmod(dir, mode)
 }

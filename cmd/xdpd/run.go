@@ -223,11 +223,11 @@ func runEngine(ctx context.Context, cfg xdpd.Config, file fileConfig, every time
 	if file.User != nil {
 		// Where they are depends on who we are, and that changes.
 		file.Control, file.ClientSocket = file.controlPath(), file.clientsPath()
-		if err := file.User.makeRoom(file.Control, "--control", 0o700); err != nil {
+		if err := file.User.makeRoom(file.Control, 0o700, "--control"); err != nil {
 			return err
 		}
 		if len(file.Clients) > 0 {
-			if err := file.User.makeRoom(file.ClientSocket, "client_socket", 0o755); err != nil {
+			if err := file.User.makeRoom(file.ClientSocket, 0o755, "client_socket"); err != nil {
 				return err
 			}
 		}

@@ -10,11 +10,15 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 const suffix = ".journal"
+
+// patience is for who replays an entry at this moment, and is not the one that it stands for.
+const patience = 200 * time.Millisecond
 
 // Entry is a change that this process may have made.
 type Entry struct{ file *os.File }
@@ -30,6 +34,10 @@ func Write(dir, name string, what any) (*Entry, error) {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
 	f, err := open(filepath.Join(dir, name+suffix), os.O_CREATE)
+	for end := time.Now().Add(patience); errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+		f, err = open(filepath.Join(dir, name+suffix), os.O_CREATE)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -83,4 +84,31 @@ func TestCutShort(t *testing.T) {
 	if undone, err := replayAll(t, dir, true, nil); err != nil || !slices.Equal(undone, []string{"short"}) {
 		t.Errorf("%v, %v", undone, err)
 	}
+}
+
+// TestReplayMeanwhile: who looks for entries of the dead keeps nobody from making one, though it holds files for a moment.
+func TestReplayMeanwhile(t *testing.T) {
+	dir := t.TempDir()
+	stop := make(chan struct{})
+	var looking sync.WaitGroup
+	looking.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if undone, err := replayAll(t, dir, true, nil); err != nil || undone != nil {
+				t.Errorf("%v, %v", undone, err)
+				return
+			}
+		}
+	})
+	for range 300 {
+		if err := write(t, dir, "x", "a change").Remove(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	looking.Wait()
 }

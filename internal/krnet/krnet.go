@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"sync/atomic"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -143,20 +144,35 @@ func (k *Kernel) snapshot() (State, error) {
 		return s, err
 	}
 	for _, n := range neighs {
-		if n, ok := neighOf(n); ok {
+		if n, ok := listed(n); ok {
 			s.Neighs = append(s.Neighs, n)
 		}
 	}
 	return s, nil
 }
 
-// whole repeats a dump that a change interrupted (NLM_F_DUMP_INTR): its answer may lack entries or have them twice.
+// Link reads the interface's present state, as LinkChange tells it.
+func (k *Kernel) Link() (LinkChange, error) {
+	l, err := k.requests.LinkByIndex(k.ifindex)
+	switch {
+	case errors.As(err, new(netlink.LinkNotFoundError)):
+		return LinkChange{Deleted: true}, nil
+	case err != nil:
+		return LinkChange{}, fmt.Errorf("krnet: read the state of interface %d: %w", k.ifindex, err)
+	}
+	a := l.Attrs()
+	return LinkChange{Name: a.Name, Up: isUp(a.RawFlags), MTU: a.MTU, MAC: macOf(a.HardwareAddr)}, nil
+}
+
+// whole repeats a dump that a change interrupted (NLM_F_DUMP_INTR): its answer may lack entries or have them twice. Where
+// interfaces and addresses come and go all the time, many in turn may be.
 func whole[T any](dump func() ([]T, error)) (list []T, err error) {
-	for range 10 {
+	for try := range 100 {
 		list, err = dump()
 		if !errors.Is(err, netlink.ErrDumpInterrupted) {
 			break
 		}
+		time.Sleep(time.Duration(try) * time.Millisecond)
 	}
 	return list, err
 }
@@ -237,6 +253,12 @@ func (k *Kernel) send(a netip.Addr) error {
 func isUp(flags uint32) bool {
 	const up = unix.IFF_UP | unix.IFF_RUNNING
 	return flags&up == up
+}
+
+// listed is an entry of a whole table as a Neigh, unless the kernel is still asking for it: that it does not know is no news.
+func listed(n netlink.Neigh) (Neigh, bool) {
+	ours, ok := neighOf(n)
+	return ours, ok && n.State != netlink.NUD_INCOMPLETE
 }
 
 func neighOf(n netlink.Neigh) (Neigh, bool) {

@@ -186,6 +186,34 @@ func TestSnapshot(t *testing.T) {
 	}
 }
 
+func TestLink(t *testing.T) {
+	l := newLab(t)
+	k := l.open()
+	await(l.watch(k), func(c LinkChange) bool { return c.Up })
+	want := LinkChange{Name: "dev0", Up: true, MTU: 1400, MAC: macOf(l.dev.Attrs().HardwareAddr)}
+	if got := value(elsewhere(k.Link))(t); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	must(t, netlink.LinkDel(l.dev))
+	if got := value(elsewhere(k.Link))(t); got != (LinkChange{Deleted: true}) {
+		t.Errorf("%+v after it was deleted", got)
+	}
+}
+
+// TestInterrupted: changes that come all the time are no failure.
+func TestInterrupted(t *testing.T) {
+	tries := 0
+	list, err := whole(func() ([]int, error) {
+		if tries++; tries <= 15 {
+			return nil, netlink.ErrDumpInterrupted
+		}
+		return []int{1}, nil
+	})
+	if err != nil || !slices.Equal(list, []int{1}) {
+		t.Errorf("%v, %v after %d tries", list, err, tries)
+	}
+}
+
 func TestWatch(t *testing.T) {
 	l := newLab(t)
 	k := l.open()

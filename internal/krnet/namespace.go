@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"syscall"
 
@@ -40,8 +41,8 @@ type LinkNeigh struct {
 	Neigh
 }
 
-// TableRoute is a route with those of its next hops that live, each as often as its weight says. Type is RTN_UNICAST,
-// RTN_BLACKHOLE and so on. Of equal Dst the smaller Metric wins.
+// TableRoute is a route with those of its next hops that live, each as often as its share in the weights. One all of whose next hops
+// are dead is none. Type is RTN_UNICAST, RTN_BLACKHOLE and so on. Of equal Dst the smaller Metric wins.
 type TableRoute struct {
 	Dst    netip.Prefix
 	Type   int
@@ -55,8 +56,12 @@ type NextHop struct {
 	Gateway netip.Addr
 }
 
-// maxWeight bounds how often a next hop is listed.
-const maxWeight = 16
+// maxShare bounds how often a next hop is listed.
+const maxShare = 32
+
+// newsBuffer holds some ten thousand events: those of the seconds that a look at a large table takes. Without it, each look of a
+// router whose routes change all the time would end with events lost, and the next look.
+const newsBuffer = 8 << 20
 
 // Namespace is an open line to the kernel about a whole network namespace.
 type Namespace struct {
@@ -77,6 +82,7 @@ func OpenNamespace() (*Namespace, error) {
 		requests.Close()
 		return nil, fmt.Errorf("krnet: subscribe to changes: %w", err)
 	}
+	_ = news.SetReceiveBufferSize(newsBuffer, true) // without CAP_NET_ADMIN it is the default, and Resync comes sooner
 	return &Namespace{requests: requests, news: news}, nil
 }
 
@@ -135,7 +141,7 @@ func (n *Namespace) snapshot() (Tables, error) {
 		return t, err
 	}
 	for _, e := range neighs {
-		if ours, ok := neighOf(e); ok {
+		if ours, ok := listed(e); ok {
 			t.Neighs = append(t.Neighs, LinkNeigh{e.LinkIndex, ours})
 		}
 	}
@@ -152,17 +158,46 @@ func tableRoute(r netlink.Route) (TableRoute, bool) {
 	}
 	hops := r.MultiPath
 	if len(hops) == 0 {
-		hops = []*netlink.NexthopInfo{{LinkIndex: r.LinkIndex, Gw: r.Gw, Via: r.Via, Flags: r.Flags}}
+		hops = []*netlink.NexthopInfo{{LinkIndex: r.LinkIndex, Gw: r.Gw, Via: r.Via, Encap: r.Encap, Flags: r.Flags}}
 	}
-	for _, h := range hops {
-		if h.LinkIndex == 0 || h.Via != nil || h.Flags&(unix.RTNH_F_DEAD|unix.RTNH_F_LINKDOWN) != 0 {
-			continue
-		}
-		for range min(h.Hops+1, maxWeight) {
-			out.Hops = append(out.Hops, NextHop{h.LinkIndex, addrOf(h.Gw)})
+	hops = slices.DeleteFunc(slices.Clone(hops), func(h *netlink.NexthopInfo) bool {
+		return h.LinkIndex == 0 || h.Via != nil || h.Encap != nil
+	})
+	known := len(hops)
+	hops = slices.DeleteFunc(hops, func(h *netlink.NexthopInfo) bool { return h.Flags&unix.RTNH_F_DEAD != 0 })
+	if known > 0 && len(hops) == 0 {
+		return out, false // the kernel goes on to the next route
+	}
+	down := func(h *netlink.NexthopInfo) bool { return h.Flags&unix.RTNH_F_LINKDOWN != 0 }
+	if slices.ContainsFunc(hops, func(h *netlink.NexthopInfo) bool { return !down(h) }) {
+		hops = slices.DeleteFunc(hops, down)
+	}
+	for i, n := range shares(hops) {
+		for range n {
+			out.Hops = append(out.Hops, NextHop{hops[i].LinkIndex, addrOf(hops[i].Gw)})
 		}
 	}
 	return out, true
+}
+
+// shares are the hops' weights in the smallest numbers, and at most maxShare, which takes some of their precision.
+func shares(hops []*netlink.NexthopInfo) []int {
+	var list []int
+	most, divisor := 0, 0
+	for _, h := range hops {
+		w := h.Hops + 1
+		list = append(list, w)
+		most = max(most, w)
+		for divisor, w = w, divisor; w != 0; {
+			divisor, w = w, divisor%w
+		}
+	}
+	for i, w := range list {
+		if list[i] = w / divisor; most/divisor > maxShare {
+			list[i] = max(1, (w*maxShare+most/2)/most)
+		}
+	}
+	return list
 }
 
 // Resolve asks the kernel to resolve a neighbour on an interface, or to confirm it, as Kernel.Resolve does.

@@ -78,3 +78,73 @@ func TestNamespace(t *testing.T) {
 		return ok && e.Index == index && c.Deleted
 	})
 }
+
+// TestNextHops: who is dead is left out, and a route that has nobody else as well; weights keep their proportions.
+func TestNextHops(t *testing.T) {
+	const dead, down = unix.RTNH_F_DEAD, unix.RTNH_F_LINKDOWN
+	for _, hop := range []netlink.NexthopInfo{
+		{LinkIndex: 1, Via: &netlink.Via{}}, {LinkIndex: 1, Encap: &netlink.MPLSEncap{Labels: []int{100}}},
+	} { // what leads on, but not for us
+		if got, ok := tableRoute(netlink.Route{Type: unix.RTN_UNICAST, LinkIndex: 1, Via: hop.Via, Encap: hop.Encap}); !ok || len(got.Hops) != 0 {
+			t.Errorf("%+v: %v %v", hop, ok, got.Hops)
+		}
+	}
+	for _, c := range []struct {
+		weights, flags []int
+		want           []int // how often each is listed; nil: no route
+	}{
+		{[]int{1}, []int{0}, []int{1}},
+		{[]int{1}, []int{dead | down}, nil},
+		{[]int{1}, []int{down}, []int{1}}, // the kernel uses it all the same
+		{[]int{1, 1}, []int{dead, dead}, nil},
+		{[]int{1, 1}, []int{dead, 0}, []int{0, 1}},
+		{[]int{1, 1}, []int{down, 0}, []int{0, 1}},
+		{[]int{1, 1}, []int{down, dead}, []int{1, 0}},
+		{[]int{100, 200}, []int{0, 0}, []int{1, 2}},
+		{[]int{20, 200}, []int{0, 0}, []int{1, 10}},
+		{[]int{256, 127, 1}, []int{0, 0, 0}, []int{32, 16, 1}},
+	} {
+		r := netlink.Route{Type: unix.RTN_UNICAST}
+		for i, w := range c.weights {
+			r.MultiPath = append(r.MultiPath, &netlink.NexthopInfo{LinkIndex: i + 1, Hops: w - 1, Flags: c.flags[i]})
+		}
+		got, ok := tableRoute(r)
+		counts := make([]int, len(c.weights))
+		for _, h := range got.Hops {
+			counts[h.Index-1]++
+		}
+		if ok != (c.want != nil) || ok && !slices.Equal(counts, c.want) {
+			t.Errorf("weights %v, flags %v: %v %v, want %v", c.weights, c.flags, ok, counts, c.want)
+		}
+	}
+}
+
+// TestNamespaceKeepsUp: a look at large tables takes seconds, in which a thousand events are none too many.
+func TestNamespaceKeepsUp(t *testing.T) {
+	l := newLab(t)
+	n := value(OpenNamespace())(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	gate, last := make(chan struct{}), make(chan Event, 1)
+	entry := netlink.Neigh{LinkIndex: l.dev.Attrs().Index, IP: nobody.AsSlice(), State: netlink.NUD_PERMANENT}
+	const count = 1000
+	n.Watch(ctx, func(e Event) {
+		<-gate
+		le, _ := e.(LinkEvent)
+		c, _ := le.Event.(NeighChange)
+		if _, lost := e.(Resync); lost || c.Addr == nobody && c.MAC[5] == count&0xff && c.MAC[4] == count>>8 {
+			select {
+			case last <- e:
+			default:
+			}
+		}
+	})
+	defer func() { cancel(); n.Close() }()
+	for i := range count {
+		entry.HardwareAddr = net.HardwareAddr{2, 0, 0, 0, byte((i + 1) >> 8), byte(i + 1)}
+		must(t, netlink.NeighSet(&entry))
+	}
+	close(gate)
+	if e := <-last; e == (Resync{}) {
+		t.Error("events were lost")
+	}
+}

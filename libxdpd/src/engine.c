@@ -72,6 +72,8 @@ void completed(const struct xdpd_cqe *c)
 		}
 		return;
 	}
+	if (kind == K_SPARE)
+		S->spare = c->res < 0 ? 0 : c->res + 1;
 	if (f->type != SOCKET || (f->gen & 0xffffff) != gen)
 		return;
 	S->changing = id;
@@ -103,7 +105,7 @@ void completed(const struct xdpd_cqe *c)
 			happened(f, EPOLLOUT | EPOLLWRNORM);
 		} else {
 			f->state = NEW, f->bound = f->has_peer = false;
-			f->error = -c->res;
+			f->error = c->res == -ECANCELED ? ENETDOWN : -c->res; /* canceled: the engine ends */
 			happened(f, EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLRDHUP);
 		}
 		break;
@@ -172,6 +174,42 @@ void drop_accepted(struct file *f)
 	}
 }
 
+/* fill has the engine put what comes behind what is unread. */
+static void fill(struct file *f)
+{
+	uint32_t used = f->rcv_at + f->rcv_len;
+	struct xdpd_sqe *s = request(K_RECV, id_of(f), XDPD_RECV, f->ring);
+
+	s->addr = f->rcv + used, s->len = (4096u << f->rcv_order) - used;
+	f->receiving = true;
+}
+
+/* look_on is for who looks at what is unread and takes nothing: more joins it, as long as there is room. */
+void look_on(struct file *f)
+{
+	uint8_t order = RCV_ORDER;
+	uint32_t larger;
+
+	if (f->udp || !f->rcv_len || f->receiving || f->eof || f->dead || f->shut_rd || f->ring < 0 || S->gone || S->requests + 16 >= S->limit)
+		return;
+	if (f->rcv_len == 4096u << f->rcv_order && f->rcv_order < order) {
+		if (!(larger = mem_get(&order)))
+			return;
+		if (order <= f->rcv_order) { /* there was nothing larger */
+			mem_put(larger, order);
+			return;
+		}
+		memcpy(mem(larger), mem(f->rcv), f->rcv_len);
+		mem_put(f->rcv, f->rcv_order);
+		f->rcv = larger, f->rcv_order = order;
+	} else if (f->rcv_at + f->rcv_len == 4096u << f->rcv_order) {
+		memmove(mem(f->rcv), mem(f->rcv) + f->rcv_at, f->rcv_len);
+		f->rcv_at = 0;
+	}
+	if (f->rcv_len < 4096u << f->rcv_order)
+		fill(f);
+}
+
 /* arm has the engine give what a socket can take: data, connections, the news of its end. */
 void arm(struct file *f)
 {
@@ -202,26 +240,28 @@ void arm(struct file *f)
 		f->polled = true;
 	}
 	if (f->state == CONNECTED && !f->udp && !f->receiving && !f->rcv_len && !f->eof && !f->dead && !f->shut_rd) {
-		if (f->rcv && f->rcv_order != f->rcv_want) {
+		if (f->rcv && f->rcv_order != mem_order(f->rcv_want)) {
 			mem_put(f->rcv, f->rcv_order);
 			f->rcv = 0;
 		}
 		if (!f->rcv) {
-			f->rcv_order = f->rcv_want;
+			f->rcv_order = mem_order(f->rcv_want);
 			f->rcv = mem_get(&f->rcv_order);
 		}
 		if (!f->rcv) {
 			f->starved = S->starved = true;
 			return;
 		}
-		s = request(K_RECV, id, XDPD_RECV, f->ring);
-		s->addr = f->rcv, s->len = 4096u << f->rcv_order;
-		f->receiving = true;
+		f->rcv_at = 0;
+		fill(f);
 	}
 	if (f->udp && f->bound && !f->shut_rd) {
-		uint8_t order = 6;
-		if (!f->rcv && (f->rcv = mem_get(&order)) && order < 6) {
-			mem_put(f->rcv, order);
+		if (!f->rcv) {
+			f->rcv_order = UDP_ORDER;
+			f->rcv = mem_get(&f->rcv_order);
+		}
+		if (f->rcv && f->rcv_order < UDP_ORDER) {
+			mem_put(f->rcv, f->rcv_order);
 			f->rcv = 0;
 		}
 		if (!f->rcv) {
@@ -241,7 +281,7 @@ void lost(void)
 	if (S->gone)
 		return;
 	S->gone = true;
-	S->requests = 0;
+	S->requests = 0, S->spare = 0;
 	for (uint32_t i = 1; i < S->files; i++) {
 		struct file *f = &S->file[i];
 		if (f->type != SOCKET)

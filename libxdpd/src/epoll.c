@@ -203,7 +203,8 @@ int xdpd_epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
 	} else if (xdpd_own(fd)) {
 		r = fail(EBADF);
 	} else if ((r = (int)K(epoll_ctl, epfd, op, fd, event)) == 0) {
-		ep->kernel += op == EPOLL_CTL_ADD;
+		if (op == EPOLL_CTL_ADD && ep->kernel++ == 0)
+			wake(ep); /* who sleeps does not look there */
 		ep->kernel -= op == EPOLL_CTL_DEL && ep->kernel;
 	}
 	leave();
@@ -234,6 +235,15 @@ static int collect(struct file *ep, struct epoll_event *events, int max)
 	return n;
 }
 
+/* of_kernel takes what is ready of the kernel's descriptors. */
+static int of_kernel(struct file *ep, int epfd, struct epoll_event *events, int max, int64_t t)
+{
+	int n = (int)K(epoll_pwait, epfd, events, max, 0, NULL, 8);
+
+	ep->looked = t;
+	return n > 0 ? n : 0;
+}
+
 static int waits(int epfd, struct epoll_event *events, int max, int64_t ns, const sigset_t *mask)
 {
 	struct pollfd fds[3];
@@ -253,14 +263,14 @@ static int waits(int epfd, struct epoll_event *events, int max, int64_t ns, cons
 	}
 	for (reap();;) {
 		S->changing = id_of(ep);
-		n = collect(ep, events, max);
-		if (ep->kernel && n < max) {
+		n = ep->kernel && ep->filled ? of_kernel(ep, epfd, events, max, now()) : 0;
+		bool turn = n > 0;
+		n += collect(ep, events + n, max - n);
+		ep->filled = !turn && n == max;
+		if (ep->kernel && n < max && !turn) {
 			int64_t t = now();
-			if (n == 0 || r > 0 || t - ep->looked > LOOK) {
-				int k = (int)K(epoll_pwait, epfd, events + n, max - n, 0, NULL, 8);
-				ep->looked = t;
-				n += k > 0 ? k : 0;
-			}
+			if (n == 0 || r > 0 || t - ep->looked > LOOK)
+				n += of_kernel(ep, epfd, events + n, max - n, t);
 		}
 		if (n || !block || r == -EINTR)
 			break;

@@ -1,6 +1,7 @@
 /* file.c: descriptors of the process, and the files that they mean. */
 #include "internal.h"
 
+#include <linux/sockios.h>
 #include <stdarg.h>
 #include <sys/ioctl.h>
 
@@ -63,7 +64,7 @@ void uninstall(int fd)
 {
 	uint32_t id = (uint32_t)atomic_exchange(&numbers[fd], 0);
 
-	if (id && --held[id] == 0)
+	if (id && --held[id] == 0 && owner == getpid())
 		file_unuse(&S->file[id], me);
 }
 
@@ -166,6 +167,21 @@ int xdpd_fcntl(int fd, int cmd, ...)
 	return r;
 }
 
+/* unsent is what the peer did not acknowledge, in bytes: the last segment may count for more than there is in it. */
+static int unsent(struct slot *slot, const struct file *f)
+{
+	enum { MSS = 16, UNACKED = 24, NOT_SENT = 144 }; /* in struct tcp_info */
+	uint32_t mss, unacked, rest;
+	struct xdpd_sqe s = { .len = IPPROTO_TCP, .op_flags = TCP_INFO, .addr = offset(slot->data), .off = sizeof slot->data };
+
+	if (f->udp || f->state != CONNECTED || call(slot, NULL, f->ring, XDPD_GET_SOCK_OPT, s) < NOT_SENT + (int)sizeof rest)
+		return (int)f->snd_used;
+	memcpy(&mss, slot->data + MSS, sizeof mss);
+	memcpy(&unacked, slot->data + UNACKED, sizeof unacked);
+	memcpy(&rest, slot->data + NOT_SENT, sizeof rest);
+	return (int)(f->snd_used + unacked * mss + rest);
+}
+
 int xdpd_ioctl(int fd, unsigned long request, ...)
 {
 	va_list ap;
@@ -174,11 +190,12 @@ int xdpd_ioctl(int fd, unsigned long request, ...)
 	va_start(ap, request);
 	arg = va_arg(ap, void *);
 	va_end(ap);
-	if (!xdpd_is(fd) || (request != FIONREAD && request != FIONBIO))
+	if (!xdpd_is(fd) || (request != FIONREAD && request != FIONBIO && request != SIOCOUTQ))
 		return (int)K(ioctl, fd, request, arg);
 	if (!enter())
 		return -1;
 	struct file *f = file_of(fd);
+	struct slot *slot;
 	int err = 0;
 	reap();
 	if (!f || f->type != SOCKET)
@@ -187,8 +204,12 @@ int xdpd_ioctl(int fd, unsigned long request, ...)
 		f->nonblock = *(int *)arg != 0;
 	else if (f->state == LISTENING)
 		err = EINVAL;
+	else if (request == SIOCOUTQ && !(slot = slot_get(f)))
+		err = ENOBUFS;
+	else if (request == SIOCOUTQ)
+		*(int *)arg = unsent(slot, f), slot_put(slot);
 	else if (!f->udp)
-		*(int *)arg = (int)f->rcv_len;
+		*(int *)arg = (int)f->rcv_len, look_on(f), kick();
 	else
 		*(int *)arg = f->rcv_done && f->rcv_size[f->rcv_first] >= 0 ? f->rcv_size[f->rcv_first] : 0;
 	leave();

@@ -26,6 +26,8 @@ enum {
 	WATCHES = 16384,
 	AHEAD = 16,      /* connections of a listener that were taken and not asked for yet */
 	SENDS = 64,      /* SENDs of a socket under way */
+	RCV_ORDER = 4,   /* of the memory to read from, at most: 64 KiB */
+	UDP_ORDER = 6,   /* of a UDP socket's: DATAGRAMS of DATAGRAM bytes */
 	DATAGRAMS = 3,   /* RECV_FROMs of a socket under way */
 	DATAGRAM = 65600 /* bytes for each: 65507, the header, and some to align */
 };
@@ -33,7 +35,7 @@ enum {
 #define NEVER INT64_MAX
 
 /* What a completion belongs to: in the top byte of its user data. */
-enum kind { K_NONE = 1, K_CALL, K_RECV, K_SEND, K_ACCEPT, K_CONNECT, K_POLL, K_CLOSE };
+enum kind { K_NONE = 1, K_CALL, K_RECV, K_SEND, K_ACCEPT, K_CONNECT, K_POLL, K_CLOSE, K_SPARE };
 
 enum file_type { FREE, SOCKET, EPOLL };
 enum state { NEW, LISTENING, CONNECTING, CONNECTED };
@@ -53,6 +55,7 @@ struct file {
 	uint32_t ready, ready_tail; /* list through watch.ready */
 	uint32_t kernel;            /* the kernel's descriptors that were added */
 	int64_t looked;             /* at them, the last time */
+	bool filled;                /* ours left no place for them: it is their turn */
 	int32_t number;             /* the descriptor that it was made with */
 
 	/* Of a socket. */
@@ -115,12 +118,13 @@ struct shared {
 	uint32_t sleepers, owed; /* slots in SLEEPS and OWED; in OWED */
 	uint32_t todo;           /* files to arm */
 	uint32_t requests, limit;
+	int32_t spare;           /* the number of a stream socket for the next one, + 1; 0: none; -1: it is asked for */
 	bool starved;            /* files wait for requests or memory to be free */
 	uint32_t files, watches; /* no used one from here on */
 	uint32_t changing;       /* the file that the owner of the lock is at */
 	struct process processes[PROCESSES];
 	struct slot slots[SLOTS];
-	uint32_t units, bump, heap; /* of 4096 bytes: how many, the first never used one; heap: offset of the first */
+	uint32_t units, bump, used, heap; /* of 4096 bytes: how many, the first that never was used, how many are; heap: offset of the first */
 	uint32_t free[ORDERS];
 	struct watch watch[WATCHES];
 	struct file file[FILES];
@@ -131,6 +135,7 @@ struct shared {
 extern struct xdpd_ring ring;
 extern struct shared *S; /* NULL: not started */
 extern int me, relay;
+extern pid_t owner; /* who me is: not a child of clone(2), of which pthread_atfork's handlers do not hear */
 extern int64_t spin;             /* ns before a thread sleeps */
 extern _Atomic int32_t *numbers; /* by descriptor: file, or 0 */
 extern uint32_t held[FILES];     /* descriptors of each file */
@@ -147,6 +152,7 @@ int fail(int err); /* errno = err, -1 */
 
 /* mem.c: order up to at least bytes. 0: none is free */
 uint32_t mem_get(uint8_t *order);
+uint8_t mem_order(uint8_t order);
 void mem_put(uint32_t at, uint8_t order);
 static inline uint8_t *mem(uint32_t at) { return ring.data + at; }
 static inline uint64_t offset(const void *p) { return (uint64_t)((const uint8_t *)p - ring.data); }
@@ -158,6 +164,7 @@ void kick(void);
 bool reap(void); /* takes completions; reports whether there were any */
 void arm(struct file *f);
 void arm_later(struct file *f);
+void look_on(struct file *f);
 void drop_accepted(struct file *f);
 void lost(void);
 int32_t call(struct slot *slot, struct file *f, int32_t fd, int op, struct xdpd_sqe like);
@@ -166,6 +173,7 @@ int32_t call(struct slot *slot, struct file *f, int32_t fd, int op, struct xdpd_
 struct slot *slot_get(struct file *f); /* keeps the file; NULL: all are taken */
 void slot_put(struct slot *s);
 void wait_on(struct slot *s, struct file *f);
+int sleeps(struct slot *s, struct pollfd *fds, nfds_t n, const struct timespec *t, const sigset_t *mask);
 int rest(struct slot *s, struct pollfd *fds, nfds_t n, int64_t deadline, const sigset_t *mask);
 int await(struct slot *s, struct file *f, int64_t deadline);
 void wake(struct file *f);

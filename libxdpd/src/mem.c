@@ -40,10 +40,18 @@ uint32_t mem_get(uint8_t *order)
 		uint32_t unit = get(o);
 		if (unit) {
 			*order = (uint8_t)o;
+			S->used += 1u << o;
 			return at_of(unit);
 		}
 	}
 	return 0;
 }
 
-void mem_put(uint32_t at, uint8_t order) { push(unit_of(at), order); }
+void mem_put(uint32_t at, uint8_t order)
+{
+	S->used -= 1u << order;
+	push(unit_of(at), order);
+}
+
+/* mem_order is the order for a stream that would like one: half of the memory is for who has none. */
+uint8_t mem_order(uint8_t order) { return S->used > S->units / 2 ? 0 : order; }

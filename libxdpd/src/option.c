@@ -81,7 +81,7 @@ static int set(struct slot *slot, struct file *f, int level, int name, const voi
 		memcpy(&t, value, sizeof t);
 		if (t.tv_usec < 0 || t.tv_usec >= 1000000)
 			return -EDOM;
-		*(name == SO_RCVTIMEO ? &f->rcvtimeo : &f->sndtimeo) = t.tv_sec < 0 ? 1 : t.tv_sec * SECOND + t.tv_usec * INT64_C(1000);
+		*(name == SO_RCVTIMEO ? &f->rcvtimeo : &f->sndtimeo) = t.tv_sec < 0 ? 1 : t.tv_sec > NEVER / SECOND / 2 ? 0 : t.tv_sec * SECOND + t.tv_usec * INT64_C(1000);
 		return 0;
 	}
 	if (level == SOL_SOCKET && name == SO_LINGER) {

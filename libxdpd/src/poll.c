@@ -2,6 +2,7 @@
 #include "internal.h"
 
 #include <stdlib.h>
+#include <sys/resource.h>
 
 #include "kernel.h"
 
@@ -66,7 +67,8 @@ static int mixed(struct pollfd *fds, nfds_t n, struct pollfd *kernel, int64_t de
 			if (nk)
 				k_ppoll(kernel + 2, nk, &at_once, NULL);
 			found = give(fds, n, kernel + 2);
-			break;
+			if (found || !block || r < 0)
+				break; /* else somebody took what there was, or it is the engine's now */
 		}
 		if (!slot) {
 			if (!(slot = slot_get(NULL))) {
@@ -84,18 +86,27 @@ static int mixed(struct pollfd *fds, nfds_t n, struct pollfd *kernel, int64_t de
 	return found == 0 && r == -EINTR ? fail(EINTR) : found;
 }
 
+static bool any(const struct pollfd *fds, nfds_t n)
+{
+	for (nfds_t i = 0; i < n; i++)
+		if (xdpd_is(fds[i].fd))
+			return true;
+	return false;
+}
+
 static int polls(struct pollfd *fds, nfds_t n, const struct timespec *t, const sigset_t *mask)
 {
 	struct pollfd few[FEW + 2], *kernel = few;
-	nfds_t i = 0;
+	int64_t deadline = deadline_of(t);
 
-	while (i < n && !xdpd_is(fds[i].fd))
-		i++;
-	if (i == n)
-		return k_ppoll(fds, n, t, mask);
+	if (!any(fds, n)) {
+		int r = sleeps(NULL, fds, n, t, mask);
+		if (r <= 0 || !any(fds, n)) /* else another thread adopted one meanwhile */
+			return r;
+	}
 	if (n > FEW && !(kernel = malloc((n + 2) * sizeof *kernel)))
 		return fail(ENOMEM);
-	int r = mixed(fds, n, kernel, deadline_of(t), !t || t->tv_sec || t->tv_nsec, mask);
+	int r = mixed(fds, n, kernel, deadline, !t || t->tv_sec || t->tv_nsec, mask);
 	int err = errno;
 	if (kernel != few)
 		free(kernel);
@@ -117,15 +128,12 @@ int xdpd_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout, con
 	return polls(fds, n, timeout, mask);
 }
 
-int xdpd_pselect(int n, fd_set *in, fd_set *out, fd_set *except, const struct timespec *timeout, const sigset_t *mask)
+static int selects(struct pollfd *fds, int n, fd_set *in, fd_set *out, fd_set *except, const struct timespec *timeout, const sigset_t *mask)
 {
 	static const short in_is = POLLIN | POLLRDNORM | POLLHUP | POLLERR, out_is = POLLOUT | POLLWRNORM | POLLERR;
-	struct pollfd fds[FD_SETSIZE];
 	nfds_t k = 0;
 	int r, bits = 0;
 
-	if (n < 0 || n > FD_SETSIZE || (timeout && (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= SECOND)))
-		return fail(EINVAL);
 	for (int fd = 0; fd < n; fd++) {
 		bool i = in && FD_ISSET(fd, in), o = out && FD_ISSET(fd, out), e = except && FD_ISSET(fd, except);
 		if (i || o || e)
@@ -158,6 +166,24 @@ int xdpd_pselect(int n, fd_set *in, fd_set *out, fd_set *except, const struct ti
 		}
 	}
 	return bits;
+}
+
+int xdpd_pselect(int n, fd_set *in, fd_set *out, fd_set *except, const struct timespec *timeout, const sigset_t *mask)
+{
+	struct pollfd few[FD_SETSIZE], *fds = few;
+	struct rlimit l;
+
+	if (n < 0 || (timeout && (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= SECOND)))
+		return fail(EINVAL);
+	if (n > FD_SETSIZE && getrlimit(RLIMIT_NOFILE, &l) == 0 && (rlim_t)n >= l.rlim_cur)
+		n = FD_SETSIZE; /* getdtablesize(3), whatever the sets' size */
+	if (n > FD_SETSIZE && !(fds = malloc((size_t)n * sizeof *fds)))
+		return fail(ENOMEM);
+	int r = selects(fds, n, in, out, except, timeout, mask), err = errno;
+	if (fds != few)
+		free(fds);
+	errno = err;
+	return r;
 }
 
 int xdpd_select(int n, fd_set *in, fd_set *out, fd_set *except, struct timeval *timeout)

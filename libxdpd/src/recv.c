@@ -2,7 +2,7 @@
 #include "internal.h"
 #include "kernel.h"
 
-enum { HEADER = XDPD_RECV_HEADER, RCV_SMALL = 2048, RCV_ORDER = 4 };
+enum { HEADER = XDPD_RECV_HEADER, RCV_SMALL = 2048 };
 
 /* The requests that failed took their places too. */
 static void skip_void(struct file *f)
@@ -43,7 +43,7 @@ void received(struct file *f, int32_t res)
 	}
 	f->receiving = false;
 	if (res > 0) {
-		f->rcv_at = 0, f->rcv_len = (uint32_t)res;
+		f->rcv_len += (uint32_t)res; /* behind what was only looked at */
 		if (f->rcv_len == 4096u << f->rcv_order)
 			f->rcv_want = (uint8_t)(f->rcv_order + 2 > RCV_ORDER ? RCV_ORDER : f->rcv_order + 2);
 		else if (f->rcv_len <= RCV_SMALL)
@@ -90,6 +90,11 @@ static ssize_t read_stream(struct file *f, const struct msghdr *m, size_t skip, 
 {
 	if (f->rcv_len) {
 		size_t n = f->rcv_len < room ? f->rcv_len : room;
+		if (flags & MSG_PEEK && n < room) {
+			look_on(f);
+			if (flags & MSG_WAITALL && f->receiving)
+				return -EAGAIN;
+		}
 		if (!(flags & MSG_TRUNC))
 			scatter(m, skip, mem(f->rcv) + f->rcv_at, n);
 		if (!(flags & MSG_PEEK)) {
@@ -102,7 +107,8 @@ static ssize_t read_stream(struct file *f, const struct msghdr *m, size_t skip, 
 		return 0;
 	if (f->error) {
 		int err = f->error;
-		f->error = 0;
+		if (!skip) /* what was read is told first, and the error by the next call */
+			f->error = 0;
 		return -err;
 	}
 	if (f->state == NEW || f->state == LISTENING)
@@ -146,6 +152,7 @@ ssize_t receive(int fd, struct msghdr *m, int flags)
 	ssize_t r, total = 0;
 	int over = 0;
 
+	pthread_testcancel();
 	if (flags & MSG_OOB)
 		return fail(EINVAL);
 	if (flags & MSG_ERRQUEUE)
@@ -161,9 +168,12 @@ ssize_t receive(int fd, struct msghdr *m, int flags)
 	bool all = flags & MSG_WAITALL && !f->udp && !(flags & MSG_PEEK);
 	int64_t deadline = NEVER;
 	m->msg_flags = 0;
+	if (flags & MSG_PEEK)
+		reap();
 	for (bool looked = false;;) {
+		int how = over || f->nonblock || flags & MSG_DONTWAIT ? flags & ~MSG_WAITALL : flags;
 		S->changing = id_of(f);
-		r = f->udp ? read_datagram(f, m, room, flags) : read_stream(f, m, (size_t)total, room - (size_t)total, flags);
+		r = f->udp ? read_datagram(f, m, room, flags) : read_stream(f, m, (size_t)total, room - (size_t)total, how);
 		if (r > 0 && all) {
 			if ((size_t)(total += r) == room)
 				break;
@@ -188,13 +198,15 @@ ssize_t receive(int fd, struct msghdr *m, int flags)
 	}
 	if (slot)
 		slot_put(slot);
-	leave();
+	if (flags & MSG_PEEK)
+		kick(); /* for what comes behind it */
 	if (total)
-		return total;
-	if (r == -EAGAIN && over)
-		r = over;
+		r = total;
 	if (r >= 0 && !f->udp && m->msg_name)
 		m->msg_namelen = 0;
+	leave();
+	if (r == -EAGAIN && over)
+		r = over;
 	if (r >= 0)
 		m->msg_controllen = 0;
 	return r < 0 ? fail((int)-r) : r;

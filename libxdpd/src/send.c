@@ -68,7 +68,7 @@ static void gather(uint8_t *to, const struct msghdr *m, size_t skip, size_t n)
 static bool place(struct file *f, uint8_t order)
 {
 	if (!f->snd) {
-		f->snd_order = order;
+		f->snd_order = f->udp ? order : mem_order(order);
 		f->snd = mem_get(&f->snd_order);
 		f->snd_at = f->snd_used = 0;
 	}
@@ -98,7 +98,8 @@ static ssize_t write_stream(struct file *f, const struct msghdr *m, size_t skip,
 
 	if (f->error) {
 		int err = f->error;
-		f->error = 0;
+		if (!skip) /* what was taken is told first, and the error by the next call */
+			f->error = 0;
 		return -err;
 	}
 	if (f->state == CONNECTING)
@@ -136,6 +137,8 @@ static ssize_t write_datagram(struct file *f, const struct msghdr *m, size_t n)
 		f->error = 0;
 		return -err;
 	}
+	if (f->broken) /* there is no engine any more */
+		return -ENETDOWN;
 	if (n > PAYLOAD)
 		return -EMSGSIZE;
 	if (f->shut_wr)
@@ -179,6 +182,7 @@ ssize_t transmit(int fd, const struct msghdr *m, int flags)
 	size_t n = 0, total = 0;
 	int over = 0;
 
+	pthread_testcancel();
 	if (flags & MSG_OOB || m->msg_controllen)
 		return fail(flags & MSG_OOB ? EOPNOTSUPP : EINVAL);
 	if (!enter())

@@ -54,11 +54,15 @@ static int make(int fd, int type, struct file **made)
 		f->udp = (type & 0xf) == SOCK_DGRAM;
 		f->nonblock = type & SOCK_NONBLOCK;
 		f->nodelay = f->keepidle = f->keepintvl = f->keepcnt = -1;
-		int32_t res = call(slot, f, AF_INET, XDPD_SOCKET, (struct xdpd_sqe){ .off = f->udp ? SOCK_DGRAM : SOCK_STREAM });
+		int32_t res = f->udp ? -1 : S->spare - 1;
+		if (res >= 0)
+			S->spare = 0;
+		else
+			res = call(slot, f, AF_INET, XDPD_SOCKET, (struct xdpd_sqe){ .off = f->udp ? SOCK_DGRAM : SOCK_STREAM });
 		if (res < 0)
 			err = -res;
 		else
-			f->ring = res, err = -install(f, fd);
+			f->ring = res, err = xdpd_is(fd) ? EEXIST : -install(f, fd);
 		if (err) {
 			socket_close(f);
 			file_free(f);
@@ -107,7 +111,7 @@ int xdpd_adopt(int fd)
 	if (K(getsockname, fd, &a, &alen) < 0 || a.sin_port != 0)
 		return fail(EINVAL);
 	if (make(fd, type | (flags & O_NONBLOCK ? SOCK_NONBLOCK : 0), &f) < 0)
-		return -1;
+		return errno == EEXIST ? 0 : -1; /* then another thread did it meanwhile */
 	for (unsigned i = 0; i < sizeof same / sizeof *same; i++) {
 		int v = 0;
 		n = sizeof v;
@@ -124,7 +128,11 @@ int xdpd_adopt(int fd)
 	n = sizeof l;
 	if (K(getsockopt, fd, SOL_SOCKET, SO_LINGER, &l, &n) == 0 && l.l_onoff)
 		xdpd_setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof l);
-	return epoll_move(fd, f);
+	if (epoll_move(fd, f) < 0)
+		return -1;
+	if (type == SOCK_DGRAM) /* who waits in the kernel for the first datagram looks again */
+		(void)K(shutdown, fd, SHUT_RD);
+	return 0;
 }
 
 void socket_close(struct file *f)
@@ -302,66 +310,100 @@ int xdpd_connect(int fd, const struct sockaddr *addr, socklen_t len)
 		}
 		return done(slot, r);
 	}
-	if (f->state == CONNECTING)
-		return done(slot, -EALREADY);
-	if (f->state != NEW) {
-		r = f->state == CONNECTED && f->fresh ? 0 : -EISCONN;
-		f->fresh = false;
-		return done(slot, r);
+	if (f->state == CONNECTING) { /* as on Linux, who calls again waits on */
+		if (f->nonblock)
+			return done(slot, -EALREADY);
+	} else {
+		if (f->state != NEW) {
+			r = f->state == CONNECTED && f->fresh ? 0 : -EISCONN;
+			f->fresh = false;
+			return done(slot, r);
+		}
+		if (f->error) { /* of an attempt that nobody asked about */
+			r = -f->error, f->error = 0;
+			return done(slot, r);
+		}
+		memcpy(&f->peer, addr, sizeof f->peer);
+		f->state = CONNECTING, f->has_peer = true;
+		S->changing = id_of(f);
+		s = request(K_CONNECT, id_of(f), XDPD_CONNECT, f->ring);
+		s->addr = offset(&f->peer), s->off = sizeof f->peer;
+		if (S->spare == 0) { /* who connects may do so again, and is spared the wait for a socket */
+			S->spare = -1;
+			request(K_SPARE, 0, XDPD_SOCKET, AF_INET)->off = SOCK_STREAM;
+		}
+		if (S->gone)
+			lost();
+		kick();
+		f->fresh = true; /* who did not wait hears it from the next connect */
+		if (f->nonblock)
+			return done(slot, -EINPROGRESS);
 	}
-	if (f->error) { /* of an attempt that nobody asked about */
-		r = -f->error, f->error = 0;
-		return done(slot, r);
-	}
-	memcpy(&f->peer, addr, sizeof f->peer);
-	f->state = CONNECTING, f->has_peer = true;
-	S->changing = id_of(f);
-	s = request(K_CONNECT, id_of(f), XDPD_CONNECT, f->ring);
-	s->addr = offset(&f->peer), s->off = sizeof f->peer;
-	if (S->gone)
-		lost();
-	kick();
-	f->fresh = true; /* who did not wait hears it from the next connect */
-	if (f->nonblock)
-		return done(slot, -EINPROGRESS);
 	int64_t deadline = f->sndtimeo ? now() + f->sndtimeo : NEVER;
 	for (r = 0; f->state == CONNECTING && r == 0;)
 		r = await(slot, f, deadline);
-	if (f->state == CONNECTING) /* it goes on */
+	if (f->state == CONNECTING) { /* it goes on */
 		r = r == -EAGAIN ? -EINPROGRESS : r;
-	else
-		r = -f->error, f->error = 0, f->fresh = false;
+	} else { /* without an error, another thread was told of it */
+		r = f->error ? -f->error : f->state == CONNECTED ? 0 : -ECONNABORTED;
+		f->error = 0, f->fresh = false;
+	}
 	return done(slot, r);
+}
+
+/* unlisten leaves a listener its address and nothing else, as Linux does: who waits in accept gets EINVAL. */
+static int unlisten(struct slot *slot, struct file *f)
+{
+	struct xdpd_sqe name = { .addr = offset(slot->data), .len = sizeof(struct sockaddr_in) };
+	struct xdpd_sqe bind = { .addr = offset(slot->data), .off = sizeof(struct sockaddr_in) };
+	int r = call(slot, f, f->ring, XDPD_SOCK_NAME, name), old = f->ring;
+
+	if (r < 0 || f->state != LISTENING)
+		return r < 0 ? r : -ENOTCONN;
+	f->state = NEW, f->bound = false, f->ring = -1;
+	call(slot, f, old, XDPD_CLOSE, (struct xdpd_sqe){ 0 });
+	drop_accepted(f);
+	if ((r = call(slot, f, AF_INET, XDPD_SOCKET, (struct xdpd_sqe){ .off = SOCK_STREAM })) >= 0) {
+		f->ring = r;
+		f->bound = call(slot, f, f->ring, XDPD_BIND, bind) == 0;
+	}
+	happened(f, EPOLLIN | EPOLLOUT | EPOLLHUP);
+	return r < 0 ? r : 0;
 }
 
 int xdpd_shutdown(int fd, int how)
 {
+	struct slot *slot;
 	int r;
-	struct file *f = begin(fd, NULL, &r);
+	struct file *f = begin(fd, &slot, &r);
 	struct xdpd_sqe *s;
 
 	if (!f)
 		return r < 0 ? r : (int)K(shutdown, fd, how);
 	if (how < SHUT_RD || how > SHUT_RDWR)
-		return done(NULL, -EINVAL);
-	if (f->udp ? !f->has_peer : f->state != CONNECTED && f->state != LISTENING)
-		return done(NULL, -ENOTCONN);
+		return done(slot, -EINVAL);
+	if (!f->udp && f->state != CONNECTED && f->state != LISTENING)
+		return done(slot, -ENOTCONN);
 	if (f->state == LISTENING)
-		return done(NULL, -EOPNOTSUPP);
+		return done(slot, how == SHUT_WR ? 0 : unlisten(slot, f));
 	if (f->broken || f->dead)
-		return done(NULL, f->error || f->hup ? -ENOTCONN : 0);
+		return done(slot, f->error || f->hup ? -ENOTCONN : 0);
 	S->changing = id_of(f);
+	f->shut_rd |= how != SHUT_WR;
+	f->shut_wr |= how != SHUT_RD;
+	if (f->udp && !f->has_peer) { /* an error, and who waits hears of it all the same */
+		happened(f, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLHUP);
+		return done(slot, -ENOTCONN);
+	}
 	if (how != SHUT_RD && f->sends) { /* behind what was written */
 		s = request(K_NONE, id_of(f), XDPD_SEND, f->ring);
 		s->flags = XDPD_SQE_HARD_LINK, s->op_flags = MSG_NOSIGNAL;
 	}
 	s = request(K_NONE, id_of(f), XDPD_SHUTDOWN, f->ring);
 	s->len = (uint32_t)how;
-	f->shut_rd |= how != SHUT_WR;
-	f->shut_wr |= how != SHUT_RD;
 	kick();
 	happened(f, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLHUP);
-	return done(NULL, 0);
+	return done(slot, 0);
 }
 
 static int name(int fd, struct sockaddr *addr, socklen_t *len, uint32_t which)
@@ -373,7 +415,7 @@ static int name(int fd, struct sockaddr *addr, socklen_t *len, uint32_t which)
 	if (!f)
 		return r < 0 ? r : (int)(which ? K(getpeername, fd, addr, len) : K(getsockname, fd, addr, len));
 	if (which) {
-		if (!f->has_peer || (!f->udp && f->state != CONNECTED))
+		if (!f->has_peer || (!f->udp && (f->state != CONNECTED || f->dead)))
 			return done(slot, -ENOTCONN);
 		give_addr(&f->peer, addr, len);
 		return done(slot, 0);

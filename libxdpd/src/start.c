@@ -13,6 +13,7 @@ int me, relay = -1;
 int64_t spin = 20000;
 _Atomic int32_t *numbers;
 uint32_t held[FILES];
+pid_t owner;
 static __thread int unborn = -1; /* the place of the process that this thread is forking */
 static __thread bool forking;    /* it has the lock for that */
 
@@ -52,6 +53,8 @@ static void retract(void)
 			f->accepting = false;
 		else if (kind == K_POLL)
 			f->polled = false;
+		else if (kind == K_SPARE)
+			S->spare = 0;
 	}
 	S->at.sq_tail = S->at.submitted;
 }
@@ -73,9 +76,14 @@ static void repair(void)
 		f->error = ECONNRESET, f->eof = f->broken = f->dead = f->hup = true;
 	}
 	rewatch();
-	for (uint32_t i = 1; i < S->files; i++)
-		if (S->file[i].type == SOCKET)
-			arm_later(&S->file[i]);
+	S->used = 0;
+	for (uint32_t i = 1; i < S->files; i++) {
+		struct file *f = &S->file[i];
+		if (f->type != SOCKET)
+			continue;
+		S->used += (f->rcv ? 1u << f->rcv_order : 0) + (f->snd ? 1u << f->snd_order : 0);
+		arm_later(f);
+	}
 }
 
 bool enter(void)
@@ -185,7 +193,7 @@ static void in_child(void)
 		S = NULL;
 		return;
 	}
-	me = unborn, unborn = -1;
+	me = unborn, unborn = -1, owner = getpid();
 	S->processes[me].born = 0;
 }
 
@@ -216,6 +224,7 @@ void prepare(void)
 
 	if (s)
 		spin = atoi(s) * INT64_C(1000);
+	owner = getpid();
 	pthread_once(&once, forks);
 }
 
@@ -376,8 +385,9 @@ void xdpd_stop(void)
 
 void xdpd_finish(void)
 {
-	if (S)
+	if (S && owner == getpid())
 		finish();
 }
 
-__attribute__((destructor)) static void at_exit(void) { xdpd_finish(); }
+/* The last of the library's destructors: that of preload/file.c writes still. */
+__attribute__((destructor(101))) static void at_exit(void) { xdpd_finish(); }

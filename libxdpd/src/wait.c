@@ -130,6 +130,28 @@ static bool alone(void)
 	return n <= 1;
 }
 
+/* canceled gives back what a thread has that is ended in its sleep. */
+static void canceled(void *slot)
+{
+	if (slot && enter()) {
+		slot_put(slot);
+		leave();
+	}
+}
+
+/* sleeps is ppoll(2), where pthread_cancel(3) may end the thread. s may be NULL. */
+int sleeps(struct slot *s, struct pollfd *fds, nfds_t n, const struct timespec *t, const sigset_t *mask)
+{
+	int r, type;
+
+	pthread_cleanup_push(canceled, s);
+	pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, &type);
+	r = k_ppoll(fds, n, t, mask);
+	pthread_setcanceltype(type, NULL); /* which leaves errno as it is */
+	pthread_cleanup_pop(0);
+	return r;
+}
+
 /*
  * rest sleeps until something may have happened, one of the kernel's descriptors is ready, or the deadline is there. The lock is let go
  * meanwhile. fds[2] to fds[n+1] are the kernel's, the first two are for rest; NULL: there are none. It gives how many of them are ready, 0,
@@ -139,7 +161,7 @@ int rest(struct slot *s, struct pollfd *fds, nfds_t n, int64_t deadline, const s
 {
 	struct pollfd none[2];
 	int64_t ns;
-	int r, err = 0;
+	int r, err;
 
 	if (!fds)
 		fds = none;
@@ -175,7 +197,7 @@ int rest(struct slot *s, struct pollfd *fds, nfds_t n, int64_t deadline, const s
 		r = ring.wait(&ring, fds + 1, n + 1, ns == NEVER ? -1 : ns);
 	} else {
 		struct timespec t = { ns / SECOND, ns % SECOND };
-		r = k_ppoll(fds, n + 2, ns == NEVER ? NULL : &t, mask);
+		r = sleeps(s, fds, n + 2, ns == NEVER ? NULL : &t, mask);
 	}
 	err = r < 0 ? errno : 0;
 	enter();

@@ -55,10 +55,13 @@ type Forward struct {
 	pool   *umem.Pool
 	ledger *umem.Ledger
 	kernel *krnet.Namespace
+	asking *rings.Channels
 	locals *xdpprog.Locals
 	bridge *sockets.Bridge // one of these two
 	router *sockets.Router
 	loop   *reactor.Forwarder
+
+	syncing sync.Mutex // one look at the kernel's tables at a time, or an older one could be believed after a newer one
 
 	cancel  context.CancelFunc
 	running sync.WaitGroup
@@ -79,7 +82,7 @@ func Open(cfg Config) (*Forward, error) {
 	if cfg.Frames == 0 {
 		cfg.Frames = defaultFrames
 	}
-	f := &Forward{cfg: cfg, resolve: make(chan sockets.Hop, 256), stale: make(chan struct{}, 1), done: make(chan struct{})}
+	f := &Forward{cfg: cfg, resolve: make(chan sockets.Hop, 1024), stale: make(chan struct{}, 1), done: make(chan struct{})}
 	// Devices are looked up and sockets opened in the namespace of one thread.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -96,6 +99,9 @@ func (f *Forward) open() error {
 	}
 	var err error
 	if f.kernel, err = krnet.OpenNamespace(); err != nil {
+		return fmt.Errorf("forward: %w", err)
+	}
+	if f.asking, err = rings.OpenChannels(); err != nil {
 		return fmt.Errorf("forward: %w", err)
 	}
 	if f.cfg.Router {
@@ -120,7 +126,7 @@ func (f *Forward) open() error {
 	}
 	var opened []*rings.Socket
 	for _, p := range f.ports {
-		if err := p.openSockets(f.region, f.cfg.Mode, &opened); err != nil {
+		if err := p.openSockets(f.region, &f.cfg, &opened); err != nil {
 			return err
 		}
 	}
@@ -229,6 +235,7 @@ func (f *Forward) start() {
 			}
 		}
 	})
+	f.running.Go(func() { f.attend(ctx) })
 	f.kernel.Watch(ctx, f.event)
 	f.touch() // what changed between Open's look and here
 }
@@ -260,6 +267,9 @@ func (f *Forward) release() error {
 	if f.kernel != nil {
 		f.kernel.Close()
 	}
+	if f.asking != nil {
+		errs = append(errs, f.asking.Close())
+	}
 	if f.region != nil {
 		errs = append(errs, f.region.Close())
 	}
@@ -268,15 +278,12 @@ func (f *Forward) release() error {
 
 // popResolve passes on whom the router asks for. It is called on the loop, which must not wait for netlink.
 func (f *Forward) popResolve() {
-	for {
+	for len(f.resolve) < cap(f.resolve) { // else the kernel does not follow; the next turn has the rest
 		h, ok := f.router.PopResolve()
 		if !ok {
 			return
 		}
-		select {
-		case f.resolve <- h:
-		default: // the kernel does not follow: the packets that wait are dropped when their time is over
-		}
+		f.resolve <- h
 	}
 }
 
@@ -299,26 +306,54 @@ func (f *Forward) event(e krnet.Event) {
 	case krnet.LinkEvent:
 		i := f.portOf(e.Index)
 		if i < 0 {
+			if _, ok := e.Event.(krnet.LinkChange); ok {
+				f.touch() // it may have taken routes with it, without a word
+			}
 			return
 		}
 		switch e := e.Event.(type) {
 		case krnet.LinkChange:
 			f.linkChange(i, e)
 		case krnet.NeighChange:
+			if a, v4 := proto.AddrFrom(e.Addr); e.Deleted && v4 && f.router != nil {
+				if now, ok := f.loop.Enter(); ok {
+					f.router.ForgetNeighbour(i, a, now)
+				}
+				f.loop.Leave()
+				return
+			}
 			f.setNeighbours([]krnet.LinkNeigh{{Index: f.ports[i].index, Neigh: e.Neigh}})
 		}
 	case krnet.Resync:
-		if err := f.sync(true); err != nil {
-			f.loop.Fail(err)
-		}
+		f.resync()
 	default:
 		f.touch()
 	}
 }
 
+// resync makes up for events that were lost.
+func (f *Forward) resync() {
+	t, err := f.kernel.Snapshot()
+	if err != nil {
+		f.loop.Fail(fmt.Errorf("forward: %w", err))
+		return
+	}
+	for i, p := range f.ports {
+		l, ok := t.Links[p.index]
+		f.linkChange(i, krnet.LinkChange{Name: l.Name, Up: l.Up, MTU: l.MTU, MAC: l.MAC, Deleted: !ok})
+	}
+	if err := f.sync(true); err != nil {
+		f.loop.Fail(err)
+	}
+}
+
 func (f *Forward) linkChange(i int, e krnet.LinkChange) {
 	p := f.ports[i]
-	if e.Deleted {
+	switch {
+	case e.Moved:
+		f.loop.Fail(fmt.Errorf("forward: interface %s was moved to another network namespace: %w", p.name, unix.ENODEV))
+		return
+	case e.Deleted:
 		f.loop.Fail(fmt.Errorf("forward: interface %s was removed: %w", p.name, unix.ENODEV))
 		return
 	}
@@ -332,7 +367,7 @@ func (f *Forward) linkChange(i int, e krnet.LinkChange) {
 		}
 		if changed = is != was; changed {
 			if err := f.setPort(i, is); err != nil {
-				defer f.loop.Fail(fmt.Errorf("forward: interface %s: %w", p.name, err))
+				defer f.loop.Fail(fmt.Errorf("forward: interface %s: %w: start the forwarder again", p.name, err))
 			}
 		}
 		if is.MAC != was.MAC {
@@ -370,6 +405,8 @@ func (f *Forward) sync(neighbours bool) error {
 	if f.router == nil {
 		return nil
 	}
+	f.syncing.Lock()
+	defer f.syncing.Unlock()
 	t, err := f.kernel.Snapshot()
 	if err != nil {
 		return fmt.Errorf("forward: %w", err)
@@ -381,15 +418,30 @@ func (f *Forward) sync(neighbours bool) error {
 	if err := f.locals.Set(all); err != nil {
 		return fmt.Errorf("forward: %w", err)
 	}
-	tables := f.tables(&t)
+	fib := sockets.NewFIB(f.tables(&t))
 	if _, ok := f.loop.Enter(); ok {
-		f.router.SetTables(tables)
+		f.router.SetFIB(fib)
 	}
 	f.loop.Leave()
 	if neighbours {
+		f.keepNeighbours(t.Neighs)
 		f.setNeighbours(t.Neighs)
 	}
 	return nil
+}
+
+// keepNeighbours has the router forget whom the kernel has forgotten, in case that event was lost.
+func (f *Forward) keepNeighbours(list []krnet.LinkNeigh) {
+	valid := make(map[sockets.Hop]bool)
+	for _, n := range list {
+		if a, v4 := proto.AddrFrom(n.Addr); v4 && n.Valid {
+			valid[sockets.Hop{Port: f.portOf(n.Index), Gateway: a}] = true
+		}
+	}
+	if now, ok := f.loop.Enter(); ok {
+		f.router.KeepNeighbours(func(port int, a proto.Addr) bool { return valid[sockets.Hop{Port: port, Gateway: a}] }, now)
+	}
+	f.loop.Leave()
 }
 
 func (f *Forward) setNeighbours(list []krnet.LinkNeigh) {

@@ -4,12 +4,17 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	xdplink "github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"xdpd/internal/krnet"
 	"xdpd/internal/netlab"
 	"xdpd/sockets"
 	"xdpd/xdpprog"
@@ -103,6 +108,58 @@ func TestRouteChanges(t *testing.T) {
 	}
 }
 
+// TestRouteChangesAtOnce: tables are read because of a link and because of an address at the same time, and what is read last is
+// what holds.
+func TestRouteChangesAtOnce(t *testing.T) {
+	l := newLab(t, true, netlab.Options{})
+	f := l.open(Config{Router: true})
+	before := l.stats().Prefixes
+	var syncing sync.WaitGroup
+	stop := make(chan struct{})
+	for _, neighbours := range []bool{true, false} {
+		syncing.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := f.sync(neighbours); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for range 20 {
+		l.ip(l.Middle, "addr add 192.0.2.1/32 dev lo")
+		l.ip(l.Middle, "addr del 192.0.2.1/32 dev lo")
+	}
+	close(stop)
+	syncing.Wait()
+	for end := time.Now().Add(patience); l.stats().Prefixes != before && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	if after := l.stats().Prefixes; after != before {
+		t.Errorf("%d prefixes, and %d before", after, before)
+	}
+}
+
+// TestRouteBackup: a route is left for the next one with the interface that it leads over, also one that is not forwarded to.
+func TestRouteBackup(t *testing.T) {
+	l := newLab(t, true, netlab.Options{})
+	l.ip(l.Middle, "link add o0 type veth peer name o1")
+	l.ip(l.Middle, "link set o0 up")
+	l.ip(l.Middle, "link set o1 up")
+	l.ip(l.Middle, "route add 192.0.2.0/24 dev o0 metric 10")
+	l.ip(l.Middle, "route add 192.0.2.0/24 via 10.78.0.1 metric 20")
+	l.ip(l.Peer, "addr add 192.0.2.1/32 dev lo")
+	l.open(Config{Router: true})
+	l.refused(l.Engine, "192.0.2.1", "", "Destination Net Unreachable")
+	l.ip(l.Middle, "link set o0 down")
+	l.refused(l.Engine, "192.0.2.1", "", "1 received")
+}
+
 func TestRouteNeighbours(t *testing.T) {
 	l := newLab(t, true, netlab.Options{})
 	l.open(Config{Router: true})
@@ -137,6 +194,90 @@ func TestRouteLinkDown(t *testing.T) {
 	}
 	if err := f.Err(); !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), "mb") {
 		t.Errorf("it ended with %v", err)
+	}
+}
+
+// TestResync: after events were lost, the kernel's neighbours are the router's, and those that it is asking for are no failures.
+func TestResync(t *testing.T) {
+	l := newLab(t, true, netlab.Options{})
+	f := l.open(Config{Router: true})
+	l.ping(l.Engine, l.PeerAddr, "")
+	must(t, f.sync(true))
+	known := l.stats().Neighbours
+	now, _ := f.loop.Enter()
+	f.router.SetNeighbour(1, 10<<24|78<<16|77, f.ports[0].mac, true, now) // the kernel forgot it
+	f.loop.Leave()
+	var c net.Conn
+	must(t, l.Engine.Do(func() (err error) { c, err = net.Dial("udp4", "10.78.0.99:9"); return err }))
+	defer c.Close()
+	_, err := c.Write([]byte("to nobody"))
+	must(t, err)
+	for l.stats().Waiting == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	f.event(krnet.Resync{})
+	if st := l.stats(); st.Neighbours != known || st.Waiting != 1 || st.Ports[1].Counters.Drops[sockets.NeighFailed] != 0 {
+		t.Errorf("%d neighbours, and %d before; %d packets wait, %v", st.Neighbours, known, st.Waiting, st.Ports[1].Counters.Drops)
+	}
+	_, _ = f.loop.Enter() // nor was it told that mb came up, and has another MTU and address
+	is := f.machinePortNow(1)
+	must(t, f.setPort(1, sockets.PortConfig{MTU: 900, Up: false, CompletePartial: true}))
+	f.loop.Leave()
+	f.event(krnet.Resync{})
+	if now := l.stats().Ports[1].Config; now != is {
+		t.Errorf("the port is %+v, and it is %+v", now, is)
+	}
+}
+
+// TestEndings: what would have frames pass to the kernel, unseen, ends the forwarder.
+func TestEndings(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		act  func(l *lab) error
+		err  error
+		says string
+	}{
+		{"queue", func(l *lab) error {
+			_, err := l.run(l.Middle, "ethtool -L mb rx 2")
+			return err
+		}, unix.ENXIO, "mb has 2 RX queues"},
+		{"program", func(l *lab) error {
+			for links := new(xdplink.Iterator); links.Next(); {
+				if info, err := links.Link.Info(); err == nil && info.Type == xdplink.XDPType && info.XDP().Ifindex == uint32(l.f.ports[1].index) {
+					return links.Link.Detach()
+				}
+			}
+			return errors.New("the link is not to be found")
+		}, unix.ENOLINK, "from interface mb"},
+		{"moved", func(l *lab) error {
+			there, err := os.Open(l.Peer.Path())
+			if err != nil {
+				return err
+			}
+			defer there.Close()
+			return netlink.LinkSetNsFd(link(l.t, "mb"), int(there.Fd()))
+		}, unix.ENODEV, "mb was moved to another network namespace"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := newLab(t, false, netlab.Options{Queues: 2})
+			for i, dev := range netlab.MiddleDevs {
+				_, err := l.run([]*netlab.NS{l.Engine, l.Peer}[i], "ethtool -L "+[]string{l.EngineDev, l.PeerDev}[i]+" tx 1")
+				must(t, err)
+				_, err = l.run(l.Middle, "ethtool -L "+dev+" rx 1")
+				must(t, err)
+			}
+			f := l.open(Config{})
+			l.ping(l.Engine, l.PeerAddr, "")
+			must(t, l.Middle.Do(func() error { return c.act(l) }))
+			select {
+			case <-f.Done():
+			case <-time.After(patience):
+				t.Fatal("it goes on")
+			}
+			if err := f.Err(); !errors.Is(err, c.err) || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("it ended with %v", err)
+			}
+		})
 	}
 }
 

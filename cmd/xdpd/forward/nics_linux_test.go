@@ -1,17 +1,21 @@
 package forward
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"os"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"xdpd/internal/netlab"
+	"xdpd/sockets"
 	"xdpd/umem"
 	"xdpd/xdpprog"
 )
@@ -123,6 +127,67 @@ func awaitLinks(t *testing.T, names ...string) {
 			time.Sleep(10 * time.Millisecond)
 		}
 	}
+}
+
+// TestMTUGrows: an MTU that frames do not hold, or not in zero copy, ends the forwarder, and another one has larger frames or copy
+// mode.
+func TestMTUGrows(t *testing.T) {
+	w := wires(t)
+	in, out := link(t, w[1]), link(t, w[2])
+	t.Cleanup(func() {
+		for _, l := range []netlink.Link{in, out} {
+			must(t, netlink.LinkSetMTU(l, l.Attrs().MTU))
+		}
+	})
+	must(t, netlink.LinkSetMTU(in, 1000))
+	must(t, netlink.LinkSetMTU(out, 1000))
+	for _, mtu := range []int{1500, 3200} {
+		awaitLinks(t, w[1], w[2])
+		f, err := Open(Config{Interfaces: []string{w[1], w[2]}, Ledger: true})
+		must(t, err)
+		p := f.ports[0]
+		most := sockets.MaxMTU(f.region.ChunkSize(), 1)
+		if p.zeroCopy() {
+			most = p.zeroCopyMTU(f.region.ChunkSize())
+		}
+		if err := netlink.LinkSetMTU(in, mtu); errors.Is(err, unix.EINVAL) { // igb, when it is beyond what it receives with XDP
+			t.Logf("%s refuses MTU %d: %v", p.driver, mtu, err)
+			must(t, f.Close())
+			must(t, netlink.LinkSetMTU(in, mtu))
+			continue
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if mtu <= most {
+			for {
+				st, err := f.Stats()
+				must(t, err) // it goes on
+				if st.Ports[0].Config.MTU == mtu {
+					break
+				}
+				time.Sleep(time.Millisecond)
+			}
+		} else {
+			select {
+			case <-f.Done():
+			case <-time.After(patience):
+				t.Fatalf("MTU %d of at most %d: it goes on", mtu, most)
+			}
+			if err := f.Err(); err == nil || !strings.Contains(err.Error(), "start the forwarder again") {
+				t.Errorf("MTU %d of at most %d: it ended with %v", mtu, most, err)
+			}
+		}
+		must(t, f.Close())
+	}
+	awaitLinks(t, w[1], w[2])
+	f, err := Open(Config{Interfaces: []string{w[1], w[2]}, Ledger: true})
+	must(t, err)
+	st, err := f.Stats()
+	must(t, err)
+	if zc, known := netlab.ZeroCopy(); known && st.Ports[0].ZeroCopy != (zc && st.Ports[0].Config.MTU <= f.ports[0].zeroCopyMTU(st.ChunkSize)) {
+		t.Errorf("%+v", st.Ports[0])
+	}
+	must(t, f.Close())
 }
 
 func acrossWires(t *testing.T, from, in, out, to string, router bool) {

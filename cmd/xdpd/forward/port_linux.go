@@ -30,6 +30,7 @@ type port struct {
 	program *xdpprog.Forward
 	promisc int          // packet socket that keeps it promiscuous; 0: none
 	restore func() error // nil: the device was not told to leave VLAN tags
+	tags    string       // how VLAN tags may get lost; "": they do not
 }
 
 func findPort(name string) (*port, error) {
@@ -77,9 +78,13 @@ func (p *port) machinePort() sockets.PortConfig {
 // openSockets opens a socket on each queue. All are over the same memory. A registration of it (struct xdp_umem) is in zero
 // copy or in copy mode as a whole, and whoever shares it inherits that (xp_assign_dev_shared, net/xdp/xsk_buff_pool.c): so
 // there is one for each mode that occurs, and frames go from one to the other as they go from device to device.
-func (p *port) openSockets(r *umem.Region, mode rings.Mode, opened *[]*rings.Socket) error {
+func (p *port) openSockets(r *umem.Region, cfg *Config, opened *[]*rings.Socket) error {
+	modes, err := p.modes(cfg.Mode, cfg.Attach, r.ChunkSize())
+	if err != nil {
+		return err
+	}
 	for q := range p.queues {
-		s, err := p.openSocket(r, q, mode, *opened)
+		s, err := p.openSocket(r, q, modes, *opened)
 		if err != nil {
 			return err
 		}
@@ -89,17 +94,26 @@ func (p *port) openSockets(r *umem.Region, mode rings.Mode, opened *[]*rings.Soc
 	return nil
 }
 
-func (p *port) openSocket(r *umem.Region, queue int, mode rings.Mode, opened []*rings.Socket) (*rings.Socket, error) {
-	modes := []rings.Mode{mode}
-	switch most := p.zeroCopyMTU(r.ChunkSize()); {
+// modes are those to try, in their order. A generic program is behind the driver, which does zero copy for one of its own: igb refuses
+// to send without (igb_xsk_wakeup, drivers/net/ethernet/intel/igb/igb_xsk.c).
+func (p *port) modes(mode rings.Mode, attach xdpprog.Attach, chunk int) ([]rings.Mode, error) {
+	switch most := p.zeroCopyMTU(chunk); {
+	case mode == rings.ZeroCopy && attach == xdpprog.Generic:
+		return nil, fmt.Errorf("forward: interface %s: zero copy needs a native program: use copy mode, or --attach native", p.name)
+	case mode == rings.Best && attach == xdpprog.Generic:
+		return []rings.Mode{rings.Copy}, nil
 	case mode == rings.ZeroCopy && p.mtu > most:
 		return nil, fmt.Errorf("forward: interface %s has an MTU of %d; zero copy of %s receives packets up to %d: use a smaller MTU, or copy mode",
 			p.name, p.mtu, p.driver, most)
 	case mode == rings.Best && p.mtu > most:
-		modes = []rings.Mode{rings.Copy}
+		return []rings.Mode{rings.Copy}, nil
 	case mode == rings.Best:
-		modes = []rings.Mode{rings.ZeroCopy, rings.Copy}
+		return []rings.Mode{rings.ZeroCopy, rings.Copy}, nil
 	}
+	return []rings.Mode{mode}, nil
+}
+
+func (p *port) openSocket(r *umem.Region, queue int, modes []rings.Mode, opened []*rings.Socket) (*rings.Socket, error) {
 	var err error
 	for _, m := range modes {
 		o := rings.SocketOptions{Interface: p.name, Ifindex: p.index, Queue: queue, Mode: m, FillSize: fillSize}
@@ -134,8 +148,14 @@ func (p *port) attach(cfg *Config, locals *xdpprog.Locals) error {
 	if p.program, err = xdpprog.LoadForward(c); err != nil {
 		return err
 	}
+	if p.zeroCopy() && !p.program.Native() {
+		return fmt.Errorf("forward: interface %s: the driver refuses the program, which zero copy needs: --mode copy, or --attach native says why", p.name)
+	}
 	// A frame whose VLAN tag the driver took out would leave without it. On a veth it is the sender who leaves it out.
-	if (c.Metadata == xdpprog.NoMetadata || p.program.NoMetadata() != nil) && p.driver != "veth" {
+	switch hidden := c.Metadata == xdpprog.NoMetadata || p.program.NoMetadata() != nil; {
+	case hidden && p.driver == "veth":
+		p.tags = "VLAN tags that a kernel on the other end hides get lost (ethtool -K PEER txvlan off)"
+	case hidden:
 		if p.restore, err = xdpd.LeaveTags("", p.name, p.index); err != nil {
 			return err
 		}

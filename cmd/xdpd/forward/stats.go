@@ -34,7 +34,8 @@ type PortStats struct {
 	Driver    string
 	Native    bool
 	ZeroCopy  bool
-	OwnMemory bool // the packet memory is registered for this interface anew: the others' mode is another
+	Tags      string // how VLAN tags of what comes in may get lost; "": they do not
+	OwnMemory bool   // the packet memory is registered for this interface anew: the others' mode is another
 	Config    sockets.PortConfig
 	Verdicts  []xdpprog.Counter
 	Counters  sockets.PortCounters
@@ -69,7 +70,7 @@ func (f *Forward) Stats() (Stats, error) {
 		}
 		st.Ports = append(st.Ports, PortStats{
 			Interface: p.name, Driver: p.driver, Native: p.program.Native(), ZeroCopy: p.sockets[0].ZeroCopy(), OwnMemory: p.owns,
-			Verdicts: verdicts,
+			Verdicts: verdicts, Tags: p.tags,
 		})
 	}
 	_, ok := f.loop.Enter()

@@ -1,10 +1,12 @@
 package forward
 
 import (
+	"strings"
 	"testing"
 	"time"
 
 	"xdpd/internal/netlab"
+	"xdpd/xdpprog"
 )
 
 // TestHiddenTags: a frame whose VLAN tag a driver took out leaves a bridge with it, and is none of a router's.
@@ -54,6 +56,17 @@ func TestHiddenTags(t *testing.T) {
 		must(t, stop())
 		if untagged > 0 {
 			t.Errorf("router %v: %d frames lost their tags", router, untagged)
+		}
+	}
+}
+
+// TestLostTags: where nothing tells of a tag that a sender hides, the forwarder says so.
+func TestLostTags(t *testing.T) {
+	for attach, says := range map[xdpprog.Attach]string{xdpprog.Native: "", xdpprog.Generic: "ethtool -K PEER txvlan off"} {
+		l := newLab(t, false, netlab.Options{})
+		l.open(Config{Attach: attach})
+		if tags := l.stats().Ports[0].Tags; !strings.Contains(tags, says) || (tags == "") != (says == "") {
+			t.Errorf("attach %v: %q", attach, tags)
 		}
 	}
 }

@@ -126,7 +126,7 @@ func openXSK(d *device, c *Config, check *checker) (x *xsk, err error) {
 		chunk = 4096
 	}
 	if size > chunk {
-		return nil, fmt.Errorf("frames of %d bytes do not fit into one of packet memory: give a --size of at most %d", c.longestFrame()+fcs, c.longestFrame()+fcs-size+chunk)
+		return x, fmt.Errorf("frames of %d bytes do not fit into one of packet memory: give a --size of at most %d", c.longestFrame()+fcs, c.longestFrame()+fcs-size+chunk)
 	}
 	for _, q := range queues {
 		p, err := openPort(d, q, chunk, c.mode(), check != nil)

@@ -181,6 +181,49 @@ def descriptors():
         echoes(new, b"and a new one")
 
 
+def stdio():
+    libc = ctypes.CDLL(None)
+    libc.fdopen.restype = ctypes.c_void_p
+    for name in ("fflush", "fgetc", "fclose"):
+        getattr(libc, name).argtypes = [ctypes.c_void_p]
+    libc.fputs.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
+    s = socket.create_connection(ECHO)
+    assert libc.dprintf(s.fileno(), b"%d %s", 42, b"words") == 8
+    assert exactly(s, 8) == b"42 words"
+    s.sendall(b"two\n")
+    stream = libc.fdopen(os.dup(s.fileno()), b"r+")
+    assert libc.fgetc(stream) == ord("t")
+    assert libc.fflush(stream) == 0, "fflush with something unread"
+    libc.fclose(stream)
+
+
+def clones():
+    libc = ctypes.CDLL(None)
+    s = socket.create_connection(ECHO)
+    other = socket.create_connection(ECHO)
+    child = libc._Fork()  # without what pthread_atfork has told of
+    if child == 0:
+        s.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    echoes(s, b"the child closed it")
+    echoes(other, b"the child ended with it")
+
+
+def receives_first():
+    far = socket.create_connection(ECHO)
+    for wait in (lambda u: None, lambda u: select.select([u], [], []), lambda u: select.select([u, far], [], [])):
+        u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        u.bind(("0.0.0.0", 0))
+        got = []
+        t = threading.Thread(target=lambda: (wait(u), got.append(u.recvfrom(100))), daemon=True)
+        t.start()
+        t.join(0.05)  # it sleeps in the kernel
+        u.sendto(b"answer", ECHO)
+        t.join(20)
+        assert got == [(b"answer", ECHO)], "who waited for the first datagram did not get it"
+
+
 def datagrams():
     u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     u.bind(("0.0.0.0", 0))
@@ -247,6 +290,6 @@ def errors():
         pass
 
 
-for f in (one_epoll_set, nonblocking, threads, forks, descriptors, datagrams, children, options, errors):
+for f in (one_epoll_set, nonblocking, threads, forks, descriptors, stdio, clones, receives_first, datagrams, children, options, errors):
     f()
     print("ok", f.__name__, flush=True)

@@ -2,6 +2,7 @@
 #include "preload.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <sys/resource.h>
 
 EXPORT int close(int fd)
@@ -142,16 +143,82 @@ EXPORT ssize_t splice(int in, off64_t *in_at, int out, off64_t *out_at, size_t n
 	return -1;
 }
 
+/* dprintf(3) writes inside of libc as well. */
+static int print(int fd, const char *format, va_list list)
+{
+	char *text;
+	int n = vasprintf(&text, format, list), err;
+	ssize_t w = 0;
+
+	if (n < 0)
+		return n;
+	for (int done = 0; done < n && w >= 0; done += (int)w)
+		w = xdpd_write(fd, text + done, (size_t)(n - done));
+	err = errno;
+	free(text);
+	errno = err;
+	return w < 0 ? -1 : n;
+}
+
+EXPORT int vdprintf(int fd, const char *restrict format, va_list list)
+{
+	return xdpd_is(fd) ? print(fd, format, list) : LIBC(vdprintf)(fd, format, list);
+}
+
+EXPORT int __vdprintf_chk(int fd, int flag, const char *restrict format, va_list list)
+{
+	return xdpd_is(fd) ? print(fd, format, list) : LIBC(__vdprintf_chk)(fd, flag, format, list);
+}
+
+EXPORT int dprintf(int fd, const char *restrict format, ...)
+{
+	va_list list;
+	va_start(list, format);
+	int n = vdprintf(fd, format, list);
+	va_end(list);
+	return n;
+}
+
+EXPORT int __dprintf_chk(int fd, int flag, const char *restrict format, ...)
+{
+	va_list list;
+	va_start(list, format);
+	int n = __vdprintf_chk(fd, flag, format, list);
+	va_end(list);
+	return n;
+}
+
 /* A stream of stdio calls libc's own read and write, which nobody can replace. One over the engine's socket has ours instead. */
 static ssize_t stream_read(void *fd, char *p, size_t n) { return xdpd_read((int)(long)fd, p, n); }
 
 static FILE *standard[3]; /* streams over the engine's sockets in the place of libc's */
+static FILE *written[PRELOAD_FDS]; /* those that may have something to write */
+static long streams;               /* none of them is behind it */
 
-static int stream_close(void *fd)
+static int stream_close(void *cookie)
 {
-	if ((long)fd < 3)
-		standard[(long)fd] = NULL;
-	return close((int)(long)fd);
+	long fd = (long)cookie;
+
+	if (fd < 3)
+		standard[fd] = NULL;
+	if (fd < PRELOAD_FDS)
+		__atomic_store_n(&written[fd], NULL, __ATOMIC_RELAXED);
+	return close((int)fd);
+}
+
+static int stream_seek(void *fd, off64_t *at, int whence)
+{
+	(void)fd, (void)at, (void)whence;
+	errno = ESPIPE; /* which fflush expects of a socket */
+	return -1;
+}
+
+/* exit(3) has streams written after the libraries have ended, and the sockets with them. As it does, this does not wait for their locks. */
+__attribute__((destructor)) static void flush(void)
+{
+	for (long fd = 0; fd < streams; fd++)
+		if (written[fd])
+			(void)fflush_unlocked(written[fd]);
 }
 
 static ssize_t stream_write(void *fd, const char *p, size_t n)
@@ -165,9 +232,15 @@ EXPORT FILE *fdopen(int fd, const char *mode)
 {
 	if (!xdpd_is(fd))
 		return LIBC(fdopen)(fd, mode);
-	FILE *f = fopencookie((void *)(long)fd, mode, (cookie_io_functions_t){ stream_read, stream_write, NULL, stream_close });
-	if (f)
-		f->_fileno = fd; /* fileno(3) tells it */
+	FILE *f = fopencookie((void *)(long)fd, mode, (cookie_io_functions_t){ stream_read, stream_write, stream_seek, stream_close });
+	if (!f)
+		return NULL;
+	f->_fileno = fd; /* fileno(3) tells it */
+	if (fd < PRELOAD_FDS && (*mode != 'r' || strchr(mode, '+'))) {
+		__atomic_store_n(&written[fd], f, __ATOMIC_RELAXED);
+		if (fd >= streams)
+			streams = fd + 1;
+	}
 	return f;
 }
 

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* --only: networks and ports, in host order. Without any: all but what the kernel keeps to itself. */
+/* --only: networks and ports, in host order. Without any: all but what the kernel keeps to itself anyway. */
 static struct rule {
 	uint32_t network, mask;
 	unsigned first, last;
@@ -15,8 +15,11 @@ static size_t nrules;
 
 static bool matches(uint32_t addr, unsigned port, bool local)
 {
-	if (!nrules) /* who connects to 0.0.0.0 means this machine, as with 127.0.0.0/8; multicast and above */
-		return addr >> 24 != 127 && addr >> 28 < 14 && (local || addr >> 24);
+	/* who connects to 0.0.0.0 means this machine, as with 127.0.0.0/8; multicast and above */
+	if (addr >> 24 == 127 || addr >> 28 >= 14 || (!local && addr >> 24 == 0))
+		return false;
+	if (!nrules)
+		return true;
 	for (size_t i = 0; i < nrules; i++)
 		if (port >= rules[i].first && port <= rules[i].last && ((local && !addr) || (addr & rules[i].mask) == rules[i].network))
 			return true;

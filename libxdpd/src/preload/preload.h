@@ -58,6 +58,8 @@
 	X(ssize_t, sendfile, (int fd, int in, off_t *at, size_t n), (fd, in, at, n)) \
 	X(ssize_t, splice, (int in, off64_t *in_at, int out, off64_t *out_at, size_t n, unsigned flags), (in, in_at, out, out_at, n, flags)) \
 	X(FILE *, fdopen, (int fd, const char *mode), (fd, mode)) \
+	X(int, vdprintf, (int fd, const char *text, va_list l), (fd, text, l)) \
+	X(int, __vdprintf_chk, (int fd, int flag, const char *text, va_list l), (fd, flag, text, l)) \
 	X(int, poll, (struct pollfd *p, nfds_t n, int ms), (p, n, ms)) \
 	X(int, ppoll, (struct pollfd *p, nfds_t n, const struct timespec *t, const sigset_t *s), (p, n, t, s)) \
 	X(int, select, (int n, fd_set *r, fd_set *w, fd_set *x, struct timeval *t), (n, r, w, x, t)) \

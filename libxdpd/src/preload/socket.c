@@ -121,9 +121,33 @@ EXPORT int sendmmsg(int fd, struct mmsghdr *m, unsigned n, int flags)
 	return xdpd_is(fd) ? xdpd_sendmmsg(fd, m, n, flags) : LIBC(sendmmsg)(fd, m, n, flags);
 }
 
+/* MOVED(r): a receiving call of the kernel's gave nothing because the socket became the engine's while it waited (xdpd_adopt). */
+#define MOVED(r) ((r) == 0 && xdpd_is(fd))
+
 EXPORT ssize_t recvfrom(int fd, void *restrict p, size_t n, int flags, __SOCKADDR_ARG from, socklen_t *restrict len)
 {
-	return xdpd_is(fd) ? xdpd_recvfrom(fd, p, n, flags, ADDR(from), len) : LIBC(recvfrom)(fd, p, n, flags, ADDR(from), len);
+	socklen_t room = len ? *len : 0;
+
+	if (!xdpd_is(fd)) {
+		ssize_t r = LIBC(recvfrom)(fd, p, n, flags, ADDR(from), len);
+		if (!MOVED(r))
+			return r;
+		if (len)
+			*len = room;
+	}
+	return xdpd_recvfrom(fd, p, n, flags, ADDR(from), len);
+}
+
+EXPORT ssize_t recvmsg(int fd, struct msghdr *m, int flags)
+{
+	if (!xdpd_is(fd)) {
+		struct msghdr before = m ? *m : (struct msghdr){ 0 };
+		ssize_t r = LIBC(recvmsg)(fd, m, flags);
+		if (!MOVED(r))
+			return r;
+		*m = before;
+	}
+	return xdpd_recvmsg(fd, m, flags);
 }
 
 /*
@@ -178,13 +202,20 @@ EXPORT int setsockopt(int fd, int level, int option, const void *v, socklen_t n)
 FORWARD(int, listen, (int fd, int n), (fd, n))
 FORWARD(int, shutdown, (int fd, int how), (fd, how))
 FORWARD(ssize_t, send, (int fd, const void *p, size_t n, int flags), (fd, p, n, flags))
-FORWARD(ssize_t, recv, (int fd, void *p, size_t n, int flags), (fd, p, n, flags))
-FORWARD(ssize_t, recvmsg, (int fd, struct msghdr *m, int flags), (fd, m, flags))
 FORWARD(int, recvmmsg, (int fd, struct mmsghdr *m, unsigned n, int flags, struct timespec *t), (fd, m, n, flags, t))
-FORWARD(ssize_t, read, (int fd, void *p, size_t n), (fd, p, n))
 FORWARD(ssize_t, write, (int fd, const void *p, size_t n), (fd, p, n))
-FORWARD(ssize_t, readv, (int fd, const struct iovec *v, int n), (fd, v, n))
 FORWARD(ssize_t, writev, (int fd, const struct iovec *v, int n), (fd, v, n))
+
+#define RECEIVE(name, params, args) \
+	EXPORT ssize_t name params \
+	{ \
+		ssize_t r = xdpd_is(fd) ? 0 : LIBC(name) args; \
+		return MOVED(r) ? xdpd_##name args : r; \
+	}
+
+RECEIVE(recv, (int fd, void *p, size_t n, int flags), (fd, p, n, flags))
+RECEIVE(read, (int fd, void *p, size_t n), (fd, p, n))
+RECEIVE(readv, (int fd, const struct iovec *v, int n), (fd, v, n))
 
 /* What the compiler makes of calls into buffers whose size it knows (_FORTIFY_SOURCE). */
 extern void __chk_fail(void) __attribute__((noreturn));

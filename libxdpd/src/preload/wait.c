@@ -31,9 +31,16 @@ EXPORT int epoll_create(int n)
 }
 
 EXPORT int epoll_ctl(int ep, int op, int fd, struct epoll_event *e) { return xdpd_epoll_ctl(ep, op, fd, e); }
-EXPORT int epoll_wait(int ep, struct epoll_event *e, int max, int ms) { return xdpd_epoll_wait(ep, e, max, ms); }
 
-EXPORT int epoll_pwait(int ep, struct epoll_event *e, int max, int ms, const sigset_t *s) { return xdpd_epoll_pwait(ep, e, max, ms, s); }
+EXPORT int epoll_wait(int ep, struct epoll_event *e, int max, int ms)
+{
+	return xdpd_is(ep) ? xdpd_epoll_wait(ep, e, max, ms) : LIBC(epoll_wait)(ep, e, max, ms);
+}
+
+EXPORT int epoll_pwait(int ep, struct epoll_event *e, int max, int ms, const sigset_t *s)
+{
+	return xdpd_is(ep) ? xdpd_epoll_pwait(ep, e, max, ms, s) : LIBC(epoll_pwait)(ep, e, max, ms, s);
+}
 
 /* Times of less than a millisecond are rounded up: who polls for them would wake too early and turn. */
 EXPORT int epoll_pwait2(int ep, struct epoll_event *e, int max, const struct timespec *t, const sigset_t *s)
