@@ -388,7 +388,7 @@ func (h *Host) Blocked() bool { return len(h.noTxFrame)+len(h.noTxData)+len(h.ac
 
 // Unsent reports whether something that was written has not left, or was not acknowledged.
 func (h *Host) Unsent() bool {
-	if h.Busy() {
+	if h.Busy() || h.neigh.waiting > 0 {
 		return true
 	}
 	unsent := false
