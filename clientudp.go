@@ -32,22 +32,23 @@ type datagrams struct {
 	source atomic.Uint32 // IPv4 address that the last one came from; 0: none
 	sentTo atomic.Uint32 // and that was sent to without an error
 
-	mu     sync.Mutex
-	call   call // the number of all RECVFROMs
-	kept   bool // there is one
-	queue  [readAhead]received
-	first  int
-	n      int
-	armed  int           // RECVFROMs under way
-	credit int           // how many may be, and be unread, without a reader
-	busy   bool          // the engine had more behind the last one
-	dry    bool          // there was no buffer
-	err    sockets.Errno // of the last RECVFROM that had one
-	late   sockets.Errno // and of a datagram that was sent
-	posted int           // datagrams that went without waiting, and of which nothing was heard yet
-	sent   chan struct{} // closed when posted is 0, if somebody waits for that
-	closed bool
-	ready  chan struct{} // a token: something changed
+	mu      sync.Mutex
+	call    call // the number of all RECVFROMs
+	kept    bool // there is one
+	queue   [readAhead]received
+	first   int
+	n       int
+	armed   int           // RECVFROMs under way
+	cancels int           // CANCELs that are being submitted
+	credit  int           // how many may be, and be unread, without a reader
+	busy    bool          // the engine had more behind the last one
+	dry     bool          // there was no buffer
+	err     sockets.Errno // of the last RECVFROM that had one
+	late    sockets.Errno // and of a datagram that was sent
+	posted  int           // datagrams that went without waiting, and of which nothing was heard yet
+	sent    chan struct{} // closed when posted is 0, if somebody waits for that
+	closed  bool
+	ready   chan struct{} // a token: something changed
 }
 
 type received struct {
@@ -99,18 +100,16 @@ func (d *datagrams) Completed(_ call, res int32, flags uint32) {
 	case errno != sockets.ECANCELED:
 		d.err = errno
 	}
-	if d.closed && d.armed == 0 {
-		d.forget()
-	}
+	d.forget()
 	select {
 	case d.ready <- struct{}{}:
 	default:
 	}
 }
 
-// forget gives the number back. The caller holds the lock.
+// forget gives the number of a socket that is closed back, when nothing of it is under way. The caller holds the lock.
 func (d *datagrams) forget() {
-	if d.kept {
+	if d.kept && d.closed && d.armed == 0 && d.cancels == 0 {
 		d.kept = false
 		d.call.Free()
 	}
@@ -131,9 +130,7 @@ func (d *datagrams) close() {
 	}
 	d.s.ahead.Add(int32(-d.credit))
 	d.credit = 0
-	if d.armed == 0 {
-		d.forget()
-	}
+	d.forget()
 }
 
 // next takes what is there: a datagram, or an error. Of neither there is nothing.
@@ -254,11 +251,15 @@ func (c *ClientConn) awaitDatagram(stop <-chan struct{}) error {
 	case <-c.done:
 	case <-stop:
 	}
-	d.mu.Lock() // what has no credit is not received for nobody
-	extra := d.armed+d.n > d.credit && !d.closed
-	d.mu.Unlock()
-	if extra {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.armed > 0 && d.armed+d.n > d.credit && !d.closed { // what has no credit is not received for nobody
+		d.cancels++ // the number must not be another's before this is submitted
+		d.mu.Unlock()
 		d.call.Cancel()
+		d.mu.Lock()
+		d.cancels--
+		d.forget()
 	}
 	return reactor.ErrCallStopped
 }

@@ -106,10 +106,10 @@ func NewRingCalls(ring *RingClient, data []byte, cfg CallsConfig, closed error) 
 // grow makes a block of calls. Those that have no chunk are free.
 func (s *RingCalls) grow() {
 	b := &callBlock{}
-	s.blocks[s.grown/callBlockSize].Store(b)
 	for k := range b {
 		b[k].done = make(chan struct{}, 1)
 	}
+	s.blocks[s.grown/callBlockSize].Store(b)
 	for i := s.grown + callBlockSize; i > s.grown; i-- {
 		if int(i) > s.cfg.Chunks {
 			s.small = append(s.small, i-1)
