@@ -89,8 +89,8 @@ func FuzzRingArea(f *testing.F) {
 			case 6:
 				g.clock.AdvanceTo(g.clock.Now() + int64(s.byte()))
 			case 8: // addresses, buffers, or the table of lent frames
-				at := s.word() % 4096
-				copy(data[at:], s.b[:min(len(s.b), int(s.byte()))])
+				at, n := s.word()%4096, int(s.byte())
+				copy(data[at:], s.b[:min(len(s.b), n)])
 			case 7:
 				g.nic.Deliver(g.udpFrame(echoPort, []byte("x"))) // or drop it: nobody reads them
 			}
