@@ -123,7 +123,18 @@ func (s *Stack) fail(err error) {
 func (s *Stack) Shutdown(ctx context.Context) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for s.unsent() {
+	var idle time.Time // since when only the devices have something
+	for {
+		unsent, given := s.unsent()
+		switch {
+		case unsent:
+			idle = time.Time{}
+		case idle.IsZero():
+			idle = time.Now()
+		}
+		if !unsent && (given == 0 || time.Since(idle) > deviceWait) {
+			break
+		}
 		select {
 		case <-ctx.Done():
 			return errors.Join(fmt.Errorf("xdpd: shutdown: %w", ctx.Err()), s.Close())
@@ -135,17 +146,21 @@ func (s *Stack) Shutdown(ctx context.Context) error {
 	return s.Close()
 }
 
-// unsent reports whether a connection has bytes that its peer did not acknowledge, or a frame waits for the device.
-func (s *Stack) unsent() bool {
+// deviceWait is how long frames that a device took may need to leave it. One without a carrier gives none back.
+const deviceWait = time.Second
+
+// unsent reports whether a connection has bytes that its peer did not acknowledge, or a frame waits for the device, and how many frames
+// devices have not given back: in zero copy they lie in a NIC's ring, which is emptied when the program is taken off (igb_down).
+func (s *Stack) unsent() (unsent bool, given int) {
 	for _, q := range s.queues {
 		h, _, ok := q.reactor.Enter()
-		pending := ok && h.Unsent()
-		q.reactor.Leave()
-		if pending {
-			return true
+		if ok {
+			unsent = h.Unsent() || unsent
+			given += q.reactor.Given()
 		}
+		q.reactor.Leave()
 	}
-	return false
+	return unsent, given
 }
 
 // Close stops the reactors, detaches the steering program and gives back the queues and the memory. Connections end

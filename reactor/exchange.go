@@ -78,6 +78,12 @@ func (r *Reactor) TrySend(within time.Duration) error {
 	return nil
 }
 
+// Given is how many frames the device was given to send and has not given back. The caller holds the lock (Enter).
+func (r *Reactor) Given() int {
+	r.reap()
+	return r.inTX
+}
+
 // exchange does what Exchange asks for, with the lock.
 func (r *Reactor) exchange() {
 	e := r.renew

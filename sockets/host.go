@@ -134,7 +134,8 @@ const (
 	txqSize       = 4096
 	maxLead       = 22
 	defaultBuf    = 1 << 20
-	defaultRcvMax = 3 << 20 // half of net.ipv4.tcp_rmem's largest, as tcp_adv_win_scale has it
+	windowMax     = 0xffff << 14 // RFC 7323 2.3
+	defaultRcvMax = 3 << 20      // half of net.ipv4.tcp_rmem's largest, as tcp_adv_win_scale has it
 	defaultSnd    = 4 << 20
 	defaultQueue  = 1024
 	defaultConns  = 1 << 20
@@ -174,7 +175,7 @@ func New(cfg Config, pool *umem.Pool, now int64) (*Host, error) {
 	if cfg.RcvMax == 0 && cfg.RcvBuf == 0 {
 		cfg.RcvMax = defaultRcvMax
 	} else if cfg.RcvMax == 0 {
-		cfg.RcvMax = cfg.RcvBuf / 2 // RcvBuf counts whole frames
+		cfg.RcvMax = min(cfg.RcvBuf/2, windowMax) // RcvBuf counts whole frames
 	}
 	for _, d := range []struct {
 		v   *int
@@ -187,6 +188,9 @@ func New(cfg Config, pool *umem.Pool, now int64) (*Host, error) {
 		if *d.v < 0 {
 			return nil, fmt.Errorf("sockets: a limit of %d", *d.v)
 		}
+	}
+	if cfg.RcvMax > windowMax {
+		return nil, fmt.Errorf("sockets: a receive window of %d bytes; TCP can say %d at most", cfg.RcvMax, windowMax)
 	}
 	switch cfg.Congestion {
 	case "", "cubic", "reno":
@@ -384,7 +388,7 @@ func (h *Host) Blocked() bool { return len(h.noTxFrame)+len(h.noTxData)+len(h.ac
 
 // Unsent reports whether something that was written has not left, or was not acknowledged.
 func (h *Host) Unsent() bool {
-	if h.Busy() {
+	if h.Busy() || h.neigh.waiting > 0 {
 		return true
 	}
 	unsent := false

@@ -226,6 +226,9 @@ func TestNeighQueueBounds(t *testing.T) {
 			}
 		}
 	}, map[Drop]uint64{NeighQueueFull: neighQueueMax - 1})
+	if !k.h.Unsent() {
+		t.Error("packets that wait for a neighbour count as sent")
+	}
 	if k.h.neigh.waiting != neighWaitMax+1 {
 		t.Errorf("%d packets wait, want %d", k.h.neigh.waiting, neighWaitMax+1)
 	}

@@ -113,6 +113,7 @@ func TestNewRefuses(t *testing.T) {
 		{"-7", func(c *Config) { c.Backlog = -7 }},
 		{"-8", func(c *Config) { c.MaxConns = -8 }},
 		{"-9", func(c *Config) { c.FillFrames = -9 }},
+		{"4294967296", func(c *Config) { c.RcvMax = 1 << 32 }},
 		{"60", func(c *Config) { c.FillFrames = 60 }},
 	} {
 		cfg := good

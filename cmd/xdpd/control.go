@@ -316,7 +316,7 @@ func explainAsk(path string, err error) error {
 	cure := ""
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
-		cure = "no xdpd listens there: start one, or name its socket with --control"
+		cure = "no xdpd listens there: start one with xdpd run or xdpd forward, or name its socket with --control"
 	case errors.Is(err, fs.ErrPermission):
 		cure = askAsRoot
 	default:

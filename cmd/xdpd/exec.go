@@ -73,11 +73,15 @@ func (c *execCmd) Run() error {
 	library := c.Library
 	if library == "" {
 		library, err = preloadLibrary()
-	} else if library, err = filepath.Abs(library); err == nil {
-		err = checkLibrary(library)
+	} else {
+		library, err = filepath.Abs(library)
 	}
-	if err == nil && strings.ContainsAny(library, ": ") { // the loader would run the program without it
+	switch {
+	case err != nil:
+	case strings.ContainsAny(library, ": "): // the loader would run the program without it
 		err = fmt.Errorf("the loader takes no library with a blank or colon in its path: %q; name one elsewhere with --library, or set XDG_CACHE_HOME", library)
+	case c.Library != "":
+		err = checkLibrary(library)
 	}
 	if err != nil {
 		return fmt.Errorf("exec: %w", err)

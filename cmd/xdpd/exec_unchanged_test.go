@@ -189,7 +189,7 @@ func TestExecUnchanged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if out := l.run(nil, "/usr/bin/python3", "-S", script, peer, port); bytes.Count(out, []byte("ok ")) != 12 {
+		if out := l.run(nil, "/usr/bin/python3", "-S", script, peer, port); bytes.Count(out, []byte("ok ")) != 13 {
 			t.Errorf("it said %s", out)
 		}
 	})

@@ -10,8 +10,14 @@ void publish(void)
 	S->at.submitted = S->at.sq_tail;
 }
 
-/* kick has the engine do it now. */
-void kick(void) { xdpd_ring_submit(&ring); }
+/* kick has the engine do it now. Once is enough: it costs a system call, and the daemon does not hear for a while who knocks for nothing. */
+void kick(void)
+{
+	if (S->told == S->at.sq_tail && !ring.knock)
+		return;
+	xdpd_ring_submit(&ring);
+	S->told = S->at.sq_tail;
+}
 
 /* request gives an SQE to fill in. The file that it is for stays until its completion came. */
 struct xdpd_sqe *request(enum kind kind, uint32_t id, int op, int fd)

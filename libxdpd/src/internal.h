@@ -114,6 +114,7 @@ enum { ORDERS = 8 }; /* of memory: pieces of 4096 << order bytes */
 struct shared {
 	pthread_mutex_t lock;
 	struct xdpd_at at;
+	uint32_t told;           /* at.sq_tail, when kick was called last */
 	bool gone;
 	uint32_t sleepers, owed; /* slots in SLEEPS and OWED; in OWED */
 	uint32_t todo;           /* files to arm */

@@ -197,6 +197,22 @@ def stdio():
     libc.fclose(stream)
 
 
+def system_calls():
+    libc = ctypes.CDLL(None)
+    close, dup3 = (57, 24) if os.uname().machine == "aarch64" else (3, 292)  # as libuv does
+    s = socket.create_connection(ECHO)
+    other = socket.create_connection(ECHO)
+    assert libc.syscall(dup3, s.fileno(), other.fileno(), 0) == other.fileno()
+    echoes(other, b"the same connection")
+    fd = s.detach()
+    assert libc.syscall(close, fd) == 0
+    assert libc.syscall(close, other.detach()) == 0
+    new = socket.socket()
+    assert new.fileno() == fd
+    new.connect(ECHO)
+    echoes(new, b"another connection")
+
+
 def clones():
     libc = ctypes.CDLL(None)
     s = socket.create_connection(ECHO)
@@ -232,6 +248,13 @@ def datagrams():
         assert select.select([u], [], [], 20)[0]
         got, source = u.recvfrom(65536)
         assert len(got) == n and source == ECHO
+    named = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    named.bind(("0.0.0.0", 0))
+    port = named.getsockname()[1]
+    assert port, "a free port is none"
+    named.sendto(b"named", ECHO)
+    assert named.recv(10) == b"named"
+    assert named.getsockname()[1] == port, "it has another port"
     near = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     near.bind(("127.0.0.1", 0))
     near.sendto(b"near", near.getsockname())
@@ -290,6 +313,6 @@ def errors():
         pass
 
 
-for f in (one_epoll_set, nonblocking, threads, forks, descriptors, stdio, clones, receives_first, datagrams, children, options, errors):
+for f in (one_epoll_set, nonblocking, threads, forks, descriptors, stdio, system_calls, clones, receives_first, datagrams, children, options, errors):
     f()
     print("ok", f.__name__, flush=True)

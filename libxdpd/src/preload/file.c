@@ -65,6 +65,9 @@ EXPORT int dup2(int fd, int to)
 	return dup3(fd, to, 0);
 }
 
+int preload_close(int fd) { return close(fd); }
+int preload_dup3(int fd, int to, int flags) { return dup3(fd, to, flags); }
+
 static int control(int fd, int cmd, void *arg)
 {
 	return xdpd_is(fd) ? xdpd_fcntl(fd, cmd, arg) : LIBC(fcntl)(fd, cmd, arg);

@@ -111,11 +111,22 @@ int preload_move_to(int fd, const struct sockaddr *to, socklen_t len)
 	struct sockaddr_in now;
 	socklen_t n = sizeof now;
 
-	if (!preload_ours(to, len, false) || xdpd_is(fd) || !preload_may(fd))
+	if (!to || xdpd_is(fd))
 		return 0;
-	if (LIBC(getsockname)(fd, (struct sockaddr *)&now, &n) < 0 || now.sin_port)
+	if (!preload_ours(to, len, false)) {
+		preload_forget((unsigned)fd, (unsigned)fd); /* it is the kernel's now */
+		return 0;
+	}
+	if (!preload_may(fd))
+		return 0;
+	if (LIBC(getsockname)(fd, (struct sockaddr *)&now, &n) < 0 || (now.sin_port && !preload_unname(fd)))
 		return 0; /* bound, or connected: the kernel's */
-	return preload_move(fd);
+	if (preload_move(fd) < 0)
+		return -1;
+	now.sin_addr.s_addr = INADDR_ANY;
+	if (now.sin_port) /* if the policy has it so, and else another */
+		(void)xdpd_bind(fd, (struct sockaddr *)&now, sizeof now);
+	return 0;
 }
 
 static void before_fork(void) { pthread_mutex_lock(&starting); }

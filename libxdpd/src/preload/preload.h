@@ -88,6 +88,9 @@ bool preload_may(int fd);
 bool preload_ours(const struct sockaddr *a, socklen_t len, bool local);
 int preload_move(int fd);
 int preload_move_to(int fd, const struct sockaddr *to, socklen_t len);
+int preload_close(int fd); /* close and dup3 as the program has them */
+int preload_dup3(int fd, int to, int flags);
+bool preload_unname(int fd);
 void preload_standard(int fd);
 void preload_forget(unsigned first, unsigned last);
 

@@ -9,23 +9,34 @@
 
 /*
  * Bound to any address and port a socket is the kernel's still, and not bound at all until somebody asks for its name, so that it can
- * move when it connects or sends.
+ * move when it connects or sends. One for UDP can even then (NAMED), and takes its port along.
  */
+enum { LATE = 1, NAMED };
 static unsigned char late[PRELOAD_FDS];
 
-static bool is_late(int fd) { return fd >= 0 && fd < PRELOAD_FDS && __atomic_load_n(&late[fd], __ATOMIC_RELAXED); }
+static int late_of(int fd) { return fd >= 0 && fd < PRELOAD_FDS ? __atomic_load_n(&late[fd], __ATOMIC_RELAXED) : 0; }
 
-static void set_late(int fd, bool is)
+static void set_late(int fd, int is)
 {
-	if (is_late(fd) != is && fd >= 0 && fd < PRELOAD_FDS)
-		__atomic_store_n(&late[fd], is, __ATOMIC_RELAXED);
+	if (late_of(fd) != is && fd >= 0 && fd < PRELOAD_FDS)
+		__atomic_store_n(&late[fd], (unsigned char)is, __ATOMIC_RELAXED);
+}
+
+/* preload_unname has the kernel forget the port that it chose for a name. */
+bool preload_unname(int fd)
+{
+	static const struct sockaddr none = { .sa_family = AF_UNSPEC };
+	bool named = late_of(fd) == NAMED;
+
+	set_late(fd, 0);
+	return named && LIBC(connect)(fd, &none, sizeof none) == 0;
 }
 
 /* preload_forget: these descriptors are closed. */
 void preload_forget(unsigned first, unsigned last)
 {
 	for (unsigned fd = first; fd <= last && fd < PRELOAD_FDS; fd++)
-		set_late((int)fd, false);
+		set_late((int)fd, 0);
 }
 
 /* not_engines reports whether the engine does not have an address: then it is one of the kernel's. */
@@ -51,7 +62,7 @@ EXPORT int bind(int fd, __CONST_SOCKADDR_ARG addr, socklen_t len)
 
 	if (!xdpd_is(fd) && preload_ours(ADDR(addr), len, true) && preload_may(fd)) {
 		if (in->sin_addr.s_addr == INADDR_ANY && !in->sin_port) {
-			set_late(fd, true);
+			set_late(fd, LATE);
 			return 0;
 		}
 		if (!not_engines(fd, in) && preload_move(fd) < 0)
@@ -76,11 +87,14 @@ EXPORT int connect(int fd, __CONST_SOCKADDR_ARG addr, socklen_t len)
 
 EXPORT int getsockname(int fd, __SOCKADDR_ARG addr, socklen_t *restrict len)
 {
-	if (is_late(fd)) {
+	if (late_of(fd) == LATE) {
 		struct sockaddr_in any = { .sin_family = AF_INET };
-		set_late(fd, false);
-		if (!xdpd_is(fd) && preload_may(fd))
-			(void)LIBC(bind)(fd, (struct sockaddr *)&any, sizeof any);
+		int type = 0;
+		socklen_t n = sizeof type;
+		set_late(fd, 0);
+		if (!xdpd_is(fd) && preload_may(fd) && LIBC(bind)(fd, (struct sockaddr *)&any, sizeof any) == 0 &&
+		    LIBC(getsockopt)(fd, SOL_SOCKET, SO_TYPE, &type, &n) == 0 && type == SOCK_DGRAM)
+			set_late(fd, NAMED);
 	}
 	return xdpd_is(fd) ? xdpd_getsockname(fd, ADDR(addr), len) : LIBC(getsockname)(fd, ADDR(addr), len);
 }
@@ -241,7 +255,10 @@ EXPORT ssize_t __recvfrom_chk(int fd, void *restrict p, size_t n, size_t room, i
 	return recvfrom(fd, p, n, flags, from, len);
 }
 
-/* Some libraries make by syscall(2) what their libc may be too old to have: libuv sends its datagrams so. */
+/*
+ * Some libraries make by syscall(2) what their libc may be too old to have, or what is no place to be canceled at: libuv sends its
+ * datagrams so, and closes.
+ */
 #define P(type, v) ((type)(uintptr_t)(v))
 
 EXPORT long syscall(long n, ...)
@@ -252,6 +269,10 @@ EXPORT long syscall(long n, ...)
 	va_end(list);
 
 	switch (n) {
+	case SYS_close:
+		return preload_close((int)a);
+	case SYS_dup3:
+		return preload_dup3((int)a, (int)b, (int)c);
 	case SYS_sendmmsg:
 		return sendmmsg((int)a, P(struct mmsghdr *, b), (unsigned)c, (int)d);
 	case SYS_recvmmsg:
