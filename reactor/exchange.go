@@ -60,7 +60,7 @@ func (r *Reactor) TrySend(within time.Duration) error {
 	h, now, ok := r.Enter()
 	before, sent := r.counters.Completions, false
 	for end := time.Now().Add(within); ok; h, now, ok = r.Enter() {
-		if r.reap(); r.counters.Completions != before {
+		if r.collect(); r.counters.Completions != before {
 			break
 		}
 		late := time.Now().After(end)
@@ -80,8 +80,18 @@ func (r *Reactor) TrySend(within time.Duration) error {
 
 // Given is how many frames the device was given to send and has not given back. The caller holds the lock (Enter).
 func (r *Reactor) Given() int {
-	r.reap()
+	r.collect()
 	return r.inTX
+}
+
+// collect takes completions of a reactor that sleeps; one that is awake looks at them without the lock, and is asked for a turn. The caller
+// holds the lock.
+func (r *Reactor) collect() {
+	if r.asleep {
+		r.reap()
+		return
+	}
+	r.poked.Store(true)
 }
 
 // exchange does what Exchange asks for, with the lock.

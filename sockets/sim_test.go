@@ -253,7 +253,8 @@ func simChoose(rng *rand.Rand) simParams {
 	more := rand.New(rand.NewPCG(uint64(p.spanNS), uint64(p.busyNS))) // so that worlds without accounts are what they were
 	for i := range p.host {
 		if h := &p.host[i]; !p.clean && more.IntN(4) == 0 {
-			h.account = simBetween(more, max(8, 2*h.packet), max(16, h.frames/2))
+			least := max(8, 2*h.packet)
+			h.account = simBetween(more, least, max(16, h.frames/2, least))
 		}
 	}
 	return p
