@@ -159,6 +159,7 @@ func (h *Host) tcpTimeout(i uint32, c *tcb, x *active) bool {
 		c.rtxAt = h.now + int64(backoff(c.rto, c.probes))*1000
 		h.userClamp(c)
 		if c.sndWnd > 0 {
+			c.retries-- // nothing was lost: what goes now goes for the first time
 			h.sendOverride(i, c)
 			return true
 		}
