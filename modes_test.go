@@ -441,7 +441,11 @@ func TestQueueAdded(t *testing.T) {
 }
 
 func testQueueAdded(t *testing.T, all bool) {
-	lab := newLab(t, netlab.Options{Queues: 2})
+	opts := netlab.Options{Queues: 2}
+	if !all {
+		opts.Veth = "a NIC of two queues spreads over both"
+	}
+	lab := newLab(t, opts)
 	rx, _ := fewerQueues(t, lab)
 	ethtool(t, lab.Engine, "-L", lab.EngineDev, rx, "1")
 	cfg := engineConfig(lab)
