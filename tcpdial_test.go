@@ -274,7 +274,10 @@ func TestDialContext(t *testing.T) {
 					}
 					return err
 				})
-				eventually(t, "a SYN", func() bool { return countState(t, stack, "SYN-SENT") == queues })
+				eventually(t, "a SYN", func() bool { // of each queue, where nobody can say on which the answer would come, as of a NIC
+					n := countState(t, stack, "SYN-SENT")
+					return n == queues || n == 1 && netlab.NICs() != nil
+				})
 				cancel()
 				err := await(t, result, "the end of a dial")
 				if !errors.Is(err, context.Canceled) || err.Error() != "dial tcp "+address+": operation was canceled" {
