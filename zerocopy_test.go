@@ -1,12 +1,8 @@
 package xdpd
 
 import (
-	"net/netip"
-	"os"
 	"strings"
 	"testing"
-
-	"xdpd/internal/netlab"
 )
 
 // TestFitZeroCopy: no packet has more frames than the driver sends as one in zero copy; an MTU that needs more goes without.
@@ -36,19 +32,7 @@ func TestFitZeroCopy(t *testing.T) {
 
 // TestLeaveZeroCopy: an MTU that the driver would cut up means copy mode, or the engine's end where zero copy was demanded.
 func TestLeaveZeroCopy(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-	lab, err := netlab.New(netlab.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lab.Close()
-	s, err := Open(Config{Interface: lab.EngineDev, NetNS: lab.Engine.Path(), Addrs: []netip.Prefix{netip.PrefixFrom(lab.EngineAddr, 24)}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
+	s := openInLab(t)
 	why := tooLong("igb", 1500, s.region.ChunkSize())
 	if why == "" {
 		t.Fatal("igb has no such MTU")
